@@ -1,0 +1,67 @@
+"""The command `akidb-mlx`: one module per group of commands, nothing heavy imported before it is needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from akidb_mlx_plugin._version import __version__
+from akidb_mlx_plugin.cli import cache, config, demo, doctor, metrics, models
+from akidb_mlx_plugin.cli.output import print_error
+from akidb_mlx_plugin.errors import EmbeddingError
+
+app = typer.Typer(
+    name="akidb-mlx",
+    help="Text embeddings with MLX for Chroma and LanceDB.\n\n"
+    "Try it: akidb-mlx demo 'how do I parse a date from a string'",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(doctor.doctor)
+app.add_typer(models.app, name="models")
+app.add_typer(cache.app, name="cache")
+app.add_typer(config.app, name="config")
+app.add_typer(metrics.app, name="metrics")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    # Per-request lines of the HTTP libraries would drown the progress bar.
+    for noisy in ("httpx", "httpcore", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 an error told in one line, 2 wrong usage, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except EmbeddingError as error:
+        print_error(str(error))
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader has gone (`| head`): not an error, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        sys.exit(130)

@@ -1,0 +1,59 @@
+"""How commands speak: a table on a terminal, plain lines in a pipe, JSON when asked, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def print_error(message: str) -> None:
+    """Write one line to standard error."""
+    sys.stderr.write(f"akidb-mlx: {' '.join(message.split())}\n")
+
+
+def print_json(value: Any) -> None:
+    """Write a value as indented JSON to standard output."""
+    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None) -> None:
+    """Write rows that share their keys: JSON if asked, a table on a terminal, tab-separated lines in a pipe."""
+    if as_json:
+        print_json(list(rows))
+        return
+    if not sys.stdout.isatty():
+        if rows:
+            typer.echo("\t".join(rows[0]))
+        for row in rows:
+            typer.echo("\t".join("" if value is None else str(value) for value in row.values()))
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0] if rows else ():
+        numeric = all(isinstance(row[column], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table)
+
+
+def progress(unit: str = "texts") -> Progress:
+    """Return a progress bar on standard error, with count and time left."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

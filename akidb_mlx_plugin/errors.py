@@ -1,0 +1,37 @@
+"""The exceptions of this package. A message says what was wrong, with the value, and what to do."""
+
+from __future__ import annotations
+
+
+class EmbeddingError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InvalidInputError(EmbeddingError, ValueError):
+    """A text, a vector, an argument or a configuration value cannot be used."""
+
+
+class ModelNotFoundError(EmbeddingError, LookupError):
+    """No such model, or what is there is not a checkpoint this package can load."""
+
+
+class DownloadError(EmbeddingError, OSError):
+    """A model could not be fetched or verified."""
+
+
+class DimensionMismatchError(EmbeddingError, ValueError):
+    """A vector, or a whole model, does not fit the collection it is meant for.
+
+    Attributes:
+        expected: the dimension the collection has or the caller requires.
+        actual: the dimension at hand.
+    """
+
+    def __init__(self, message: str = "", *, expected: int, actual: int) -> None:
+        self.expected = expected
+        self.actual = actual
+        super().__init__(message or f"expected vectors of {expected} dimensions, got {actual}")
+
+
+class ServiceUnavailableError(EmbeddingError, RuntimeError):
+    """The service cannot answer now: closed, full, past its deadline, forked, or its worker is gone."""

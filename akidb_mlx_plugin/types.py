@@ -1,0 +1,135 @@
+"""What goes in and what comes out: requests, responses, model descriptions, documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["document", "query"]
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BatchEmbeddingRequest:
+    """Texts to embed, and how.
+
+    Attributes:
+        inputs: the texts, in the order their vectors are wanted.
+        kind: which of the model's prompts goes before each text.
+        normalize: scale every vector to unit length; None: as the checkpoint says.
+        dimension: keep this many leading components (matryoshka); None: the model's default.
+        prompt: a prompt of the caller's own, in place of the one that `kind` selects.
+    """
+
+    inputs: Sequence[str]
+    kind: Kind = "document"
+    normalize: bool | None = None
+    dimension: int | None = None
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request cost.
+
+    Attributes:
+        total_tokens: tokens the model saw, prompts and special tokens included.
+        duration_ms: wall time from the call to the vectors, waiting included.
+        truncated: texts cut at the model's maximum length.
+    """
+
+    total_tokens: int
+    duration_ms: float
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class BatchEmbeddingResponse:
+    """Vectors of one request.
+
+    Attributes:
+        embeddings: (N, D) float32, one row per input, in order.
+        model: the model's name as the caller gave it.
+        usage: tokens, duration and truncations.
+    """
+
+    embeddings: Vector
+    model: str
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is and which vector space it makes.
+
+    Attributes:
+        model: the name it was asked for by.
+        dimension: length of the vectors it returns.
+        max_tokens: longest text in tokens; the rest is cut and counted.
+        native_dimension: length before any matryoshka cut.
+        dimensions: lengths it may be cut to; empty: the native one alone.
+        pooling: "mean", "cls", "last", …; empty where no model is behind the vectors.
+        normalize: whether vectors have unit length.
+        prompts: text put before a "query" and a "document".
+        repo: Hugging Face repository, or folder, it came from.
+        revision: commit of the repository, or digest of the weights.
+        device: "gpu", "cpu", or "" while nothing is loaded.
+        dtype: number format of the weights in use.
+        parameters: number of weights, 0 where unknown.
+        fingerprint: names the vector space; equal fingerprints mean comparable vectors.
+    """
+
+    model: str
+    dimension: int
+    max_tokens: int
+    native_dimension: int = 0
+    dimensions: tuple[int, ...] = ()
+    pooling: str = ""
+    normalize: bool = True
+    prompts: Mapping[str, str] | None = None
+    repo: str = ""
+    revision: str = ""
+    device: str = ""
+    dtype: str = ""
+    parameters: int = 0
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document for a collection: a text, a vector, or both.
+
+    Attributes:
+        id: its key; an upsert replaces the document that has it.
+        text: embedded where no vector is given.
+        vector: (D,) taken as it is.
+        metadata: stored beside it.
+    """
+
+    id: str
+    text: str | None = None
+    vector: Sequence[float] | Vector | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class UpsertResponse:
+    """What an upsert did.
+
+    Attributes:
+        inserted: documents written.
+        embeddings_generated: how many of them were embedded here.
+        total_tokens: tokens embedded.
+        duration_ms: wall time of the whole call.
+        skipped: documents left alone because nothing about them changed.
+    """
+
+    inserted: int
+    embeddings_generated: int
+    total_tokens: int
+    duration_ms: float
+    skipped: int = 0
