@@ -1,0 +1,96 @@
+"""Text embeddings computed locally with Apple's MLX, made for Chroma and LanceDB.
+
+    from akidb_mlx_plugin import EmbeddingService
+
+    with EmbeddingService("minilm-l6-v2") as service:
+        vectors = service.embed_batch(["hello", "world"]).embeddings  # (2, 384) float32
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from akidb_mlx_plugin._version import __version__
+from akidb_mlx_plugin.blas import load_blas_before_mlx
+from akidb_mlx_plugin.errors import (
+    DimensionMismatchError,
+    DownloadError,
+    EmbeddingError,
+    InvalidInputError,
+    ModelNotFoundError,
+    ServiceUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from akidb_mlx_plugin.cache import cache_size_gb, cleanup_cache, list_cached_models
+    from akidb_mlx_plugin.config import EmbeddingConfig
+    from akidb_mlx_plugin.embedder import Embedder
+    from akidb_mlx_plugin.hub import download_model
+    from akidb_mlx_plugin.providers import EmbeddingProvider
+    from akidb_mlx_plugin.registry import list_models
+    from akidb_mlx_plugin.service import EmbeddingService
+    from akidb_mlx_plugin.types import (
+        BatchEmbeddingRequest,
+        BatchEmbeddingResponse,
+        Document,
+        ModelInfo,
+        UpsertResponse,
+        Usage,
+    )
+
+load_blas_before_mlx()
+
+# Imported when first asked for: MLX and the hub client take longer to import than an adapter to build.
+_LAZY = {
+    "BatchEmbeddingRequest": "types",
+    "BatchEmbeddingResponse": "types",
+    "Document": "types",
+    "Embedder": "embedder",
+    "EmbeddingConfig": "config",
+    "EmbeddingProvider": "providers",
+    "EmbeddingService": "service",
+    "ModelInfo": "types",
+    "UpsertResponse": "types",
+    "Usage": "types",
+    "cache_size_gb": "cache",
+    "cleanup_cache": "cache",
+    "download_model": "hub",
+    "list_cached_models": "cache",
+    "list_models": "registry",
+}
+
+__all__ = [
+    "BatchEmbeddingRequest",
+    "BatchEmbeddingResponse",
+    "DimensionMismatchError",
+    "Document",
+    "DownloadError",
+    "Embedder",
+    "EmbeddingConfig",
+    "EmbeddingError",
+    "EmbeddingProvider",
+    "EmbeddingService",
+    "InvalidInputError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "ServiceUnavailableError",
+    "UpsertResponse",
+    "Usage",
+    "__version__",
+    "cache_size_gb",
+    "cleanup_cache",
+    "download_model",
+    "list_cached_models",
+    "list_models",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"akidb_mlx_plugin.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

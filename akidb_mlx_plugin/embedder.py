@@ -1,0 +1,295 @@
+"""One loaded model: texts in, float32 vectors out, from any thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from akidb_mlx_plugin.checkpoint import Checkpoint
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.inputs import check_request
+from akidb_mlx_plugin.loading import LoadedModel, load_model
+from akidb_mlx_plugin.locate import locate_checkpoint
+from akidb_mlx_plugin.models.base import Tokens
+from akidb_mlx_plugin.packing import TokenBatch, pack_exact, pack_padded
+from akidb_mlx_plugin.pooling import pool
+from akidb_mlx_plugin.tokenizer import TextTokenizer
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Usage, Vector
+from akidb_mlx_plugin.workers import WorkerPool, core_count
+
+# Texts tokenized and packed at a time: enough that rows of one length meet, few enough that memory stays flat.
+_SLICE = 1024
+# Tokens of one forward pass. On a CPU activations should stay near the cache; a GPU wants much work at once.
+_CPU_TOKENS = 1024
+_GPU_TOKENS = 16384
+# Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
+_MAX_CPU_WORKERS = 8
+_SMALLEST_NORM = 1e-12
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Texts on their way through the model: where each belongs, and the batches they were packed into."""
+
+    places: Sequence[tuple[int, int]]
+    batches: list[tuple[TokenBatch, Future[Vector]]]
+
+
+class Embedder:
+    """A model in memory with the threads it runs on.
+
+    Get one from `Embedder.load`, or shared by the whole process from `embedders.acquire_embedder`. Usable as a context
+    manager; `close` frees the weights.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: TextTokenizer, model: LoadedModel, workers: WorkerPool, device: str
+    ) -> None:
+        """Take the parts; `load` makes them."""
+        self._checkpoint = checkpoint
+        self._tokenizer = tokenizer
+        self._model = model
+        self._workers = workers
+        self._device = device
+        self._warned_of_truncation = False
+        self.load_seconds = 0.0
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        cache_dir: Path | None = None,
+        max_cache_gb: float | None = None,
+        trusted: bool = True,
+        offline: bool | None = None,
+    ) -> Embedder:
+        """Load a model, downloading it first where needed.
+
+        Args:
+            model: a short name, "org/repo", or a checkpoint folder.
+            device: "auto" (the GPU where there is one), "gpu" or "cpu".
+            cache_dir: where models are kept; None: `AKIDB_MODEL_CACHE_DIR` or ~/.cache/akidb/models.
+            max_cache_gb: after a download, evict the least recently used models above this.
+            trusted: False where the name comes from a stored collection; see `hub.ensure_model`.
+            offline: True: never download; None: as HF_HUB_OFFLINE says.
+        Raises:
+            ModelNotFoundError: no such model, or a checkpoint that cannot be loaded.
+            DownloadError: it could not be fetched.
+            InvalidInputError: no such device, or a name that is not allowed.
+        """
+        begun = time.perf_counter()
+        chosen = choose_device(device)
+        checkpoint = locate_checkpoint(
+            model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline
+        )
+        tokenizer = TextTokenizer(
+            checkpoint.folder,
+            checkpoint.max_tokens,
+            end_token=checkpoint.spec.end_token if checkpoint.spec else None,
+            lowercase=checkpoint.lowercase,
+        )
+        workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS) if chosen == "cpu" else 1)
+        try:
+            loaded = workers.submit(lambda: load_model(checkpoint)).result()
+        except BaseException:
+            workers.close()
+            raise
+        embedder = cls(checkpoint, tokenizer, loaded, workers, chosen)
+        embedder.load_seconds = time.perf_counter() - begun
+        _log.info("loaded %s on %s in %.2f s", checkpoint.name, chosen, embedder.load_seconds)
+        return embedder
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads after what they have begun, and free the weights."""
+        self._workers.close()
+
+    def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
+        """Describe the model and the vectors these settings give."""
+        return self._checkpoint.info(
+            dimension=dimension,
+            normalize=normalize,
+            device=self._device,
+            dtype=self._model.dtype,
+            parameters=self._model.parameters,
+        )
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind = "document",
+        normalize: bool | None = None,
+        dimension: int | None = None,
+        prompt: str | None = None,
+    ) -> BatchEmbeddingResponse:
+        """Embed texts; the arguments are those of `BatchEmbeddingRequest`.
+
+        Returns:
+            (N, D) float32 in the order of the texts, with their cost.
+        Raises:
+            InvalidInputError: a text, the dimension or the kind cannot be used; nothing was computed.
+            EmbeddingError: the model gave a vector that is not finite.
+        """
+        return self.embed_requests([BatchEmbeddingRequest(texts, kind, normalize, dimension, prompt)])[0]
+
+    def check_request(self, request: BatchEmbeddingRequest) -> None:
+        """Raise InvalidInputError for a request that could not be answered; computes nothing."""
+        check_request(request)
+        self._checkpoint.check_dimension(request.dimension)
+        self._prompt(request)
+
+    def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
+        """Embed several requests, each in its own way, as if they were one.
+
+        Args:
+            requests: at least one text each.
+        Returns:
+            One response per request, in order; durations are that of the whole call.
+        Raises:
+            As `embed`; nothing was computed then for any of them.
+        """
+        begun = time.perf_counter()
+        for request in requests:
+            self.check_request(request)
+        outputs = [
+            np.empty((len(r.inputs), self._checkpoint.check_dimension(r.dimension)), dtype=np.float32) for r in requests
+        ]
+        tokens = [0] * len(requests)
+        truncated = [0] * len(requests)
+        places = [(r, i) for r, request in enumerate(requests) for i in range(len(request.inputs))]
+        under_way: deque[_Slice] = deque()
+        try:
+            for start in range(0, len(places), _SLICE):
+                some = places[start : start + _SLICE]
+                under_way.append(self._start(requests, some, tokens, truncated, short=len(places) <= _SLICE // 8))
+                # One slice ahead: its texts are tokenized while the one before is computed.
+                if len(under_way) > 1:
+                    self._finish(under_way.popleft(), requests, outputs)
+            while under_way:
+                self._finish(under_way.popleft(), requests, outputs)
+        finally:
+            for waiting in under_way:
+                for _, future in waiting.batches:
+                    future.cancel()
+        duration_ms = (time.perf_counter() - begun) * 1000
+        return [
+            BatchEmbeddingResponse(vectors, self._checkpoint.name, Usage(tokens[r], duration_ms, truncated[r]))
+            for r, vectors in enumerate(outputs)
+        ]
+
+    def _start(
+        self,
+        requests: Sequence[BatchEmbeddingRequest],
+        places: Sequence[tuple[int, int]],
+        tokens: list[int],
+        truncated: list[int],
+        *,
+        short: bool,
+    ) -> _Slice:
+        """Tokenize and pack some texts and hand them to the threads."""
+        rows: list[list[int]] = []
+        skips: list[int] = []
+        for r in dict.fromkeys(r for r, _ in places):
+            prompt = self._prompt(requests[r])
+            texts = [prompt + requests[r].inputs[i] for owner, i in places if owner == r]
+            encoded = self._tokenizer.encode(texts)
+            rows += encoded.ids
+            skips += [0 if self._checkpoint.pool_prompt else self._tokenizer.prompt_length(prompt)] * len(texts)
+            tokens[r] += sum(map(len, encoded.ids))
+            truncated[r] += encoded.truncated
+            if encoded.truncated:
+                self._warn_of_truncation()
+        batches = []
+        for skip in dict.fromkeys(skips):
+            chosen = [i for i, own in enumerate(skips) if own == skip]
+            for batch in self._pack([rows[i] for i in chosen]):
+                batch = TokenBatch(batch.ids, batch.positions, batch.blocks, tuple(chosen[i] for i in batch.order))
+                batches.append((batch, self._submit(batch, skip, short)))
+        return _Slice(places, batches)
+
+    def _submit(self, batch: TokenBatch, skip: int, short: bool) -> Future[Vector]:
+        return self._workers.submit(lambda: self._forward(batch, skip), short=short)
+
+    def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
+        if self._device == "gpu":
+            return list(pack_padded(rows, _GPU_TOKENS))
+        total = sum(map(len, rows))
+        # Enough batches that every thread has one, unless they would be too small to be worth it.
+        budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
+        return list(pack_exact(rows, budget))
+
+    def _forward(self, batch: TokenBatch, skip: int) -> Vector:
+        """Return (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
+        hidden = self._model.encoder(Tokens.from_batch(batch))
+        pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, skip)
+        for layer in self._model.dense:
+            pooled = layer(pooled)
+        return np.array(pooled.astype(mx.float32))
+
+    def _finish(self, part: _Slice, requests: Sequence[BatchEmbeddingRequest], outputs: list[Vector]) -> None:
+        """Wait for a slice, cut and normalize its vectors, and put them in their places."""
+        for batch, future in part.batches:
+            vectors = future.result()[: len(batch.order)]
+            if not np.isfinite(vectors).all():
+                raise EmbeddingError(
+                    f"{self._checkpoint.name} gave a vector that is not finite; the weights may be damaged: "
+                    f"akidb-mlx models verify {self._checkpoint.name}"
+                )
+            owners = np.array([part.places[row] for row in batch.order])
+            for r in set(owners[:, 0].tolist()):
+                mine = owners[:, 0] == r
+                outputs[r][owners[mine, 1]] = self._shape(vectors[mine], requests[r])
+
+    def _shape(self, vectors: Vector, request: BatchEmbeddingRequest) -> Vector:
+        """Cut to the request's dimension and scale to unit length where it asks for that."""
+        vectors = vectors[:, : self._checkpoint.check_dimension(request.dimension)]
+        if self._checkpoint.normalize if request.normalize is None else request.normalize:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.maximum(norms, _SMALLEST_NORM)
+        return vectors
+
+    def _prompt(self, request: BatchEmbeddingRequest) -> str:
+        if request.prompt is not None:
+            return request.prompt
+        return self._checkpoint.prompt_for(request.kind)
+
+    def _warn_of_truncation(self) -> None:
+        if not self._warned_of_truncation:
+            self._warned_of_truncation = True
+            _log.warning(
+                "texts longer than %d tokens are cut by %s; usage.truncated counts them",
+                self._checkpoint.max_tokens,
+                self._checkpoint.name,
+            )
+
+
+def choose_device(device: str) -> str:
+    """Return "gpu" or "cpu" for "auto", "gpu" or "cpu".
+
+    Raises:
+        InvalidInputError: another word, or a GPU that is not there.
+    """
+    if device not in ("auto", "gpu", "cpu"):
+        raise InvalidInputError(f"device must be auto, gpu or cpu, got {device!r}")
+    available = mx.is_available(mx.gpu)
+    if device == "gpu" and not available:
+        raise InvalidInputError("device 'gpu': MLX finds none on this machine; use 'auto' or 'cpu'")
+    return "gpu" if available and device != "cpu" else "cpu"

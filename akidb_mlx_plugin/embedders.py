@@ -1,0 +1,79 @@
+"""The models in memory, one of each for the whole process."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from akidb_mlx_plugin.embedder import Embedder, choose_device
+from akidb_mlx_plugin.registry import resolve
+
+_Key = tuple[str, str, str]
+
+
+@dataclass
+class _Entry:
+    """A model that is loaded or being loaded, and how many hold it."""
+
+    loading: threading.Lock = field(default_factory=threading.Lock)
+    embedder: Embedder | None = None
+    holders: int = 0
+
+
+_entries: dict[_Key, _Entry] = {}
+_lock = threading.Lock()
+
+
+def acquire_embedder(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    cache_dir: Path | None = None,
+    max_cache_gb: float | None = None,
+    trusted: bool = True,
+    offline: bool | None = None,
+) -> Embedder:
+    """Return the process's one embedder of a model, loading it for the first that asks; release it when done.
+
+    Callers that ask while it loads wait for that one load. A load that fails is tried again by the next caller.
+    Arguments and errors are those of `Embedder.load`.
+    """
+    source = resolve(model)
+    key = (str(source.folder or source.repo), choose_device(device), str(cache_dir))
+    with _lock:
+        entry = _entries.setdefault(key, _Entry())
+        entry.holders += 1
+    try:
+        with entry.loading:
+            if entry.embedder is None:
+                entry.embedder = Embedder.load(
+                    model,
+                    device=device,
+                    cache_dir=cache_dir,
+                    max_cache_gb=max_cache_gb,
+                    trusted=trusted,
+                    offline=offline,
+                )
+            return entry.embedder
+    except BaseException:
+        _drop(key, entry)
+        raise
+
+
+def release_embedder(embedder: Embedder) -> None:
+    """Give an acquired embedder back; the last one to do so frees it."""
+    with _lock:
+        found = next(((key, entry) for key, entry in _entries.items() if entry.embedder is embedder), None)
+    if found:
+        _drop(*found)
+
+
+def _drop(key: _Key, entry: _Entry) -> None:
+    with _lock:
+        entry.holders -= 1
+        last = entry.holders == 0
+        if last:
+            _entries.pop(key, None)
+    if last and entry.embedder is not None:
+        entry.embedder.close()

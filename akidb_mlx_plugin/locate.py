@@ -1,0 +1,47 @@
+"""From a model's name to its checkpoint on disk and its description, without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from akidb_mlx_plugin.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.hub import ensure_model
+from akidb_mlx_plugin.types import ModelInfo
+
+
+def locate_checkpoint(
+    model: str | Path,
+    *,
+    cache_dir: Path | None = None,
+    max_cache_gb: float | None = None,
+    trusted: bool = True,
+    offline: bool | None = None,
+) -> Checkpoint:
+    """Find a model, downloading it where needed, and read what its folder says; arguments as `hub.ensure_model`."""
+    local = ensure_model(
+        model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline
+    )
+    return read_checkpoint(
+        local.folder, name=local.name, spec=local.spec, repo=local.repo, revision=local.revision
+    )
+
+
+def describe_model(
+    model: str | Path,
+    *,
+    cache_dir: Path | None = None,
+    dimension: int | None = None,
+    normalize: bool | None = None,
+    prompts: Mapping[str, str] | None = None,
+    trusted: bool = True,
+) -> ModelInfo:
+    """Describe a model and the vector space these settings select; it is downloaded where needed, not loaded.
+
+    Args:
+        model: a short name, "org/repo", or a checkpoint folder.
+        cache_dir, trusted: as `hub.ensure_model`.
+        dimension, normalize, prompts: as `Checkpoint.info`.
+    """
+    checkpoint = locate_checkpoint(model, cache_dir=cache_dir, trusted=trusted)
+    return checkpoint.info(dimension=dimension, normalize=normalize, prompts=prompts)

@@ -1,0 +1,138 @@
+"""Threads that own MLX: every computation of a model runs on one of them, whoever asked for it.
+
+MLX's streams belong to threads, and a thread that used one must give it back before it ends, or the interpreter aborts
+at exit. Callers therefore never touch MLX; they hand work to a pool and wait for a future.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import mlx.core as mx
+
+from akidb_mlx_plugin.blas import load_blas, set_blas_threads
+from akidb_mlx_plugin.errors import ServiceUnavailableError
+
+_STOP_PRIORITY = 2
+_JOIN_SECONDS = 10.0
+
+
+def core_count() -> int:
+    """Return the number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class WorkerPool:
+    """A few threads with a stream each, and a queue in which short work goes first."""
+
+    def __init__(self, device: str, count: int) -> None:
+        """Start the threads.
+
+        Args:
+            device: "cpu" or "gpu".
+            count: how many; work of several of them runs side by side.
+        """
+        load_blas()
+        self._device = mx.gpu if device == "gpu" else mx.cpu
+        self._pid = os.getpid()
+        self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], Any] | None, Future[Any] | None]]
+        self._queue = queue.PriorityQueue()
+        self._ticket = itertools.count()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._unfinished = 0
+        self._cores = core_count()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"akidb-mlx-{i}", daemon=True) for i in range(max(count, 1))
+        ]
+        for thread in self._threads:
+            thread.start()
+        _pools.add(self)
+
+    @property
+    def size(self) -> int:
+        """Number of threads."""
+        return len(self._threads)
+
+    def submit(self, work: Callable[[], Any], *, short: bool = True) -> Future[Any]:
+        """Run a function on one of the threads.
+
+        Args:
+            work: it may use MLX, and must hand out no lazy array.
+            short: goes ahead of all work that is not.
+        Raises:
+            ServiceUnavailableError: the pool is closed, or belongs to the parent of a fork.
+        """
+        if os.getpid() != self._pid:
+            raise ServiceUnavailableError(
+                "this model was loaded before the process forked, and its threads stayed in the parent; "
+                "load it in the child, or start processes by 'spawn'"
+            )
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._closed:
+                raise ServiceUnavailableError("the model has been closed; load it again")
+            self._unfinished += 1
+            self._queue.put((0 if short else 1, next(self._ticket), work, future))
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, give the streams back and end the threads; safe to call twice."""
+        with self._lock:
+            if self._closed or os.getpid() != self._pid:
+                return
+            self._closed = True
+            for _ in self._threads:
+                self._queue.put((_STOP_PRIORITY, next(self._ticket), None, None))
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_SECONDS)
+
+    def _work(self) -> None:
+        stream = mx.new_stream(self._device)
+        with mx.stream(stream):
+            while self._run_next():
+                pass
+        mx.synchronize(stream)
+        mx.clear_streams()
+
+    def _run_next(self) -> bool:
+        """Run one piece of work; return False when told to stop. Locals die with each piece, and so do its arrays."""
+        _, _, work, future = self._queue.get()
+        if work is None or future is None:
+            return False
+        try:
+            if future.set_running_or_notify_cancel():
+                self._divide_cores()
+                try:
+                    future.set_result(work())
+                except BaseException as error:  # to whoever waits, whatever it is; the thread lives on
+                    future.set_exception(error)
+        finally:
+            with self._lock:
+                self._unfinished -= 1
+        return True
+
+    def _divide_cores(self) -> None:
+        """One piece of work alone gets every core for its matrix products; side by side they share them."""
+        if self._device == mx.cpu:
+            set_blas_threads(max(1, self._cores // min(self._unfinished, len(self._threads))))
+
+
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in list(_pools):
+        pool.close()
