@@ -1,0 +1,45 @@
+"""`akidb-mlx config`: what is in force, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from akidb_mlx_plugin.cli.output import JsonOption, print_json, print_rows
+
+app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Look at the configuration."""
+
+
+@app.command()
+def show(
+    file: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="YAML file with the key 'embedding'.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print every key with its value and where it comes from: a default, the file, or a variable."""
+    from akidb_mlx_plugin.config import flatten_config, load_with_origins
+
+    config, origins = load_with_origins(file)
+    values = flatten_config(config)
+    if as_json:
+        print_json([{"key": key, "value": value, "source": origins[key]} for key, value in values.items()])
+    else:
+        print_rows([{"key": key, "value": _as_yaml(value), "source": origins[key]} for key, value in values.items()])
+
+
+def _as_yaml(value: Any) -> str:
+    """Write a value as the file would hold it; a prompt in quotes, so that its last space is seen."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and value == value.strip() and ": " not in value and "\n" not in value:
+        return value
+    return str(value) if isinstance(value, Path) else json.dumps(value, ensure_ascii=False)

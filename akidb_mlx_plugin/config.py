@@ -1,0 +1,295 @@
+"""The configuration: defaults, a YAML file, the environment, arguments; each wins over the one before it.
+
+Read once, by `EmbeddingConfig.load`, and validated there; frozen and hashable afterwards.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.registry import DEFAULT_MODEL
+
+Mode = Literal["mlx", "user_provided", "mock"]
+Device = Literal["auto", "gpu", "cpu"]
+
+_PREFIX = "AKIDB_EMBEDDING__"
+_CACHE_VARIABLE = "AKIDB_MODEL_CACHE_DIR"
+
+# A value by its dotted key, with where it came from.
+Layer: TypeAlias = dict[str, tuple[Any, str]]
+
+
+def _to_path(value: Any) -> Any:
+    return Path(os.path.expanduser(value)) if isinstance(value, str | Path) and str(value) else value
+
+
+def _to_name(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _default_cache_dir() -> Path:
+    return Path(os.path.expanduser("~/.cache/akidb/models"))
+
+
+class _Section(BaseModel):
+    # Strict: YAML and JSON have types of their own, and `batch_size: true` is a mistake, not 1.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class MLXConfig(_Section):
+    """The section `mlx`.
+
+    Attributes:
+        model: a short name, a Hugging Face repository, or a checkpoint folder.
+        dimension: length of the vectors; None: the model's default.
+        cache_dir: where downloaded models lie.
+        max_cache_gb: size the cache is kept to.
+        batch_size: most texts that are merged into one batch.
+        batch_timeout_ms: how long what is already running may hold up a request that waits for its batch. An idle
+            engine starts at once; while requests of several callers arrive, large ones run in slices of this length.
+        normalize: scale vectors to unit length; None: as the checkpoint says.
+        device: "gpu" or "cpu"; "auto" takes a GPU where there is one.
+        query_prompt: text put before a query; None: the model's.
+        document_prompt: text put before a document; None: the model's.
+    """
+
+    model: Annotated[str, BeforeValidator(_to_name)] = Field(default=DEFAULT_MODEL, min_length=1)
+    dimension: int | None = Field(default=None, ge=1)
+    cache_dir: Annotated[Path, BeforeValidator(_to_path)] = Field(default_factory=_default_cache_dir)
+    max_cache_gb: float = Field(default=10, gt=0)
+    batch_size: int = Field(default=10, ge=1, le=4096)
+    batch_timeout_ms: float = Field(default=50, ge=0, le=60_000)
+    normalize: bool | None = True
+    device: Device = "auto"
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+
+
+class MockConfig(_Section):
+    """The section `mock`.
+
+    Attributes:
+        dimension: length of the made-up vectors.
+    """
+
+    dimension: int = Field(default=384, ge=1)
+
+
+class UserProvidedConfig(_Section):
+    """The section `user_provided`.
+
+    Attributes:
+        dimension: length of the vectors the user brings; None: not known beforehand.
+        model: the user's name for what made them.
+    """
+
+    dimension: int | None = Field(default=None, ge=1)
+    model: str | None = Field(default=None, min_length=1)
+
+
+class ServiceConfig(_Section):
+    """The section `service`.
+
+    Attributes:
+        queue_size: most texts that wait; beyond it requests are refused.
+        deadline_ms: longest that a request of up to `batch_size` texts may take; a larger one may take as many times
+            that as it holds batches. None: no limit.
+    """
+
+    queue_size: int = Field(default=10_000, ge=1)
+    deadline_ms: float | None = Field(default=600_000, gt=0)
+
+
+class EmbeddingConfig(BaseModel):
+    """Everything an embedding service is made from.
+
+    Building one directly validates it but reads neither file nor environment; `load` does.
+
+    Attributes:
+        mode: what makes the vectors: a model on MLX, the user, or a deterministic stand-in for tests.
+        mlx: the model and how it runs.
+        mock: used in mode "mock".
+        user_provided: used in mode "user_provided".
+        service: the queue in front of the model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode = "mlx"
+    mlx: MLXConfig = Field(default_factory=MLXConfig)
+    mock: MockConfig = Field(default_factory=MockConfig)
+    user_provided: UserProvidedConfig = Field(default_factory=UserProvidedConfig)
+    service: ServiceConfig = Field(default_factory=ServiceConfig)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> EmbeddingConfig:
+        """Return the effective configuration.
+
+        Args:
+            path: a YAML file with the top-level key `embedding`; None: no file.
+            overrides: values that win over everything, nested as in the file.
+        Raises:
+            InvalidInputError: no such file, not YAML, an unknown key, a wrong type or a value out of range, in
+                whichever of the three it is.
+        """
+        return load_with_origins(path, overrides)[0]
+
+    @classmethod
+    def from_arguments(
+        cls,
+        model: str | Path | None = None,
+        *,
+        mode: Mode | None = None,
+        dimension: int | None = None,
+        normalize: bool | None = None,
+        device: Device | None = None,
+        cache_dir: str | Path | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+    ) -> EmbeddingConfig:
+        """Return the configuration for a caller who names a few values; None: as the environment or the default says.
+
+        `model` and `dimension` go to the section of the mode in force.
+        """
+        mode = cls.load(overrides={"mode": mode} if mode else {}).mode
+        mlx: dict[str, Any] = {"normalize": normalize, "device": device, "cache_dir": cache_dir}
+        mlx |= {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        sections: dict[str, dict[str, Any]] = {"mlx": mlx, "mock": {}, "user_provided": {}}
+        sections["user_provided" if mode == "user_provided" else "mlx"]["model"] = model
+        sections[mode]["dimension"] = dimension
+        given = {
+            name: {key: value for key, value in section.items() if value is not None}
+            for name, section in sections.items()
+        }
+        return cls.load(overrides={"mode": mode, **given})
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "mlx": MLXConfig,
+    "mock": MockConfig,
+    "user_provided": UserProvidedConfig,
+    "service": ServiceConfig,
+}
+_KEYS = ("mode", *(f"{section}.{name}" for section, schema in _SECTIONS.items() for name in schema.model_fields))
+# Taken literally from the environment, where every other value is read as YAML: a prompt may well end in a colon.
+_TEXT_KEYS = {
+    "mode",
+    "mlx.model",
+    "mlx.cache_dir",
+    "mlx.device",
+    "mlx.query_prompt",
+    "mlx.document_prompt",
+    "user_provided.model",
+}
+
+
+def load_with_origins(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> tuple[EmbeddingConfig, dict[str, str]]:
+    """Return the effective configuration, and for every dotted key where its value came from."""
+    layers = {
+        **(_read_file(Path(path)) if path is not None else {}),
+        **_read_environment(os.environ),
+        **_flatten(overrides or {}, "argument"),
+    }
+    nested: dict[str, Any] = {}
+    for key, (value, _) in layers.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    try:
+        config = EmbeddingConfig.model_validate(nested)
+    except ValidationError as error:
+        raise InvalidInputError("; ".join(_explain(fault, layers) for fault in error.errors())) from error
+    return config, {key: layers[key][1] if key in layers else "default" for key in _KEYS}
+
+
+def flatten_config(config: EmbeddingConfig) -> dict[str, Any]:
+    """Return the values of a configuration by dotted key, in the order of the schema."""
+    return {key: attrgetter(key)(config) for key in _KEYS}
+
+
+def _read_file(path: Path) -> Layer:
+    path = Path(os.path.expanduser(path))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"no configuration file at {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"cannot read the configuration file {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"the configuration file {path} is not YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise InvalidInputError(
+            f"the configuration file {path} must hold the key 'embedding', it holds {content!r:.80}"
+        )
+    if unknown := [key for key in content if key != "embedding"]:
+        raise InvalidInputError(f"unknown key {unknown[0]!r} (file {path}); everything goes below 'embedding'")
+    return _flatten(content["embedding"], f"file {path}")
+
+
+def _read_environment(environment: Mapping[str, str]) -> Layer:
+    layer: Layer = {}
+    if folder := environment.get(_CACHE_VARIABLE, "").strip():
+        layer["mlx.cache_dir"] = (folder, f"environment {_CACHE_VARIABLE}")
+    for variable, text in environment.items():
+        if not variable.startswith(_PREFIX):
+            continue
+        key = variable.removeprefix(_PREFIX).lower().replace("__", ".")
+        origin = f"environment {variable}"
+        if key not in _KEYS:
+            raise InvalidInputError(f"unknown key {key!r} ({origin}){_suggest(key)}")
+        layer[key] = (_parse_variable(key, text), origin)
+    return layer
+
+
+def _parse_variable(key: str, text: str) -> Any:
+    if key in _TEXT_KEYS:
+        return None if text == "null" else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _flatten(nested: Any, origin: str) -> Layer:
+    """Spread a mapping of sections to dotted keys; a section that is null, all its keys commented out, is empty."""
+    layer: Layer = {}
+    for name, value in _items(nested, "embedding", origin):
+        if name in _SECTIONS:
+            layer.update({f"{name}.{key}": (inner, origin) for key, inner in _items(value, name, origin)})
+        elif name == "mode":
+            layer[name] = (value, origin)
+        else:
+            raise InvalidInputError(f"unknown key {name!r} = {value!r} ({origin}){_suggest(name)}")
+    for key, (value, _) in layer.items():
+        if key not in _KEYS:
+            raise InvalidInputError(f"unknown key {key!r} = {value!r} ({origin}){_suggest(key)}")
+    return layer
+
+
+def _items(value: Any, name: str, origin: str) -> list[tuple[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"{name} must be a mapping of keys to values, got {value!r} ({origin})")
+    return [(str(key), inner) for key, inner in value.items()]
+
+
+def _suggest(key: str) -> str:
+    close = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(_KEYS)}"
+
+
+def _explain(fault: Any, layers: Layer) -> str:
+    key = ".".join(str(part) for part in fault["loc"][:2])
+    value, origin = layers.get(key, (fault["input"], "default"))
+    return f"{key} = {value!r} ({origin}): {fault['msg'][:1].lower()}{fault['msg'][1:]}"

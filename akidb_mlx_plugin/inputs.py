@@ -1,0 +1,64 @@
+"""What may be embedded: the checks every provider makes before it looks at a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import get_args
+
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, Kind
+
+_KINDS = get_args(Kind)
+
+
+def list_inputs(inputs: object) -> list[str]:
+    """Return the caller's texts as a list; the texts themselves are not looked at.
+
+    Raises:
+        InvalidInputError: a bare string or bytes, None, or nothing one can go through.
+    """
+    if isinstance(inputs, str | bytes | bytearray) or not isinstance(inputs, Iterable):
+        raise InvalidInputError(
+            f"texts must be a list of strings, got {type(inputs).__name__}; put a single text in [ ]"
+        )
+    return list(inputs)
+
+
+def check_request(request: BatchEmbeddingRequest) -> None:
+    """Hold a request against what any model needs.
+
+    Raises:
+        InvalidInputError: no texts, an input that is not a string, a lone surrogate, an unknown kind, or a dimension
+            that is no positive whole number. The message names the position, never the text.
+    """
+    if not request.inputs:
+        raise InvalidInputError("there are no texts to embed; give at least one")
+    for index, text in enumerate(request.inputs):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"text {index} is {type(text).__name__}, not a string{_remedy(text)}")
+        # An ASCII string is checked by a flag; only others have to be encoded.
+        if not text.isascii():
+            _check_surrogates(index, text)
+    if request.kind not in _KINDS:
+        raise InvalidInputError(f"kind must be {' or '.join(map(repr, _KINDS))}, got {request.kind!r}")
+    dimension = request.dimension
+    if dimension is not None and (isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1):
+        raise InvalidInputError(f"dimension must be a positive whole number, got {dimension!r}")
+
+
+def _check_surrogates(index: int, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"text {index} holds a lone surrogate (character {error.start}), which is no Unicode text; "
+            "decode it with errors='replace'"
+        ) from None
+
+
+def _remedy(text: object) -> str:
+    if text is None:
+        return "; leave it out, or pass '' to embed an empty text"
+    if isinstance(text, bytes | bytearray):
+        return "; decode it first"
+    return ""

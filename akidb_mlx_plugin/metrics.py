@@ -1,0 +1,232 @@
+"""What an operator watches: Prometheus metrics, in a registry of their own.
+
+`prometheus_client` is imported with the first event or scrape, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from akidb_mlx_plugin.batching import BatchQueue, QueueFullError
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.ledger import BatchStats, DeadlineExceededError, QueueObserver
+from akidb_mlx_plugin.metric_specs import (
+    BATCH_DURATION,
+    BATCH_SIZE,
+    BATCH_WAIT,
+    CACHE_BYTES,
+    LATENCY,
+    LOAD_SECONDS,
+    MEMORY_BYTES,
+    METRICS,
+    QUEUE_LENGTH,
+    QUEUE_WAIT,
+    REQUESTS,
+    TEXTS,
+    TOKENS,
+    TRUNCATED,
+    MetricSpec,
+)
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+    from akidb_mlx_plugin.providers import EmbeddingProvider
+
+
+class QueueMetrics(QueueObserver):
+    """Counts what one queue does, under the name of its model."""
+
+    def __init__(self, model: str) -> None:
+        """Count for a model; nothing is imported before there is something to count."""
+        self._model = model
+
+    def batch_ended(self, stats: BatchStats) -> None:
+        """Count a batch."""
+        instruments = self._instruments
+        instruments[BATCH_SIZE].labels(self._model).observe(stats.texts)
+        instruments[BATCH_DURATION].labels(self._model).observe(stats.run_s)
+        if stats.waits_s:
+            instruments[BATCH_WAIT].labels(self._model).observe(max(stats.waits_s))
+        for wait_s in stats.waits_s:
+            instruments[QUEUE_WAIT].labels(self._model).observe(wait_s)
+
+    def request_ended(
+        self,
+        request: BatchEmbeddingRequest,
+        seconds: float,
+        response: BatchEmbeddingResponse | None,
+        error: BaseException | None,
+    ) -> None:
+        """Count a request."""
+        instruments = self._instruments
+        kind = request.kind if request.kind == "query" else "document"
+        instruments[REQUESTS].labels(self._model, kind, _outcome(response, error)).inc()
+        if response is None:
+            return
+        instruments[LATENCY].labels(self._model, kind).observe(seconds * 1e3)
+        instruments[TEXTS].labels(self._model, kind).inc(len(request.inputs))
+        instruments[TOKENS].labels(self._model).inc(response.usage.total_tokens)
+        instruments[TRUNCATED].labels(self._model).inc(response.usage.truncated)
+
+    @cached_property
+    def _instruments(self) -> dict[MetricSpec, Any]:
+        return _exposition().instruments
+
+
+def _outcome(response: BatchEmbeddingResponse | None, error: BaseException | None) -> str:
+    if response is not None:
+        return "ok"
+    if error is None or isinstance(error, CancelledError):
+        return "cancelled"
+    if isinstance(error, InvalidInputError):
+        return "invalid"
+    if isinstance(error, QueueFullError):
+        return "refused"
+    return "deadline" if isinstance(error, DeadlineExceededError) else "error"
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """What is asked when a scrape comes, not counted beforehand."""
+
+    model: str
+    provider: EmbeddingProvider
+    cache_dir: Path | None
+
+
+_watched: weakref.WeakKeyDictionary[BatchQueue, _Watched] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def watch(queue: BatchQueue, provider: EmbeddingProvider, *, model: str, cache_dir: Path | None) -> None:
+    """Report a queue's length, its model's load time and the size of its cache, for as long as the queue lives."""
+    with _lock:
+        _watched[queue] = _Watched(model, provider, cache_dir)
+
+
+class _WatchedCollector:
+    """Asks the watched queues when a scrape comes."""
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import GaugeMetricFamily
+
+        with _lock:
+            open_queues = [(queue, watched) for queue, watched in _watched.items() if not queue.closed]
+        length = GaugeMetricFamily(QUEUE_LENGTH.name, QUEUE_LENGTH.help, labels=QUEUE_LENGTH.labels)
+        load = GaugeMetricFamily(LOAD_SECONDS.name, LOAD_SECONDS.help, labels=LOAD_SECONDS.labels)
+        # Several queues may serve one model, and a series may appear once only.
+        for model in {watched.model: None for _, watched in open_queues}:
+            mine = [(queue, watched) for queue, watched in open_queues if watched.model == model]
+            length.add_metric([model], sum(queue.waiting_texts for queue, _ in mine))
+            times = [watched.provider.load_seconds for _, watched in mine if watched.provider.load_seconds is not None]
+            if times:
+                load.add_metric([model], max(times))
+        yield length
+        yield load
+        folders = {watched.cache_dir for _, watched in open_queues if watched.cache_dir is not None}
+        yield GaugeMetricFamily(CACHE_BYTES.name, CACHE_BYTES.help, value=sum(map(_folder_bytes, folders)))
+        # The client's own collector reads /proc.
+        if sys.platform != "linux":
+            yield GaugeMetricFamily(MEMORY_BYTES.name, MEMORY_BYTES.help, value=_resident_bytes())
+
+
+def _folder_bytes(folder: Path) -> float:
+    from akidb_mlx_plugin.cache import cache_size_gb
+
+    try:
+        return cache_size_gb(folder) * 1e9
+    except OSError:
+        return 0.0
+
+
+def _resident_bytes() -> float:
+    listing = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=False)
+    return float(listing.stdout.strip() or 0) * 1024
+
+
+@dataclass(frozen=True)
+class _Exposition:
+    """The registry with everything in it."""
+
+    registry: CollectorRegistry
+    instruments: dict[MetricSpec, Any]
+
+
+def _exposition() -> _Exposition:
+    with _lock:
+        return _make_exposition()
+
+
+@cache
+def _make_exposition() -> _Exposition:
+    from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+
+    registry = CollectorRegistry()
+    instruments: dict[MetricSpec, Any] = {}
+    for spec in METRICS:
+        if spec.type == "histogram":
+            instruments[spec] = Histogram(spec.name, spec.help, spec.labels, buckets=spec.buckets, registry=registry)
+        elif spec.type == "counter":
+            instruments[spec] = Counter(spec.name, spec.help, spec.labels, registry=registry)
+    registry.register(_WatchedCollector())
+    ProcessCollector(registry=registry)
+    return _Exposition(registry, instruments)
+
+
+def metrics_registry() -> CollectorRegistry:
+    """Return the registry, to expose it in a server of one's own."""
+    return _exposition().registry
+
+
+def exposition() -> str:
+    """Return all metrics as Prometheus reads them."""
+    from prometheus_client import generate_latest
+
+    return generate_latest(metrics_registry()).decode("utf-8")
+
+
+class MetricsServer:
+    """A small HTTP server that Prometheus scrapes."""
+
+    def __init__(self, port: int, addr: str) -> None:
+        """Listen; port 0 takes a free one."""
+        from prometheus_client import start_http_server
+
+        self._server, self._thread = start_http_server(port, addr, registry=metrics_registry())
+        self.port: int = self._server.server_port
+        """Where it listens."""
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def start_metrics_server(port: int, addr: str = "127.0.0.1") -> MetricsServer:
+    """Serve the metrics over HTTP at /metrics, on a daemon thread.
+
+    Args:
+        port: 0 takes a free one; the server says which.
+        addr: the loopback interface unless told otherwise: metrics name models and folders.
+    """
+    return MetricsServer(port, addr)
+
+
+def dashboard_json() -> str:
+    """Return the Grafana dashboard that comes with the package."""
+    return resources.files("akidb_mlx_plugin").joinpath("dashboards", "grafana.json").read_text(encoding="utf-8")

@@ -1,0 +1,235 @@
+"""What makes the vectors: a model on MLX, the user, or a stand-in for tests. One interface for the three."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from akidb_mlx_plugin.config import EmbeddingConfig, MLXConfig
+from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.inputs import check_request
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
+
+if TYPE_CHECKING:
+    from akidb_mlx_plugin.embedder import Embedder
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingProvider(ABC):
+    """Turns texts into vectors. Any thread may call; constructing one is free."""
+
+    load_seconds: float | None = None
+    """How long the model took to load; None: nothing is loaded."""
+
+    @abstractmethod
+    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
+        """Embed one request.
+
+        Raises:
+            InvalidInputError: the request cannot be answered.
+        """
+
+    @abstractmethod
+    def model_info(self) -> ModelInfo:
+        """Describe the vectors that a request without settings of its own gets."""
+
+    @abstractmethod
+    def health_check(self) -> None:
+        """Return if texts can be embedded, else raise ServiceUnavailableError; loads nothing."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is held; safe to call twice."""
+
+    def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
+        """Embed several requests, each in its own way; as one batch where the provider can."""
+        return [self.embed_batch(request) for request in requests]
+
+    def check_request(self, request: BatchEmbeddingRequest) -> None:
+        """Raise InvalidInputError for what can be seen without computing; quick enough for an event loop."""
+        check_request(request)
+
+
+class MLXProvider(EmbeddingProvider):
+    """A model on MLX, shared by the whole process and loaded with the first text."""
+
+    def __init__(self, config: MLXConfig, *, trusted: bool = True) -> None:
+        """Note what is wanted; loads nothing.
+
+        Args:
+            config: the model, and the settings for requests that bring none.
+            trusted: False where the model's name comes from a stored collection: then only models that are known,
+                allowed or already on disk are loaded.
+        """
+        self._config = config
+        self._trusted = trusted
+        self._loading = threading.Lock()
+        self._embedder: Embedder | None = None
+        self._described: ModelInfo | None = None
+        self._failure: Exception | None = None
+        self._closed = False
+
+    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
+        """Embed one request; loads the model first where needed."""
+        return self.embed_requests([request])[0]
+
+    def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
+        """Embed several requests as one batch; loads the model first where needed.
+
+        Raises:
+            ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
+        """
+        return self._load().embed_requests([self._with_defaults(request) for request in requests])
+
+    def check_request(self, request: BatchEmbeddingRequest) -> None:
+        """Hold a request against the model, or while none is loaded, against what any model needs."""
+        if self._embedder is None:
+            check_request(request)
+        else:
+            self._embedder.check_request(self._with_defaults(request))
+
+    def model_info(self) -> ModelInfo:
+        """Describe the model from its checkpoint, which is downloaded where needed; the weights are not loaded."""
+        if self._described is None:
+            from akidb_mlx_plugin.locate import describe_model
+
+            prompts = {"query": self._config.query_prompt, "document": self._config.document_prompt}
+            self._described = describe_model(
+                self._config.model,
+                cache_dir=self._config.cache_dir,
+                dimension=self._config.dimension,
+                normalize=self._config.normalize,
+                prompts={kind: prompt for kind, prompt in prompts.items() if prompt is not None},
+                trusted=self._trusted,
+            )
+        embedder = self._embedder
+        if embedder is None:
+            return self._described
+        loaded = embedder.info()
+        return replace(self._described, device=loaded.device, dtype=loaded.dtype, parameters=loaded.parameters)
+
+    def health_check(self) -> None:
+        """Return if the model is loaded, or has not been asked for yet."""
+        if self._failure is not None:
+            raise ServiceUnavailableError(
+                f"the model could not be loaded: {self._failure}; the next text tries again"
+            ) from self._failure
+
+    def close(self) -> None:
+        """Give the model back. A load that is under way gives it back itself when it is done."""
+        self._closed = True
+        if self._loading.acquire(blocking=False):
+            self._release_and_unlock()
+
+    def _load(self) -> Embedder:
+        with self._loading:
+            if self._closed:
+                raise ServiceUnavailableError("the embedding provider is closed")
+            if self._embedder is None:
+                self._embedder = self._acquire()
+                self.load_seconds = self._embedder.load_seconds
+            embedder = self._embedder
+        # Looked at with the lock released: either `close` got the lock, or it has set this before.
+        if self._closed:
+            self.close()
+            raise ServiceUnavailableError("the embedding provider was closed while the model was being loaded")
+        return embedder
+
+    def _acquire(self) -> Embedder:
+        from akidb_mlx_plugin.embedders import acquire_embedder
+
+        try:
+            embedder = acquire_embedder(
+                self._config.model,
+                device=self._config.device,
+                cache_dir=self._config.cache_dir,
+                max_cache_gb=self._config.max_cache_gb,
+                trusted=self._trusted,
+            )
+        except Exception as error:
+            self._failure = error
+            raise
+        self._failure = None
+        return embedder
+
+    def _release_and_unlock(self) -> None:
+        try:
+            embedder, self._embedder = self._embedder, None
+        finally:
+            self._loading.release()
+        if embedder is not None:
+            from akidb_mlx_plugin.embedders import release_embedder
+
+            release_embedder(embedder)
+
+    def _with_defaults(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
+        prompt = self._config.query_prompt if request.kind == "query" else self._config.document_prompt
+        return replace(
+            request,
+            normalize=self._config.normalize if request.normalize is None else request.normalize,
+            dimension=self._config.dimension if request.dimension is None else request.dimension,
+            prompt=prompt if request.prompt is None else request.prompt,
+        )
+
+
+class UserProvidedProvider(EmbeddingProvider):
+    """No model: the user brings every vector."""
+
+    def __init__(self, *, model: str | None = None, dimension: int | None = None) -> None:
+        """Note what the user says of the vectors.
+
+        Args:
+            model: the user's name for what made them.
+            dimension: their length; None: not known beforehand.
+        """
+        self._model = model
+        self._dimension = dimension
+
+    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
+        """Raise InvalidInputError: there is nothing to embed with."""
+        raise InvalidInputError(
+            "in mode 'user_provided' no text is embedded: give a vector with every document and every query, "
+            "or choose mode 'mlx'"
+        )
+
+    def check_request(self, request: BatchEmbeddingRequest) -> None:
+        """Raise InvalidInputError, as `embed_batch`."""
+        self.embed_batch(request)
+
+    def model_info(self) -> ModelInfo:
+        """Describe the vectors as far as they are known; dimension 0: it is not."""
+        space = f"user_provided:{self._model}:{self._dimension}" if self._model and self._dimension else ""
+        return ModelInfo(
+            model=self._model or "user_provided",
+            dimension=self._dimension or 0,
+            max_tokens=0,
+            native_dimension=self._dimension or 0,
+            fingerprint=space,
+        )
+
+    def health_check(self) -> None:
+        """Return: nothing can fail."""
+
+    def close(self) -> None:
+        """Return: nothing is held."""
+
+
+def make_provider(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingProvider:
+    """Return the provider that a configuration asks for; loads nothing.
+
+    Args:
+        config: its mode decides.
+        trusted: as `MLXProvider`.
+    """
+    if config.mode == "mlx":
+        return MLXProvider(config.mlx, trusted=trusted)
+    if config.mode == "mock":
+        from akidb_mlx_plugin.mock import MockProvider
+
+        return MockProvider(config.mock.dimension)
+    return UserProvidedProvider(model=config.user_provided.model, dimension=config.user_provided.dimension)

@@ -1,0 +1,276 @@
+"""The embedding service: one model, many callers."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from akidb_mlx_plugin.batching import BatchQueue
+from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
+from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
+from akidb_mlx_plugin.inputs import list_inputs
+from akidb_mlx_plugin.metrics import QueueMetrics, watch
+from akidb_mlx_plugin.providers import EmbeddingProvider, make_provider
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo
+from akidb_mlx_plugin.watchdog import Clock
+
+_EXIT_TIMEOUT_S = 5.0
+
+
+class EmbeddingService:
+    """Embeds the texts of any number of threads and coroutines, and merges what comes at the same time.
+
+    Making one is free: the model loads with the first text. Usable as a context manager. One that nobody closes is
+    closed when it is forgotten, or when the interpreter ends.
+    """
+
+    def __init__(
+        self,
+        model_or_config: str | Path | EmbeddingConfig | None = None,
+        *,
+        mode: Mode | None = None,
+        dimension: int | None = None,
+        normalize: bool | None = None,
+        device: Device | None = None,
+        trusted: bool = True,
+        provider: EmbeddingProvider | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Make a service.
+
+        Args:
+            model_or_config: a model's name, repository or folder; or a whole configuration, and then none of the four
+                values below. None: as the environment or the default says.
+            mode: "mlx", "user_provided" or "mock".
+            dimension: length of the vectors.
+            normalize: scale vectors to unit length.
+            device: "auto", "gpu" or "cpu".
+            trusted: False where the model's name comes from a stored collection; see `MLXProvider`.
+            provider: embeds in place of what the configuration asks for; closed with the service.
+            clock: a test's own time.
+        Raises:
+            InvalidInputError: a value cannot be used.
+        """
+        config = model_or_config
+        if not isinstance(config, EmbeddingConfig):
+            config = EmbeddingConfig.from_arguments(
+                config, mode=mode, dimension=dimension, normalize=normalize, device=device
+            )
+        elif any(value is not None for value in (mode, dimension, normalize, device)):
+            raise InvalidInputError("give a configuration, or mode, dimension, normalize and device, but not both")
+        self._config = config
+        self._provider = provider or make_provider(config, trusted=trusted)
+        model = _model_label(config)
+        self._queue = BatchQueue(
+            self._provider.embed_requests,
+            check=self._provider.check_request,
+            batch_size=config.mlx.batch_size,
+            batch_timeout_ms=config.mlx.batch_timeout_ms,
+            max_texts=config.service.queue_size,
+            deadline_ms=config.service.deadline_ms,
+            observer=QueueMetrics(model),
+            clock=clock,
+        )
+        cache_dir = config.mlx.cache_dir if config.mode == "mlx" else None
+        watch(self._queue, self._provider, model=model, cache_dir=cache_dir)
+        _queues.add(self._queue)
+        self._when_forgotten = weakref.finalize(self, _close_in_background, self._queue, self._provider)
+        # At the interpreter's end no thread can be started any more; `_close_all` does it then.
+        self._when_forgotten.atexit = False
+
+    @classmethod
+    def from_config(cls, path: str | Path, *, trusted: bool = True) -> EmbeddingService:
+        """Make a service from a YAML file and the environment, which wins over the file.
+
+        Raises:
+            InvalidInputError: no such file, or a key or value in it that cannot be used.
+        """
+        return cls(EmbeddingConfig.load(path), trusted=trusted)
+
+    def __enter__(self) -> EmbeddingService:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def config(self) -> EmbeddingConfig:
+        """What it was made from."""
+        return self._config
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes requests no longer."""
+        return self._queue.closed
+
+    def embed_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind = "document",
+        normalize: bool | None = None,
+        dimension: int | None = None,
+        prompt: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> BatchEmbeddingResponse:
+        """Embed texts and wait for the vectors.
+
+        Args:
+            texts: at least one; the empty string is a text.
+            kind: which of the model's prompts goes before each.
+            normalize: unit length; None: as configured, else as the checkpoint says.
+            dimension: keep this many leading components; None: as configured, else the model's default.
+            prompt: in place of the one that `kind` selects.
+            deadline_ms: longest wait; None: as configured.
+        Returns:
+            (N, D) float32 in the order of the texts, with their cost.
+        Raises:
+            InvalidInputError: a text or an argument cannot be used; nothing was computed.
+            ServiceUnavailableError: closed, full, past the deadline, or forked.
+            ModelNotFoundError, DownloadError: the model could not be loaded; the next call tries again.
+        """
+        request = _make_request(texts, kind, normalize, dimension, prompt)
+        return self._queue.embed(request, deadline_ms=_check_deadline(deadline_ms))
+
+    def submit(
+        self,
+        text: str | Sequence[str],
+        *,
+        kind: Kind = "document",
+        normalize: bool | None = None,
+        dimension: int | None = None,
+        prompt: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> Future[BatchEmbeddingResponse]:
+        """Queue one text, or several, and return at once; arguments and errors as `embed_batch`.
+
+        Returns:
+            A future of the response, with one row per text. Cancelling it withdraws the request, even while the model
+            works on it. Its callbacks run on the service's own thread and should be quick.
+        """
+        texts = [text] if isinstance(text, str) else text
+        request = _make_request(texts, kind, normalize, dimension, prompt)
+        return self._queue.submit(request, deadline_ms=_check_deadline(deadline_ms))
+
+    async def aembed_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        kind: Kind = "document",
+        normalize: bool | None = None,
+        dimension: int | None = None,
+        prompt: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> BatchEmbeddingResponse:
+        """Embed texts without holding up the event loop; arguments and errors as `embed_batch`.
+
+        Cancelling the task withdraws the request.
+        """
+        request = _make_request(texts, kind, normalize, dimension, prompt)
+        return await self._queue.aembed(request, deadline_ms=_check_deadline(deadline_ms))
+
+    def model_info(self) -> ModelInfo:
+        """Describe the vectors it makes by default; loads no weights, but downloads the model where needed."""
+        return self._provider.model_info()
+
+    def health_check(self) -> None:
+        """Return if texts can be embedded; loads nothing.
+
+        Raises:
+            ServiceUnavailableError: closed, forked, past a deadline, the model could not be loaded, or the worker has
+                died since the last check (it has been replaced).
+        """
+        self._queue.health_check()
+        self._provider.health_check()
+
+    def validate_collection_dimension(self, expected: int) -> None:
+        """Hold the service against a collection before anything is embedded.
+
+        Args:
+            expected: length of the vectors in the collection.
+        Raises:
+            DimensionMismatchError: this service makes vectors of another length.
+        """
+        info = self.model_info()
+        # 0: the user brings the vectors and has not said how long they are.
+        if info.dimension not in (0, expected):
+            raise DimensionMismatchError(
+                f"the collection holds vectors of {expected} dimensions and {info.model} makes {info.dimension}; "
+                f"use the model it was made with, dimension={expected} where the model allows it, or a new collection",
+                expected=expected,
+                actual=info.dimension,
+            )
+
+    def close(self, *, drain: bool = True, timeout_s: float = 30.0) -> None:
+        """Take no more requests, end the threads, and give the model back; safe to call twice.
+
+        Args:
+            drain: answer what waits first; otherwise it fails with `ServiceUnavailableError`.
+            timeout_s: what is still open after that fails as well.
+        """
+        self._when_forgotten.detach()
+        _close(self._queue, self._provider, drain, timeout_s)
+
+
+def shared_service(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingService:
+    """Return the process's one service for a configuration; making it loads nothing.
+
+    For the adapters, which their hosts rebuild with every write. Nobody needs to close it.
+
+    Args:
+        config: equal configurations share a service.
+        trusted: as `MLXProvider`; part of what must be equal.
+    """
+    key = (config, trusted)
+    service = _shared.get(key)
+    if service is None or service.closed:
+        # No lock, which a fork could leave held: of two made at the same time one is kept, and both are free.
+        _shared.pop(key, None)
+        service = _shared.setdefault(key, EmbeddingService(config, trusted=trusted))
+    return service
+
+
+_shared: dict[tuple[EmbeddingConfig, bool], EmbeddingService] = {}
+_queues: weakref.WeakSet[BatchQueue] = weakref.WeakSet()
+
+
+def _make_request(
+    texts: Sequence[str], kind: Kind, normalize: bool | None, dimension: int | None, prompt: str | None
+) -> BatchEmbeddingRequest:
+    return BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt)
+
+
+def _check_deadline(deadline_ms: float | None) -> float | None:
+    if deadline_ms is not None and not deadline_ms > 0:
+        raise InvalidInputError(f"deadline_ms must be above 0, got {deadline_ms!r}")
+    return deadline_ms
+
+
+def _model_label(config: EmbeddingConfig) -> str:
+    if config.mode == "mlx":
+        return config.mlx.model
+    return config.user_provided.model or config.mode if config.mode == "user_provided" else config.mode
+
+
+def _close(queue: BatchQueue, provider: EmbeddingProvider, drain: bool, timeout_s: float) -> None:
+    if queue.is_foreign:
+        return
+    # A model that does not come back cannot be freed either; it would be waited for once more.
+    if queue.close(drain=drain, timeout_s=timeout_s):
+        provider.close()
+
+
+def _close_in_background(queue: BatchQueue, provider: EmbeddingProvider) -> None:
+    """Runs wherever the garbage collector happens to, perhaps with locks held: everything is left to a thread."""
+    if queue.in_use:
+        threading.Thread(target=_close, args=(queue, provider, True, 30.0), daemon=True).start()
+
+
+@atexit.register
+def _close_all() -> None:
+    for queue in list(_queues):
+        queue.close(drain=False, timeout_s=_EXIT_TIMEOUT_S)
