@@ -1,0 +1,146 @@
+"""The Chroma embedding function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
+from chromadb.utils.embedding_functions import register_embedding_function
+
+from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
+from akidb_mlx_plugin.service import EmbeddingService, shared_service
+from akidb_mlx_plugin.stored import check_same_space, check_settings, config_of, settings_of
+from akidb_mlx_plugin.types import Kind, ModelInfo
+
+
+@register_embedding_function
+class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
+    """Embeds a collection's documents and queries with MLX.
+
+        ef = MLXEmbeddingFunction(model="minilm-l6-v2")
+        collection = client.create_collection("docs", embedding_function=ef)
+
+    Making one is free, and Chroma makes several with every write: the model is loaded with the first text, once for
+    the whole process. Reopening the collection rebuilds the function from what the collection stores; the package has
+    to be imported for that, and a model outside the registry has to be on the machine already, or named in
+    `AKIDB_ALLOWED_MODELS`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        dimension: int | None = None,
+        normalize: bool | None = None,
+        *,
+        mode: Mode | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        device: Device | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        """Choose a model; what is None comes from the environment, else from the defaults.
+
+        Args:
+            model: a short name (`akidb-mlx models list`), a Hugging Face repository "org/repo", or a folder.
+            dimension: length of the vectors, by matryoshka truncation where the model was trained for it.
+            normalize: scale vectors to unit length; on by default.
+            mode: "mlx"; "user_provided" for collections whose vectors are always given; "mock" for tests.
+            query_prompt: text put before each query in place of the model's.
+            document_prompt: text put before each document in place of the model's.
+            device: "auto", "gpu" or "cpu"; not stored.
+            cache_dir: where models are kept; not stored.
+        Raises:
+            InvalidInputError: a value that cannot be used.
+        """
+        self._use(
+            EmbeddingConfig.from_arguments(
+                model,
+                mode=mode,
+                dimension=dimension,
+                normalize=normalize,
+                device=device,
+                cache_dir=cache_dir,
+                query_prompt=query_prompt,
+                document_prompt=document_prompt,
+            ),
+            trusted=True,
+        )
+
+    @classmethod
+    def from_config(cls, path: str | Path) -> MLXEmbeddingFunction:
+        """Make a function from a YAML file and the environment; see `EmbeddingConfig.load` for errors."""
+        return cls._from_embedding_config(EmbeddingConfig.load(path), trusted=True)
+
+    @classmethod
+    def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddingFunction:
+        function = cls.__new__(cls)
+        function._use(config, trusted=trusted)
+        return function
+
+    def _use(self, config: EmbeddingConfig, *, trusted: bool) -> None:
+        self._config = config
+        self._trusted = trusted
+
+    @property
+    def service(self) -> EmbeddingService:
+        """The process-wide service behind this function."""
+        return shared_service(self._config, trusted=self._trusted)
+
+    def __call__(self, input: Documents) -> Embeddings:
+        """Embed documents: a list of (D,) float32 vectors, in order."""
+        return self._embed(input, "document")
+
+    def embed_query(self, input: Documents) -> Embeddings:
+        """Embed queries, with the model's query prompt before each."""
+        return self._embed(input, "query")
+
+    def model_info(self) -> ModelInfo:
+        """Describe the model and the vectors it gives; downloads the model where needed, loads nothing."""
+        return self.service.model_info()
+
+    @staticmethod
+    def name() -> str:
+        """Return the name under which collections store this function."""
+        return "akidb_mlx"
+
+    def default_space(self) -> Space:
+        """Return "cosine": what the models were trained for."""
+        return "cosine"
+
+    def supported_spaces(self) -> list[Space]:
+        """Return the distances that make sense for these vectors."""
+        return ["cosine", "l2", "ip"]
+
+    def is_legacy(self) -> bool:
+        """Return False: the function can be rebuilt from its configuration."""
+        return False
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what a collection stores: model, mode, dimension, normalize and prompts, all spelled out."""
+        return settings_of(self._config)
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> MLXEmbeddingFunction:
+        """Rebuild the function from what a collection stores.
+
+        Raises:
+            InvalidInputError: settings this version does not know or cannot use.
+        """
+        return MLXEmbeddingFunction._from_embedding_config(config_of(config), trusted=False)
+
+    @staticmethod
+    def validate_config(config: dict[str, Any]) -> None:
+        """Raise InvalidInputError for settings this version does not know."""
+        check_settings(config)
+
+    def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
+        """Raise InvalidInputError where a change would mix two vector spaces in one collection."""
+        check_same_space(old_config, new_config)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items() if v is not None)
+        return f"MLXEmbeddingFunction({settings})"
+
+    def _embed(self, texts: Documents, kind: Kind) -> Embeddings:
+        return cast(Embeddings, list(self.service.embed_batch(texts, kind=kind).embeddings))

