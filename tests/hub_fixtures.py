@@ -1,0 +1,81 @@
+"""What the tests of downloads and cache share: a loopback hub, an empty cache, other processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from loopback_hub import Hub
+
+from akidb_mlx_plugin import retries
+
+
+class Child:
+    """Another Python process, its output read line by line."""
+
+    def __init__(self, code: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+
+    def read_until(self, text: str) -> None:
+        """Wait for a line that contains a text."""
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            if text in line:
+                return
+        raise AssertionError(f"{text!r} never came: {''.join(seen)}")
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+        self.process.communicate()
+
+
+Spawn = Callable[[str], Child]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that HF_ENDPOINT points to, and no waiting between attempts."""
+    with Hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "AKIDB_ALLOWED_MODELS"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(retries, "BACKOFF_S", 0.01)
+        # Power cuts are not tested, and a busy disk takes its time.
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        yield server
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty model cache, the default one while the test runs."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("AKIDB_MODEL_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """Run Python code in other processes, which end with the test."""
+    children: list[Child] = []
+
+    def start(code: str) -> Child:
+        children.append(Child(code))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()

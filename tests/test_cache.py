@@ -1,0 +1,206 @@
+"""The model cache: its listing, its size, and who may be evicted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from loopback_hub import REPO, WEIGHTS, WEIGHTS_BYTES, Fault, Hub, tiny_files
+
+from akidb_mlx_plugin.cache import (
+    cache_size_gb,
+    cleanup_cache,
+    default_cache_dir,
+    list_cached_models,
+    mark_in_use,
+)
+from akidb_mlx_plugin.cache_locks import download_lock
+from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.hub import ensure_model
+from akidb_mlx_plugin.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from hub_fixtures import Spawn
+
+pytest_plugins = ("hub_fixtures",)
+
+HOLD = """
+import sys
+from pathlib import Path
+from akidb_mlx_plugin.cache import mark_in_use
+handle = mark_in_use(Path({folder!r}))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folders(hub: Hub, cache_dir: Path) -> list[Path]:
+    """Three models in the cache, the first unused for longest."""
+    found = []
+    for age, name in ((300, "org/a"), (200, "org/b"), (100, "org/c")):
+        hub.add(name, tiny_files(seed=age))
+        found.append(ensure_model(name).folder)
+        used = (found[-1] / MANIFEST_NAME).stat().st_mtime - age
+        os.utime(found[-1] / MANIFEST_NAME, (used, used))
+    return found
+
+
+def names(cache_dir: Path) -> list[str]:
+    return [model.name for model in list_cached_models(cache_dir)]
+
+
+def one_model_gb(cache_dir: Path) -> float:
+    return list_cached_models(cache_dir)[0].size_bytes / 1e9
+
+
+class TestListing:
+    def test_an_empty_cache(self, cache_dir: Path) -> None:
+        assert list_cached_models() == []
+        assert cache_size_gb() == 0
+        assert cleanup_cache(0) == []
+        assert not cache_dir.exists()
+
+    def test_says_what_is_there(self, hub: Hub, cache_dir: Path) -> None:
+        commit = hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO).folder
+        (model,) = list_cached_models()
+        assert (model.name, model.repo, model.revision, model.folder) == (REPO, REPO, commit, folder)
+        assert (model.in_use, model.partial) == (False, False)
+        assert WEIGHTS_BYTES < model.size_bytes < WEIGHTS_BYTES + 10_000
+        assert cache_size_gb() == pytest.approx(model.size_bytes / 1e9)
+        assert list_cached_models(cache_dir) == list_cached_models(str(cache_dir))
+
+    def test_the_least_recently_used_first(self, folders: list[Path], cache_dir: Path) -> None:
+        assert names(cache_dir) == ["org/a", "org/b", "org/c"]
+        ensure_model("org/a")
+        assert names(cache_dir) == ["org/b", "org/c", "org/a"]
+        mark_in_use(folders[1]).close()
+        assert names(cache_dir) == ["org/c", "org/a", "org/b"]
+
+    def test_an_unfinished_download_counts_but_is_no_model(self, hub: Hub, cache_dir: Path) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, *[Fault(cut_after=1000)] * 3)
+        with pytest.raises(DownloadError):
+            ensure_model(REPO)
+        assert list_cached_models(cache_dir) == []
+        (partial,) = list_cached_models(cache_dir, include_partial=True)
+        assert (partial.repo, partial.partial, partial.in_use) == (REPO, True, False)
+        assert cache_size_gb(cache_dir) * 1e9 == partial.size_bytes > 3000
+        with download_lock(cache_dir, REPO):
+            assert list_cached_models(cache_dir, include_partial=True)[0].in_use
+            assert cleanup_cache(0) == []
+        assert cleanup_cache(0) == [partial]
+
+    def test_foreign_files_are_left_alone(self, cache_dir: Path) -> None:
+        (cache_dir / "notes").mkdir(parents=True)
+        (cache_dir / "org--x").mkdir()
+        (cache_dir / "org--x" / "file").touch()
+        assert list_cached_models(include_partial=True) == []
+        assert cleanup_cache(0) == []
+        assert (cache_dir / "org--x" / "file").exists()
+
+    def test_the_folder_is_read_at_call_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AKIDB_MODEL_CACHE_DIR", str(tmp_path / "x"))
+        assert default_cache_dir() == tmp_path / "x"
+        monkeypatch.setenv("AKIDB_MODEL_CACHE_DIR", "~/x")
+        assert default_cache_dir() == Path.home() / "x"
+        monkeypatch.delenv("AKIDB_MODEL_CACHE_DIR")
+        assert default_cache_dir() == Path.home() / ".cache" / "akidb" / "models"
+
+
+class TestEviction:
+    def test_the_oldest_go_until_it_fits(self, folders: list[Path], cache_dir: Path) -> None:
+        removed = cleanup_cache(1.5 * one_model_gb(cache_dir))
+        assert [model.name for model in removed] == ["org/a", "org/b"]
+        assert [folder.exists() for folder in folders] == [False, False, True]
+        assert not folders[0].parent.exists()
+
+    @pytest.mark.usefixtures("folders")
+    def test_nothing_goes_while_it_fits(self, cache_dir: Path) -> None:
+        assert cleanup_cache(None) == []
+        assert cleanup_cache(1) == []
+        assert len(names(cache_dir)) == 3
+
+    @pytest.mark.usefixtures("folders")
+    def test_a_dry_run_only_tells(self, cache_dir: Path) -> None:
+        assert [model.name for model in cleanup_cache(0, dry_run=True)] == ["org/a", "org/b", "org/c"]
+        assert len(names(cache_dir)) == 3
+
+    def test_what_is_kept(self, folders: list[Path], cache_dir: Path) -> None:
+        assert [model.name for model in cleanup_cache(0, keep=("org/a", folders[1]))] == ["org/c"]
+        assert names(cache_dir) == ["org/a", "org/b"]
+
+    @pytest.mark.parametrize("limit", [-1, float("nan")])
+    def test_a_limit_that_is_none(self, limit: float) -> None:
+        with pytest.raises(InvalidInputError, match="0 GB or more"):
+            cleanup_cache(limit)
+
+    @pytest.mark.usefixtures("folders")
+    def test_after_a_download_but_never_what_was_downloaded(self, hub: Hub, cache_dir: Path) -> None:
+        hub.add(REPO, tiny_files())
+        ensure_model(REPO, max_cache_gb=2.5 * one_model_gb(cache_dir))
+        assert names(cache_dir) == ["org/c", REPO]
+        hub.add("org/large", tiny_files(size=2 * WEIGHTS_BYTES))
+        ensure_model("org/large", max_cache_gb=0)
+        assert names(cache_dir) == ["org/large"]
+
+    def test_an_evicted_model_is_downloaded_again(self, folders: list[Path]) -> None:
+        cleanup_cache(0)
+        assert ensure_model("org/a").folder == folders[0]
+
+    def test_leaves_no_half_model_if_it_is_cut_short(
+        self, folders: list[Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*arguments: object, **options: object) -> None:
+            if not options:
+                raise PermissionError("not this one")
+
+        monkeypatch.setattr("akidb_mlx_plugin.cache.shutil.rmtree", fail)
+        with pytest.raises(InvalidInputError, match="permission"):
+            cleanup_cache(0)
+        assert names(cache_dir) == ["org/b", "org/c"]
+        assert not folders[0].exists()
+
+
+class TestUse:
+    def test_a_model_in_use_stays(self, folders: list[Path], cache_dir: Path) -> None:
+        with mark_in_use(folders[0]), mark_in_use(folders[0]):
+            assert [model.in_use for model in list_cached_models() if model.name == "org/a"] == [True]
+            assert [model.name for model in cleanup_cache(0)] == ["org/b", "org/c"]
+        assert [model.name for model in cleanup_cache(0)] == ["org/a"]
+
+    def test_by_another_process_until_that_is_killed(self, folders: list[Path], cache_dir: Path, spawn: Spawn) -> None:
+        child = spawn(HOLD.format(folder=str(folders[0])))
+        child.read_until("held")
+        assert [model.name for model in cleanup_cache(0)] == ["org/b", "org/c"]
+        assert names(cache_dir) == ["org/a"]
+        child.kill()
+        assert [model.name for model in cleanup_cache(0)] == ["org/a"]
+
+    def test_closing_twice_does_no_harm(self, folders: list[Path]) -> None:
+        handle = mark_in_use(folders[0])
+        other = mark_in_use(folders[0])
+        handle.close()
+        handle.close()
+        assert folders[0] not in {model.folder for model in cleanup_cache(0)}
+        other.close()
+
+    def test_of_what_was_evicted(self, folders: list[Path]) -> None:
+        cleanup_cache(0)
+        with pytest.raises(ModelNotFoundError, match="gone from the model cache"):
+            mark_in_use(folders[0])
+
+    def test_of_a_local_checkpoint_touches_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "model").mkdir()
+        mark_in_use(tmp_path / "model").close()
+        assert [path.name for path in tmp_path.rglob("*")] == ["model"]
+
+    def test_of_a_copy_of_a_cached_folder_touches_nothing(self, folders: list[Path], tmp_path: Path) -> None:
+        copy = tmp_path / "elsewhere" / "copy"
+        copy.mkdir(parents=True)
+        (copy / MANIFEST_NAME).write_bytes((folders[0] / MANIFEST_NAME).read_bytes())
+        mark_in_use(copy).close()
+        assert not (tmp_path / ".locks").exists()

@@ -1,0 +1,141 @@
+"""`akidb-mlx models` and `akidb-mlx cache`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback_hub import REPO, WEIGHTS, Hub, tiny_files
+from typer.testing import CliRunner
+
+from akidb_mlx_plugin.cli import cache, models
+from akidb_mlx_plugin.cli.cache import human_size
+from akidb_mlx_plugin.errors import DownloadError, ModelNotFoundError
+from akidb_mlx_plugin.hub import ensure_model
+
+pytest_plugins = ("hub_fixtures",)
+
+
+def run(app: Any, *arguments: str, fails: type[Exception] | None = None) -> Any:
+    result = CliRunner().invoke(app, arguments)
+    if fails:
+        assert isinstance(result.exception, fails), result.output
+    else:
+        assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+def table(result: Any) -> list[dict[str, str]]:
+    header, *rows = [line.split("\t") for line in result.stdout.splitlines()]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+@pytest.fixture
+def folder(hub: Hub, cache_dir: Path) -> Path:
+    hub.add(REPO, tiny_files())
+    return ensure_model(REPO).folder
+
+
+class TestModels:
+    @pytest.mark.usefixtures("cache_dir")
+    def test_list(self) -> None:
+        rows = table(run(models.app, "list"))
+        assert [row["model"] for row in rows] == ["qwen3-0.6b-4bit", "gemma-300m-4bit", "minilm-l6-v2"]
+        assert rows[2] | {"summary": ""} == {
+            "model": "minilm-l6-v2",
+            "dimension": "384",
+            "max_tokens": "256",
+            "size": "91.0 MB",
+            "licence": "Apache-2.0",
+            "cached": "no",
+            "summary": "",
+        }
+
+    @pytest.mark.usefixtures("folder")
+    def test_list_names_other_cached_models(self) -> None:
+        rows = json.loads(run(models.app, "list", "--json").stdout)
+        assert [row["cached"] for row in rows] == [False, False, False, True]
+        assert rows[3]["model"] == REPO
+
+    def test_download(self, hub: Hub, tmp_path: Path) -> None:
+        hub.add(REPO, tiny_files())
+        printed = run(models.app, "download", REPO, "--cache-dir", str(tmp_path)).stdout.strip()
+        assert (Path(printed) / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+        new = hub.add(REPO, tiny_files(seed=1))
+        arguments = ("download", REPO, "--cache-dir", str(tmp_path))
+        assert run(models.app, *arguments).stdout.strip() == printed
+        assert Path(run(models.app, *arguments, "--force").stdout.strip()).name == new[:12]
+        assert Path(run(models.app, *arguments, "--revision", new).stdout.strip()).name == new[:12]
+
+    @pytest.mark.usefixtures("cache_dir", "hub")
+    def test_download_of_what_is_not_there(self) -> None:
+        run(models.app, "download", "org/nothing", fails=ModelNotFoundError)
+
+    def test_info(self, hub: Hub, folder: Path) -> None:
+        hub.requests.clear()
+        facts = {row["field"]: row["value"] for row in table(run(models.app, "info", REPO))}
+        assert (facts["cached"], facts["folder"], facts["hidden_size"]) == ("yes", str(folder), "4")
+        facts = json.loads(run(models.app, "info", "gemma-300m-4bit", "--json").stdout)
+        assert (facts["dimension"], facts["dimensions"], facts["cached"]) == (768, [128, 256, 512, 768], False)
+        assert facts["prompts"]["query"] == "task: search result | query: "
+        assert "32 to 1024" in run(models.app, "info", "qwen3-0.6b-4bit").stdout
+        assert json.loads(run(models.app, "info", str(folder), "--json").stdout)["model_type"] == "bert"
+        assert hub.requests == []
+
+    def test_info_of_what_is_no_checkpoint(self, tmp_path: Path) -> None:
+        run(models.app, "info", str(tmp_path), fails=ModelNotFoundError)
+        run(models.app, "info", "qwen4", fails=ModelNotFoundError)
+
+    def test_verify(self, folder: Path) -> None:
+        assert [row["state"] for row in table(run(models.app, "verify"))] == ["whole"]
+        content = bytearray((folder / WEIGHTS).read_bytes())
+        content[5] ^= 1
+        (folder / WEIGHTS).write_bytes(content)
+        result = run(models.app, "verify", REPO, "--json", fails=DownloadError)
+        assert json.loads(result.stdout)[0]["state"] == f"damaged: {WEIGHTS}"
+        run(models.app, "download", REPO)
+        run(models.app, "verify", REPO)
+        run(models.app, "verify", "minilm-l6-v2", fails=ModelNotFoundError)
+
+
+class TestCache:
+    def test_list_and_size(self, folder: Path, cache_dir: Path) -> None:
+        (row,) = table(run(cache.app, "list"))
+        assert (row["model"], row["state"], row["folder"]) == (REPO, "whole", str(folder))
+        assert row["size"].endswith(" kB")
+        (entry,) = json.loads(run(cache.app, "list", "--json").stdout)
+        size = json.loads(run(cache.app, "size", "--json").stdout)
+        assert size == {"folder": str(cache_dir), "size_bytes": entry["size_bytes"]}
+        assert run(cache.app, "size").stdout.strip() == f"{human_size(entry['size_bytes'])} in {cache_dir}"
+
+    def test_an_empty_cache(self, cache_dir: Path) -> None:
+        result = run(cache.app, "list")
+        assert (result.stdout, result.stderr) == ("", f"no models in {cache_dir}\n")
+        assert run(cache.app, "list", "--json").stdout.strip() == "[]"
+        assert run(cache.app, "size").stdout.strip() == f"0 B in {cache_dir}"
+
+    def test_clean(self, folder: Path) -> None:
+        assert table(run(cache.app, "clean", "--max-gb", "0", "--dry-run"))[0]["model"] == REPO
+        assert folder.exists()
+        assert run(cache.app, "clean").stdout == ""
+        assert folder.exists()
+        result = run(cache.app, "clean", "--max-gb", "0")
+        assert table(result)[0]["model"] == REPO
+        assert "the cache holds 0 B" in result.stderr
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (90_868_376, "90.9 MB"), (335e6, "335 MB"), (2.5e13, "25.0 TB")],
+)
+def test_human_size(size: float, text: str) -> None:
+    assert human_size(size) == text
+
+
+@pytest.mark.parametrize("app", [models.app, cache.app], ids=["models", "cache"])
+def test_every_command_shows_an_example(app: Any) -> None:
+    for command in app.registered_commands:
+        assert "Example: akidb-mlx" in command.callback.__doc__

@@ -1,0 +1,581 @@
+"""Models from a hub: every failure of a download provoked on a loopback server."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from loopback_hub import REPO, WEIGHTS, WEIGHTS_BYTES, Fault, Hub, tiny_files
+
+from akidb_mlx_plugin import hub_client, retries, transfer
+from akidb_mlx_plugin.cache import list_cached_models
+from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.hub import download_model, ensure_model
+from akidb_mlx_plugin.manifest import MANIFEST_NAME, digest_of_folder, read_manifest, select_files
+
+if TYPE_CHECKING:
+    from hub_fixtures import Spawn
+
+pytest_plugins = ("hub_fixtures",)
+
+ENSURE = f"from akidb_mlx_plugin.hub import ensure_model; print('in', ensure_model({REPO!r}).folder, flush=True)"
+INDEX = "model.safetensors.index.json"
+LOUD = "import logging; logging.basicConfig(level=logging.INFO); "
+
+
+def partial_weights(cache_dir: Path) -> Path:
+    return next(cache_dir.rglob(f"{WEIGHTS}.part"))
+
+
+class TestDownload:
+    def test_brings_what_a_checkpoint_needs_and_nothing_else(self, hub: Hub, cache_dir: Path) -> None:
+        commit = hub.add(REPO, tiny_files())
+        model = ensure_model(REPO)
+        files = {file.relative_to(model.folder).as_posix() for file in model.folder.rglob("*") if file.is_file()}
+        assert files == {
+            *("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", WEIGHTS),
+            MANIFEST_NAME,
+        }
+        assert (model.folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+        assert (model.name, model.repo, model.revision, model.spec) == (REPO, REPO, commit, None)
+        assert model.folder == cache_dir / "org--tiny" / commit[:12]
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_cached_model_makes_no_request(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        first = ensure_model(REPO)
+        hub.requests.clear()
+        hub.add(REPO, tiny_files(seed=1))
+        assert ensure_model(REPO) == first
+        assert ensure_model(REPO, revision=first.revision) == first
+        assert ensure_model(REPO, revision=first.revision[:8]).folder == first.folder
+        assert hub.requests == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_force_follows_the_branch_and_the_old_commit_stays(self, hub: Hub) -> None:
+        old = hub.add(REPO, tiny_files())
+        ensure_model(REPO)
+        new = hub.add(REPO, tiny_files(seed=1))
+        download_model(REPO, force=True)
+        assert ensure_model(REPO).revision == new
+        assert ensure_model(REPO, revision=old).revision == old
+        download_model(REPO, revision=old, force=True)
+        assert ensure_model(REPO).revision == new, "asking for a commit must not move the branch"
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_force_on_an_unchanged_branch_fetches_no_file(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        ensure_model(REPO)
+        hub.requests.clear()
+        download_model(REPO, force=True)
+        assert (hub.count("revision"), hub.count("file")) == (1, 0)
+
+    def test_an_explicit_folder_of_the_cache(self, hub: Hub, tmp_path: Path) -> None:
+        hub.add(REPO, tiny_files())
+        folder = download_model(REPO, cache_dir=tmp_path / "elsewhere")
+        assert folder.is_relative_to(tmp_path / "elsewhere")
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_token_and_endpoint_are_read_at_call_time(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub  # noqa: F401  its own constants are read when it is imported
+
+        hub.add(REPO, tiny_files())
+        with Hub() as other:
+            other.add(REPO, tiny_files())
+            monkeypatch.setenv("HF_ENDPOINT", other.url)
+            monkeypatch.setenv("HF_TOKEN", "hf_secret")
+            ensure_model(REPO)
+            assert {request.token for request in other.requests} == {"Bearer hf_secret"}
+        assert hub.requests == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_token_is_never_printed(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail("revision", Fault(status=401))
+        with caplog.at_level(logging.DEBUG):
+            for token in ("hf_secret", "hf_secret\u00e9", "hf_secret\x01"):
+                monkeypatch.setenv("HF_TOKEN", token)
+                with pytest.raises(DownloadError) as caught:
+                    ensure_model(REPO)
+                assert "secret" not in str(caught.value)
+        assert "secret" not in caplog.text
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_file_of_the_hubs_own_cache_is_copied(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        commit = hub.add(REPO, tiny_files())
+        entries = {entry["path"]: entry for entry in hub.tree(REPO, commit)}
+        blobs = tmp_path / "hf" / "models--org--tiny" / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / entries[WEIGHTS]["lfs"]["oid"]).write_bytes(tiny_files()[WEIGHTS])
+        (blobs / entries["config.json"]["oid"]).write_bytes(bytes(entries["config.json"]["size"]))
+        model = ensure_model(REPO)
+        assert hub.count("file", WEIGHTS) == 0
+        assert (model.folder / "config.json").read_bytes() == tiny_files()["config.json"], "a wrong one is not taken"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("fault", "kind", "words"),
+        [
+            (Fault(status=401), DownloadError, "HF_TOKEN"),
+            (Fault(status=403, headers={"X-Error-Code": "GatedRepo"}), DownloadError, "accept its licence at http"),
+            (Fault(status=401, headers={"X-Error-Code": "GatedRepo"}), DownloadError, "accept its licence at http"),
+            (Fault(status=403), DownloadError, "forbids"),
+            (Fault(status=404, headers={"X-Error-Code": "RepoNotFound"}), ModelNotFoundError, "no such repository"),
+            (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), ModelNotFoundError, "no revision 'main'"),
+            (Fault(body=b"<html>"), DownloadError, "does not answer like a Hugging Face hub"),
+            (Fault(body=b'{"sha": "../../x"}'), DownloadError, "does not answer like a Hugging Face hub"),
+        ],
+    )
+    def test_what_cannot_pass_is_asked_once(
+        self, hub: Hub, cache_dir: Path, fault: Fault, kind: type[EmbeddingError], words: str
+    ) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail("revision", fault)
+        with pytest.raises(kind, match=words):
+            ensure_model(REPO)
+        assert len(hub.requests) == 1
+        assert list_cached_models(cache_dir) == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_gated_file_is_asked_once(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, Fault(status=403, headers={"X-Error-Code": "GatedRepo"}))
+        with pytest.raises(DownloadError, match="gated"):
+            ensure_model(REPO)
+        assert hub.count("file", WEIGHTS) == 1
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_repository_without_safetensors(self, hub: Hub) -> None:
+        hub.add(REPO, {"config.json": b"{}", "pytorch_model.bin": b"x"})
+        with pytest.raises(ModelNotFoundError, match=r"no \*\.safetensors"):
+            ensure_model(REPO)
+        hub.add(REPO, {WEIGHTS: b"x"})
+        with pytest.raises(ModelNotFoundError, match=r"config\.json"):
+            ensure_model(REPO)
+        assert hub.count("file") == 0
+
+    @pytest.mark.parametrize("endpoint", ["huggingface.co", "ftp://hub", "https://"])
+    @pytest.mark.usefixtures("cache_dir")
+    def test_an_endpoint_that_is_none(self, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        with pytest.raises(InvalidInputError, match="HF_ENDPOINT"):
+            ensure_model(REPO)
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_offline_makes_no_request(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.add(REPO, tiny_files())
+        with pytest.raises(DownloadError, match="offline"):
+            ensure_model(REPO, offline=True)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(DownloadError, match="HF_HUB_OFFLINE"):
+            ensure_model(REPO)
+        with pytest.raises(DownloadError, match="offline"):
+            download_model(REPO, force=True)
+        assert hub.requests == []
+        assert ensure_model(REPO, offline=False).revision
+        assert ensure_model(REPO, offline=True).revision
+
+
+class TestRetries:
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    @pytest.mark.parametrize("part", ["revision", "tree", WEIGHTS])
+    @pytest.mark.usefixtures("cache_dir")
+    def test_what_may_pass_is_asked_three_times(self, hub: Hub, part: str, status: int) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(part, *[Fault(status=status)] * 2)
+        assert ensure_model(REPO).folder.is_dir()
+        assert sum(part in request.path for request in hub.requests) == 3
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_three_attempts_and_no_more(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail("revision", *[Fault(status=503)] * 9)
+        with pytest.raises(DownloadError, match=r"503.*tried 3 times"):
+            ensure_model(REPO)
+        assert len(hub.requests) == 3
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_retry_after_is_honoured(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        import tenacity.nap
+
+        waits: list[float] = []
+        monkeypatch.setattr(tenacity.nap.time, "sleep", waits.append)
+        hub.add(REPO, tiny_files())
+        hub.fail(
+            "revision",
+            Fault(status=429, headers={"Retry-After": "7"}),
+            Fault(status=429, headers={"RateLimit": '"api";r=0;t=9'}),
+        )
+        ensure_model(REPO)
+        assert waits == [7.0, 9.0]
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_too_long_a_wait_is_reported_instead(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail("revision", Fault(status=429, headers={"Retry-After": "3600"}))
+        with pytest.raises(DownloadError, match="asks to wait 3600 seconds"):
+            ensure_model(REPO)
+        assert len(hub.requests) == 1
+
+    def test_the_waits_grow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import tenacity.nap
+
+        waits: list[float] = []
+        monkeypatch.setattr(tenacity.nap.time, "sleep", waits.append)
+
+        def fail() -> None:
+            raise retries.TransientError("no")
+
+        with pytest.raises(retries.TransientError):
+            retries.with_retries(fail)
+        assert waits == [1.0, 2.0]
+
+    def test_a_date_to_wait_for(self) -> None:
+        assert hub_client._asked_wait({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+        assert hub_client._asked_wait({"Retry-After": "soon"}) is None
+        assert hub_client._asked_wait({}) is None
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_cut_connection_is_resumed(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, Fault(cut_after=100_000), Fault(cut_after=50_000))
+        model = ensure_model(REPO)
+        assert [request.range for request in hub.requests if request.path.endswith(WEIGHTS)] == [
+            None,
+            "bytes=100000-",
+            "bytes=150000-",
+        ]
+        assert (model.folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_server_that_ignores_the_range(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, Fault(cut_after=100_000), Fault(ignore_range=True))
+        assert (ensure_model(REPO).folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+
+    def test_a_connection_cut_each_time_keeps_what_came(self, hub: Hub, cache_dir: Path) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, *[Fault(cut_after=50_000)] * 3)
+        with pytest.raises(DownloadError, match="tried 3 times"):
+            ensure_model(REPO)
+        assert partial_weights(cache_dir).stat().st_size == 150_000
+        assert list_cached_models(cache_dir) == []
+        assert [model.partial for model in list_cached_models(cache_dir, include_partial=True)] == [True]
+        hub.sent_bytes = 0
+        ensure_model(REPO)
+        assert 150_000 <= hub.sent_bytes < 160_000
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_hub_that_hangs(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, Fault(stall_after=100_000))
+        ensure_model(REPO)
+        assert [request.range for request in hub.requests if request.path.endswith(WEIGHTS)] == [None, "bytes=100000-"]
+
+    @pytest.mark.usefixtures("cache_dir", "hub")
+    def test_a_hub_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://user:pass@127.0.0.1:9")
+        with pytest.raises(DownloadError, match=r"127\.0\.0\.1:9 cannot be reached.*tried 3 times") as caught:
+            ensure_model(REPO)
+        assert "pass" not in str(caught.value)
+
+    def test_a_deadline(self, hub: Hub) -> None:
+        with pytest.raises(retries.TransientError, match="too late"):
+            retries.within_deadline(0.01, hub.release.wait, "too late")
+        with pytest.raises(TimeoutError, match="own"):
+            retries.within_deadline(60, _time_out, "too late")
+        assert retries.within_deadline(60, lambda: 5, "too late") == 5
+
+
+def _time_out() -> None:
+    raise TimeoutError("own")
+
+
+class TestWholeness:
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_damaged_body_is_fetched_again(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, Fault(corrupt=True))
+        hub.fail("config.json", Fault(corrupt=True))
+        model = ensure_model(REPO)
+        assert (model.folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+        assert hub.count("file", WEIGHTS) == 2
+
+    @pytest.mark.parametrize("fault", [Fault(corrupt=True), Fault(body=b"short"), Fault(body=bytes(400_000))])
+    def test_a_body_that_stays_wrong_is_refused(self, hub: Hub, cache_dir: Path, fault: Fault) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, *[fault] * 9)
+        with pytest.raises(DownloadError, match=WEIGHTS):
+            ensure_model(REPO)
+        assert hub.count("file", WEIGHTS) == 3
+        assert list_cached_models(cache_dir) == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_truncated_file_is_repaired_at_its_commit(self, hub: Hub) -> None:
+        commit = hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO).folder
+        (folder / WEIGHTS).write_bytes(tiny_files()[WEIGHTS][:1000])
+        hub.add(REPO, tiny_files(seed=1))
+        hub.requests.clear()
+        model = ensure_model(REPO)
+        assert model.revision == commit, "a repair must not move to another version"
+        assert (model.folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+        assert hub.count("file") == 1, "the other files were good"
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_an_altered_or_missing_file_is_repaired(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO).folder
+        (folder / WEIGHTS).write_bytes(bytes(WEIGHTS_BYTES))
+        (folder / "modules.json").unlink()
+        (folder / "stray.safetensors").write_bytes(b"x")
+        assert (ensure_model(REPO).folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+        assert (folder / "modules.json").is_file()
+        assert not (folder / "stray.safetensors").exists()
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_file_altered_without_a_trace_is_found_by_download(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO).folder
+        alter_unseen(folder / WEIGHTS)
+        download_model(REPO)
+        assert (folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_file_that_was_only_touched_is_hashed_once(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO).folder
+        (folder / WEIGHTS).touch()
+        hub.requests.clear()
+        ensure_model(REPO)
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        recorded = {file.path: file.mtime_ns for file in manifest.files}
+        assert recorded[WEIGHTS] == (folder / WEIGHTS).stat().st_mtime_ns
+        assert hub.requests == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_damage_without_a_network_is_told(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO).folder
+        (folder / WEIGHTS).write_bytes(b"")
+        with pytest.raises(DownloadError, match="not whole"):
+            ensure_model(REPO, offline=True)
+
+    @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', '{"format": 1, "refs": []}'])
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_manifest_that_makes_no_sense(self, hub: Hub, text: str) -> None:
+        hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO).folder
+        (folder / MANIFEST_NAME).write_text(text)
+        hub.requests.clear()
+        assert ensure_model(REPO).folder == folder
+        assert hub.count("file") == 0, "the files themselves are good"
+
+    def test_a_full_disk_is_noticed_before(self, hub: Hub, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+        hub.add(REPO, tiny_files())
+        with pytest.raises(DownloadError, match="free"):
+            ensure_model(REPO)
+        assert hub.count("file") == 0
+        assert list_cached_models(cache_dir) == []
+
+    @pytest.mark.parametrize(
+        ("code", "words"),
+        [(errno.ENOSPC, "full"), (errno.EROFS, "AKIDB_MODEL_CACHE_DIR"), (errno.EIO, "cannot be used")],
+    )
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_disk_that_fails_meanwhile(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+    ) -> None:
+        def fail(descriptor: int) -> None:
+            raise OSError(code, "disk")
+
+        hub.add(REPO, tiny_files())
+        monkeypatch.setattr(transfer.os, "fsync", fail)
+        with pytest.raises(DownloadError, match=words):
+            ensure_model(REPO)
+        assert hub.count("file") == 1, "another attempt would fail as well"
+
+    @pytest.mark.usefixtures("hub")
+    def test_a_cache_that_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(DownloadError, match="cannot be used"):
+            ensure_model(REPO, cache_dir=tmp_path / "file")
+
+
+def alter_unseen(file: Path) -> None:
+    """Change a byte, and neither size nor modification time."""
+    import os
+
+    stat = file.stat()
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+class TestProcesses:
+    def test_a_killed_download_is_resumed(self, hub: Hub, cache_dir: Path, spawn: Spawn) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, Fault(stall_after=200_000))
+        child = spawn(ENSURE)
+        assert hub.stalled.wait(60)
+        while not (found := list(cache_dir.rglob(f"{WEIGHTS}.part"))) or found[0].stat().st_size < 150_000:
+            assert child.process.poll() is None
+        child.kill()
+        assert list_cached_models(cache_dir) == []
+        size = partial_weights(cache_dir).stat().st_size
+        hub.sent_bytes = 0
+        model = ensure_model(REPO)
+        assert [r.range for r in hub.requests if r.path.endswith(WEIGHTS)] == [None, f"bytes={size}-"]
+        assert hub.sent_bytes < WEIGHTS_BYTES - size + 10_000
+        assert (model.folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_two_processes_download_once(self, hub: Hub, spawn: Spawn) -> None:
+        hub.add(REPO, tiny_files())
+        hub.fail(WEIGHTS, Fault(stall_after=1000))
+        first = spawn(ENSURE)
+        assert hub.stalled.wait(60)
+        second = spawn(LOUD + ENSURE)
+        second.read_until("another process is downloading")
+        hub.release.set()
+        first.read_until("in /")
+        second.read_until("in /")
+        assert hub.count("file", WEIGHTS) == 1
+        assert hub.count("revision") == 1
+
+    def test_importing_loads_nothing_heavy(self) -> None:
+        code = (
+            "import sys, akidb_mlx_plugin.hub, akidb_mlx_plugin.cli.models, akidb_mlx_plugin.cli.cache;"
+            "print(sorted({'huggingface_hub', 'mlx', 'httpx', 'tenacity'} & set(sys.modules)))"
+        )
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert answer.stdout.strip() == "[]"
+
+
+class TestTrust:
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_strangers_repository_is_refused_before_any_request(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        with pytest.raises(InvalidInputError, match="AKIDB_ALLOWED_MODELS"):
+            ensure_model(REPO, trusted=False)
+        assert hub.requests == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_so_is_another_revision_of_a_registered_one(self, hub: Hub) -> None:
+        with pytest.raises(InvalidInputError, match="AKIDB_ALLOWED_MODELS"):
+            ensure_model("minilm-l6-v2", revision="refs/pr/5", trusted=False)
+        assert hub.requests == []
+
+    @pytest.mark.parametrize("allowed", [REPO, "org/*", "other/x, ORG/Tiny"])
+    @pytest.mark.usefixtures("cache_dir")
+    def test_the_user_may_allow_it(self, hub: Hub, monkeypatch: pytest.MonkeyPatch, allowed: str) -> None:
+        hub.add(REPO, tiny_files())
+        monkeypatch.setenv("AKIDB_ALLOWED_MODELS", allowed)
+        assert ensure_model(REPO, trusted=False).repo == REPO
+
+    @pytest.mark.parametrize("allowed", ["", ",", "org/", "other/*", "tiny"])
+    @pytest.mark.usefixtures("cache_dir")
+    def test_what_does_not_allow_it(self, hub: Hub, monkeypatch: pytest.MonkeyPatch, allowed: str) -> None:
+        monkeypatch.setenv("AKIDB_ALLOWED_MODELS", allowed)
+        with pytest.raises(InvalidInputError):
+            ensure_model(REPO, trusted=False)
+        assert hub.requests == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_model_that_is_there_may_be_used_but_not_repaired(self, hub: Hub) -> None:
+        hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO).folder
+        hub.requests.clear()
+        assert ensure_model(REPO, trusted=False).folder == folder
+        (folder / WEIGHTS).unlink()
+        with pytest.raises(InvalidInputError):
+            ensure_model(REPO, trusted=False)
+        assert hub.requests == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_registered_name_is_downloaded(self, hub: Hub) -> None:
+        hub.fail("revision", Fault(status=401))
+        with pytest.raises(DownloadError, match="401"):
+            ensure_model("qwen3-0.6b-4bit", trusted=False)
+
+
+class TestLocalFolders:
+    def test_is_returned_as_it_is(self, tmp_path: Path) -> None:
+        for path, content in tiny_files().items():
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_bytes(content)
+        model = ensure_model(tmp_path, trusted=False)
+        assert (model.folder, model.repo, model.spec) == (tmp_path, str(tmp_path), None)
+        assert model.revision == f"sha256:{digest_of_folder(tmp_path)}"
+        assert download_model(str(tmp_path)) == tmp_path
+        assert not list(tmp_path.rglob(MANIFEST_NAME))
+
+    def test_has_the_digest_of_the_same_weights_from_a_hub(self, hub: Hub, cache_dir: Path, tmp_path: Path) -> None:
+        hub.add(REPO, tiny_files())
+        cached = ensure_model(REPO)
+        (tmp_path / "copy").mkdir()
+        for name in ("config.json", WEIGHTS):
+            shutil.copy(cached.folder / name, tmp_path / "copy")
+        assert ensure_model(tmp_path / "copy").weights_digest == cached.weights_digest
+        assert len(cached.weights_digest) == 16
+
+    def test_that_is_no_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+            ensure_model(tmp_path)
+        (tmp_path / "config.json").touch()
+        with pytest.raises(ModelNotFoundError, match="safetensors"):
+            _ = ensure_model(tmp_path).revision
+
+
+@pytest.mark.parametrize(
+    ("paths", "weights"),
+    [
+        (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
+        (["model.safetensors", INDEX], ["model.safetensors", INDEX]),
+        (["weights.00.safetensors", "weights.01.safetensors"], ["weights.00.safetensors", "weights.01.safetensors"]),
+        (
+            [
+                "model-1-of-2.safetensors",
+                "model-2-of-2.safetensors",
+                "model.safetensors.index.json",
+                "model.safetensors",
+            ],
+            ["model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX],
+        ),
+        (["model.safetensors", "2_Dense/model.safetensors"], ["2_Dense/model.safetensors", "model.safetensors"]),
+        (["model.safetensors", "onnx/model.safetensors", "../x.safetensors"], ["model.safetensors"]),
+        (["model.safetensors", "vocab.txt", "tokenizer.model"], ["model.safetensors", "tokenizer.model", "vocab.txt"]),
+        (["model.safetensors", "vocab.txt", "tokenizer.json"], ["model.safetensors", "tokenizer.json"]),
+        (["1_Pooling/config.json", "1_Pooling/../config.json", "a/1_Pooling/config.json"], ["1_Pooling/config.json"]),
+    ],
+)
+def test_select_files(paths: list[str], weights: list[str]) -> None:
+    assert select_files(paths) == weights
+
+
+def test_the_manifest_is_readable(hub: Hub, cache_dir: Path) -> None:
+    hub.add(REPO, tiny_files())
+    manifest = json.loads((ensure_model(REPO).folder / MANIFEST_NAME).read_text())
+    assert (manifest["repo"], list(manifest["refs"])) == (REPO, ["main"])
+    assert {file["path"] for file in manifest["files"]} >= {"config.json", WEIGHTS}

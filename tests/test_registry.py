@@ -1,0 +1,84 @@
+"""Which models have short names, and what else a name may be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.registry import DEFAULT_MODEL, list_models, resolve
+
+
+def test_the_default_comes_first() -> None:
+    assert list_models()[0].name == DEFAULT_MODEL
+    assert {spec.name for spec in list_models()} == {"qwen3-0.6b-4bit", "gemma-300m-4bit", "minilm-l6-v2"}
+
+
+@pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
+def test_entries_are_consistent(spec: object) -> None:
+    from akidb_mlx_plugin.registry import ModelSpec
+
+    assert isinstance(spec, ModelSpec)
+    assert not spec.dimensions or {spec.dimension, spec.native_dimension} <= set(spec.dimensions)
+    assert spec.dimension <= spec.native_dimension
+    digests = [*spec.sha256.values(), *([spec.mirror.sha256] if spec.mirror else [])]
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+    # A mirror may serve only what the registry can verify.
+    assert spec.mirror is None or any(path.endswith(".safetensors") for path in spec.sha256)
+
+
+def test_dimensions_of_the_issue() -> None:
+    dimensions = {spec.name: spec.dimension for spec in list_models()}
+    assert dimensions == {"qwen3-0.6b-4bit": 512, "gemma-300m-4bit": 768, "minilm-l6-v2": 384}
+
+
+@pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
+def test_short_name_and_repository_mean_the_same(spec: object) -> None:
+    from akidb_mlx_plugin.registry import ModelSpec
+
+    assert isinstance(spec, ModelSpec)
+    assert resolve(spec.name).repo == spec.repo
+    assert resolve(spec.repo).spec is spec
+    assert resolve(spec.repo).name == spec.repo
+
+
+def test_any_repository() -> None:
+    source = resolve("BAAI/bge-small-en-v1.5")
+    assert (source.repo, source.spec, source.folder) == ("BAAI/bge-small-en-v1.5", None, None)
+
+
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (tmp_path / "model", str(tmp_path / "model"), "./model", "~/model", Path("model")):
+        source = resolve(name)
+        assert (source.folder, source.repo) == ((tmp_path / "model").resolve(), None)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", Path("nowhere")])
+def test_a_folder_that_is_not_there(name: str | Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("qwen3", "did you mean 'qwen3-0.6b-4bit'"), ("zzz", "known names are"), ("a/b/c", "org/repo")]
+)
+def test_unknown_names_say_what_is_known(name: str, hint: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=re.escape(hint)):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["org/../../etc", "../x", "org/.."])
+def test_no_way_out_of_the_cache(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, 5])
+def test_what_is_no_name(name: object) -> None:
+    with pytest.raises(InvalidInputError, match="model must be"):
+        resolve(name)  # type: ignore[arg-type]
