@@ -1,0 +1,144 @@
+"""`akidb-mlx demo`: the standard library's docstrings in Chroma and LanceDB, and answers from both."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from akidb_mlx_plugin.cli.output import print_rows, progress
+from akidb_mlx_plugin.corpus import Docstring, popular_docstrings
+from akidb_mlx_plugin.errors import EmbeddingError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_QUESTIONS = (
+    "how do I parse a date from a string",
+    "run a program and read what it prints",
+    "remove duplicates but keep the most common items",
+)
+_TEXTS = 1000
+_CHUNK = 100
+_HITS = 5
+
+
+@dataclass(frozen=True)
+class _Store:
+    """One database, as the demo needs it: what it holds, how to add, how to ask."""
+
+    title: str
+    names: Callable[[], set[str]]
+    add: Callable[[Sequence[Docstring]], None]
+    ask: Callable[[str], list[tuple[str, str, float]]]
+
+
+def demo(
+    question: Annotated[str | None, typer.Argument(help="What to look for; without it, three built-in ones.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Where the two databases are kept.")] = None,
+    model: Annotated[str, typer.Option(help="Model to embed with.")] = "minilm-l6-v2",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Index 1,000 docstrings of the standard library in Chroma and LanceDB, and answer questions from both.
+
+    Example: akidb-mlx demo 'how do I parse a date from a string'
+    """
+    from akidb_mlx_plugin.cache import default_cache_dir
+    from akidb_mlx_plugin.hub import download_model
+
+    download_model(model, show_progress=sys.stderr.isatty())
+    folder = path or default_cache_dir().parent / "demo"
+    version = f"python_{sys.version_info.major}_{sys.version_info.minor}_{model.replace('/', '_')}"
+    corpus = popular_docstrings(_TEXTS)
+    stores = [_open_chroma(folder / "chroma", version, model), _open_lancedb(folder / "lancedb", version, model)]
+    with progress() as bar:
+        for store in stores:
+            _fill(store, corpus, bar)
+    rows = [row for asked in ([question] if question else _QUESTIONS) for store in stores for row in _answers(store, asked)]
+    print_rows(rows, as_json=json, title="Answers from Python's standard library")
+
+
+def _fill(store: _Store, corpus: Sequence[Docstring], bar: Progress) -> None:
+    """Add what the store does not have yet, so that an interrupted run is taken up again."""
+    present = store.names()
+    missing = [doc for doc in corpus if doc.name not in present]
+    task = bar.add_task(f"{store.title}: embedding", total=len(missing))
+    begun = time.perf_counter()
+    for start in range(0, len(missing), _CHUNK):
+        chunk = missing[start : start + _CHUNK]
+        store.add(chunk)
+        bar.advance(task, len(chunk))
+    if missing:
+        seconds = time.perf_counter() - begun
+        bar.console.print(f"{store.title}: {len(missing)} texts in {seconds:.1f} s, {len(missing) / seconds:.0f} texts/s")
+
+
+def _answers(store: _Store, question: str) -> list[dict[str, Any]]:
+    begun = time.perf_counter()
+    hits = store.ask(question)
+    milliseconds = (time.perf_counter() - begun) * 1000
+    return [
+        {
+            "question": question if rank == 1 else "",
+            "database": store.title,
+            "score": round(score, 3),
+            "found": name,
+            "text": " ".join(text.split())[:80],
+            "ms": round(milliseconds, 1),
+        }
+        for rank, (name, text, score) in enumerate(hits, start=1)
+    ]
+
+
+def _open_chroma(folder: Path, name: str, model: str) -> _Store:
+    try:
+        import chromadb
+        from akidb_mlx_chroma import MLXEmbeddingFunction
+    except ImportError as error:
+        raise EmbeddingError(f"the demo needs Chroma ({error}): pip install 'akidb-mlx-plugin[all]'") from error
+    client = chromadb.PersistentClient(str(folder), settings=chromadb.Settings(anonymized_telemetry=False))
+    collection = client.get_or_create_collection(name, embedding_function=MLXEmbeddingFunction(model=model))
+
+    def add(docs: Sequence[Docstring]) -> None:
+        collection.upsert(ids=[d.name for d in docs], documents=[d.text for d in docs])
+
+    def ask(question: str) -> list[tuple[str, str, float]]:
+        found = collection.query(query_texts=[question], n_results=_HITS)
+        documents, distances = found["documents"] or [[]], found["distances"] or [[]]
+        return [
+            (name, text, 1 - distance)
+            for name, text, distance in zip(found["ids"][0], documents[0], distances[0], strict=True)
+        ]
+
+    return _Store("Chroma", lambda: set(collection.get(include=[])["ids"]), add, ask)
+
+
+def _open_lancedb(folder: Path, name: str, model: str) -> _Store:
+    try:
+        import lancedb
+        from akidb_mlx_lancedb import MLXEmbeddings
+        from lancedb.pydantic import LanceModel, Vector
+    except ImportError as error:
+        raise EmbeddingError(f"the demo needs LanceDB ({error}): pip install 'akidb-mlx-plugin[all]'") from error
+    function = MLXEmbeddings.create(name=model)
+
+    class Entry(LanceModel):  # type: ignore[misc]
+        name: str
+        text: str = function.SourceField()
+        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
+
+    table = lancedb.connect(folder).create_table(name, schema=Entry, exist_ok=True)
+
+    def add(docs: Sequence[Docstring]) -> None:
+        table.add([{"name": d.name, "text": d.text} for d in docs])
+
+    def ask(question: str) -> list[tuple[str, str, float]]:
+        hits = table.search(question).distance_type("cosine").limit(_HITS).to_list()
+        return [(hit["name"], hit["text"], 1 - hit["_distance"]) for hit in hits]
+
+    return _Store("LanceDB", lambda: set(table.to_arrow().column("name").to_pylist()), add, ask)

@@ -1,0 +1,136 @@
+"""`akidb-mlx doctor`: what is installed, what computes and how fast, what is within reach, and what to do about it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import typer
+
+from akidb_mlx_plugin._version import __version__
+from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+
+_PACKAGES = ("mlx", "tokenizers", "huggingface_hub", "chromadb", "lancedb")
+_OPTIONAL = {"chromadb": "chroma", "lancedb": "lancedb"}
+_HUB_TIMEOUT_S = 3.0
+# The reference BLAS reaches 2 on any machine, a real one 40 and more on a single core.
+_SLOW_GFLOPS = 15.0
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """One thing that was looked at; a remedy where something is off."""
+
+    check: str
+    found: str
+    remedy: str = ""
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Show versions, device, BLAS speed, models present and whether a hub is reachable, with remedies.
+
+    Exit status 1 where something is off that keeps texts from being embedded well.
+
+    Example: akidb-mlx doctor
+    """
+    findings = [*_packages(), *_device(), *_cache(), _hub()]
+    print_rows([asdict(finding) for finding in findings], as_json=json, title="akidb-mlx doctor")
+    if any(finding.remedy and not finding.check.startswith("hub") for finding in findings):
+        raise typer.Exit(1)
+
+
+def _packages() -> Iterator[_Finding]:
+    yield _Finding("akidb-mlx-plugin", __version__)
+    yield _Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in _PACKAGES:
+        try:
+            yield _Finding(package, version(package))
+        except PackageNotFoundError:
+            extra = _OPTIONAL.get(package)
+            # Someone who keeps text in one of the two databases is well without the other.
+            hint = f"not installed; only for {package}: pip install 'akidb-mlx-plugin[{extra}]'" if extra else "missing"
+            yield _Finding(package, hint, "" if extra else f"pip install {package}")
+
+
+def _device() -> Iterator[_Finding]:
+    from akidb_mlx_plugin.blas import REMEDY, load_blas
+    from akidb_mlx_plugin.embedder import choose_device
+    from akidb_mlx_plugin.workers import WorkerPool, core_count
+
+    device = choose_device("auto")
+    yield _Finding("device", f"{device}, {core_count()} cores")
+    blas = load_blas()
+    pool = WorkerPool(device, 1)
+    try:
+        gflops = float(pool.submit(_measure_gflops).result())
+    finally:
+        pool.close()
+    slow = device == "cpu" and gflops < _SLOW_GFLOPS
+    where = f" ({blas.path})" if blas.path else ""
+    if device == "cpu":
+        yield _Finding("BLAS", f"{blas.name}{where}", REMEDY if blas.name == "reference" else "")
+    yield _Finding("matrix products", f"{gflops:.0f} GFLOP/s in float32", REMEDY if slow else "")
+
+
+def _measure_gflops() -> float:
+    """Return billions of float32 operations a second over the best of five products of 1024 x 1024 matrices."""
+    import mlx.core as mx
+
+    side = 1024
+    a = mx.random.normal((side, side))
+    mx.eval(a)
+    best = float("inf")
+    for _ in range(5):
+        begun = time.perf_counter()
+        mx.eval(a @ a)
+        best = min(best, time.perf_counter() - begun)
+        if best > 0.5:
+            break
+    return 2 * side**3 / best / 1e9
+
+
+def _cache() -> Iterator[_Finding]:
+    from akidb_mlx_plugin.cache import default_cache_dir, list_cached_models
+
+    folder = default_cache_dir()
+    models = list_cached_models()
+    size = sum(model.size_bytes for model in models) / 1e9
+    free = shutil.disk_usage(_nearest_existing(folder)).free / 1e9
+    remedy = "free some disk space, or set AKIDB_MODEL_CACHE_DIR to a larger disk" if free < 1 else ""
+    yield _Finding("model cache", f"{folder}: {size:.2f} GB used, {free:.0f} GB free", remedy)
+    names = ", ".join(model.repo for model in models)
+    yield _Finding("models present", names or "none; akidb-mlx models download NAME fetches one")
+
+
+def _nearest_existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _hub() -> _Finding:
+    import os
+    import urllib.error
+    import urllib.request
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return _Finding("hub", "offline by HF_HUB_OFFLINE")
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return _Finding(
+            "hub",
+            f"{endpoint} not reachable: {reason}",
+            "models in the cache and minilm-l6-v2 (from the Python package index) work without; "
+            "for others copy a checkpoint folder here and name its path, or set HF_ENDPOINT to a mirror",
+        )
+    return _Finding("hub", f"{endpoint} reachable")
+
+
