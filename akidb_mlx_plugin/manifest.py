@@ -104,11 +104,14 @@ def select_files(paths: Iterable[str]) -> list[str]:
 
 
 def digest_of_weights(hashes: Iterable[tuple[str, str]]) -> str:
-    """Digest the weight files among (path, sha256) pairs, in the order of their paths, to 16 hex digits."""
-    digest = hashlib.sha256()
-    for _, sha256 in sorted(pair for pair in hashes if pair[0].endswith(".safetensors")):
-        digest.update(bytes.fromhex(sha256))
-    return digest.hexdigest()[:16]
+    """Digest the weight files among (path, sha256) pairs, in the order of their paths, to 16 hex digits.
+
+    A single file's digest is the beginning of its own sha256, as hubs show it.
+    """
+    weights = [sha256 for path, sha256 in sorted(hashes) if path.endswith(".safetensors")]
+    if len(weights) == 1:
+        return weights[0][:16]
+    return hashlib.sha256(bytes.fromhex("".join(weights))).hexdigest()[:16]
 
 
 def digest_of_folder(folder: Path) -> str:

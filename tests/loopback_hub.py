@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 REPO = "org/tiny"
 WEIGHTS = "model.safetensors"
@@ -80,6 +80,7 @@ class Hub:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.sent_bytes = 0
+        self.page_size = 1000
         self.release = threading.Event()
         self.stalled = threading.Event()
         self._files: dict[tuple[str, str], dict[str, bytes]] = {}
@@ -178,11 +179,18 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif route == "revision":
                 self._send(json.dumps({"id": match["repo"], "sha": commit}).encode(), fault)
             elif route == "tree":
-                self._send(json.dumps(hub.tree(match["repo"], commit)).encode(), fault)
+                self._send_page(hub.tree(match["repo"], commit), fault)
             elif (content := hub.content(match["repo"], commit, match["path"])) is None:
                 self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             else:
                 self._send(content, fault, request.range)
+
+        def _send_page(self, entries: list[dict[str, Any]], fault: Fault) -> None:
+            begin = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
+            end = begin + hub.page_size
+            address = f"{hub.url}{urlsplit(self.path).path}?recursive=true&cursor={end}"
+            more = {"Link": f'<{address}>; rel="next"'} if end < len(entries) else {}
+            self._send(json.dumps(entries[begin:end]).encode(), fault, headers=more)
 
         def _answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
@@ -192,7 +200,9 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-        def _send(self, content: bytes, fault: Fault, asked: str | None = None) -> None:
+        def _send(
+            self, content: bytes, fault: Fault, asked: str | None = None, headers: Mapping[str, str] | None = None
+        ) -> None:
             content = content if fault.body is None else fault.body
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and not fault.ignore_range else 0
             body = content[start:]
@@ -201,6 +211,8 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.send_response(206 if start else 200)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             stop = fault.cut_after if fault.cut_after is not None else fault.stall_after

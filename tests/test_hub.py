@@ -19,7 +19,7 @@ from akidb_mlx_plugin import hub_client, retries, transfer
 from akidb_mlx_plugin.cache import list_cached_models
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.hub import download_model, ensure_model
-from akidb_mlx_plugin.manifest import MANIFEST_NAME, digest_of_folder, read_manifest, select_files
+from akidb_mlx_plugin.manifest import MANIFEST_NAME, digest_of_folder, read_manifest, select_files, sha256_of
 
 if TYPE_CHECKING:
     from hub_fixtures import Spawn
@@ -95,6 +95,38 @@ class TestDownload:
             ensure_model(REPO)
             assert {request.token for request in other.requests} == {"Bearer hf_secret"}
         assert hub.requests == []
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_a_long_listing_comes_in_pages(self, hub: Hub) -> None:
+        hub.page_size = 2
+        hub.add(REPO, tiny_files())
+        assert (ensure_model(REPO).folder / "1_Pooling" / "config.json").is_file()
+        assert hub.count("tree") == 5
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_weights_on_another_host_get_no_token(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        commit = hub.add(REPO, tiny_files())
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        with Hub() as store:
+            store.add(REPO, tiny_files())
+            location = {"Location": f"{store.url}/{REPO}/resolve/{commit}/{WEIGHTS}"}
+            hub.fail(WEIGHTS, *[Fault(status=302, headers=location)] * 2)
+            store.fail(WEIGHTS, Fault(cut_after=100_000))
+            ensure_model(REPO)
+            assert [(request.token, request.range) for request in store.requests] == [
+                (None, None),
+                (None, "bytes=100000-"),
+            ]
+        assert {request.token for request in hub.requests} == {"Bearer hf_secret"}
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_is_quiet_unless_progress_is_wanted(self, hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+        hub.add(REPO, tiny_files())
+        ensure_model(REPO)
+        assert capfd.readouterr() == ("", "")
+        hub.add("org/shown", tiny_files(seed=1))
+        ensure_model("org/shown", show_progress=True)
+        assert capfd.readouterr().out == ""
 
     @pytest.mark.usefixtures("cache_dir")
     def test_a_token_is_never_printed(
@@ -538,7 +570,16 @@ class TestLocalFolders:
         for name in ("config.json", WEIGHTS):
             shutil.copy(cached.folder / name, tmp_path / "copy")
         assert ensure_model(tmp_path / "copy").weights_digest == cached.weights_digest
+        assert sha256_of(cached.folder / WEIGHTS).startswith(cached.weights_digest)
         assert len(cached.weights_digest) == 16
+
+    def test_of_several_weight_files(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / name / "2_Dense").mkdir(parents=True)
+            (tmp_path / name / "config.json").touch()
+            (tmp_path / name / WEIGHTS).write_bytes(b"same")
+            (tmp_path / name / "2_Dense" / WEIGHTS).write_bytes(name.encode())
+        assert ensure_model(tmp_path / "a").weights_digest != ensure_model(tmp_path / "b").weights_digest
 
     def test_that_is_no_checkpoint(self, tmp_path: Path) -> None:
         with pytest.raises(ModelNotFoundError, match=r"no config\.json"):

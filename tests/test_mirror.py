@@ -78,7 +78,15 @@ class TestWithoutHub:
         publish(tiny_files())
         folder = ensure_model(NAME).folder
         (folder / WEIGHTS).write_bytes(b"")
+        (folder / "added_tokens.json").write_bytes(b"{}")
         assert (ensure_model(NAME).folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
+        assert not (folder / "added_tokens.json").exists(), "nobody vouches for it"
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_progress_goes_to_standard_error(self, publish: Publish, capfd: pytest.CaptureFixture[str]) -> None:
+        publish(tiny_files())
+        download_model(NAME, show_progress=True)
+        assert capfd.readouterr().out == ""
 
     @pytest.mark.usefixtures("cache_dir")
     def test_force_keeps_a_copy_that_is_whole(self, publish: Publish) -> None:
