@@ -53,7 +53,8 @@ class BatchQueue:
             check: raises for a request that cannot be answered, so that it spoils no batch.
             batch_size: most texts that are merged; a larger request goes in slices.
             batch_timeout_ms: about how long a slice takes while other callers wait.
-            max_texts: most texts that wait; a larger request is taken if nobody else waits.
+            max_texts: most texts that wait, of small requests and of large ones each; a request larger than that is
+                taken if no other one waits.
             deadline_ms: for a request of one batch; a larger one has as many times that as it holds batches.
             observer: told of batches and requests.
             clock: a test's own time.
@@ -186,7 +187,7 @@ class BatchQueue:
     def _admit(self, ticket: Ticket) -> None:
         with self._changed:
             self._refuse_closed()
-            self._refuse_full(ticket.waiting)
+            self._refuse_full(ticket)
             self._ensure_worker()
             self._lanes.add(ticket)
             self._ledger.enter(ticket)
@@ -282,10 +283,10 @@ class BatchQueue:
         if self._closing:
             raise ServiceUnavailableError("the embedding service is closed; make a new one")
 
-    def _refuse_full(self, texts: int) -> None:
-        waiting = self._lanes.waiting_texts
-        if waiting and waiting + texts > self._max_texts:
+    def _refuse_full(self, ticket: Ticket) -> None:
+        waiting = self._lanes.waiting_like(ticket)
+        if waiting and waiting + ticket.waiting > self._max_texts:
             raise QueueFullError(
-                f"{waiting} texts wait and {self._max_texts} may, no room for {texts} more; "
+                f"{waiting} texts wait and {self._max_texts} may, no room for {ticket.waiting} more; "
                 "try again later, or raise service.queue_size"
             )

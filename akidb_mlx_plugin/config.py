@@ -100,7 +100,7 @@ class ServiceConfig(_Section):
     """The section `service`.
 
     Attributes:
-        queue_size: most texts that wait; beyond it requests are refused.
+        queue_size: most texts that wait, of small requests and of large ones each; beyond it requests are refused.
         deadline_ms: longest that a request of up to `batch_size` texts may take; a larger one may take as many times
             that as it holds batches. None: no limit.
     """
@@ -227,7 +227,7 @@ def _read_file(path: Path) -> Layer:
         raise InvalidInputError(f"cannot read the configuration file {path}: {error}") from error
     except yaml.YAMLError as error:
         raise InvalidInputError(f"the configuration file {path} is not YAML: {error}") from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not content:
         raise InvalidInputError(
             f"the configuration file {path} must hold the key 'embedding', it holds {content!r:.80}"
         )

@@ -28,30 +28,43 @@ class Lanes:
         self._batch_timeout_s = batch_timeout_s
         self._small: deque[Ticket] = deque()
         self._large: deque[Ticket] = deque()
+        self._small_texts = 0
+        self._large_texts = 0
         self._small_goes_next = True
         self._slice_runs = False
         self._last_held_up = -math.inf
         self._characters_per_s: float | None = None
-        self.waiting_texts = 0
+
+    @property
+    def waiting_texts(self) -> int:
+        """Texts that have not gone to the engine yet."""
+        return self._small_texts + self._large_texts
+
+    def waiting_like(self, ticket: Ticket) -> int:
+        """Return how many texts wait in a request's own lane: a large one must not shut the small ones out."""
+        return self._large_texts if self._is_large(ticket) else self._small_texts
 
     def add(self, ticket: Ticket) -> None:
         """Let a request wait."""
-        if len(ticket.request.inputs) > self._batch_size:
+        if self._is_large(ticket):
             self._large.append(ticket)
-        else:
-            self._small.append(ticket)
-            if self._slice_runs or self._large:
-                self._last_held_up = ticket.submitted
-        self.waiting_texts += ticket.waiting
+            self._large_texts += ticket.waiting
+            return
+        if self._slice_runs or self._large:
+            self._last_held_up = ticket.submitted
+        self._small.append(ticket)
+        self._small_texts += ticket.waiting
 
     def remove(self, ticket: Ticket) -> None:
-        """Forget a request, if it still waits."""
+        """Forget a request, if any of it still waits."""
         if not ticket.waiting:
             return
-        for lane in (self._small, self._large):
-            if ticket in lane:
-                lane.remove(ticket)
-                self.waiting_texts -= ticket.waiting
+        if self._is_large(ticket):
+            self._large.remove(ticket)
+            self._large_texts -= ticket.waiting
+        else:
+            self._small.remove(ticket)
+            self._small_texts -= ticket.waiting
 
     def take(self, now: float) -> list[Part]:
         """Return the next batch; empty if nobody waits."""
@@ -59,7 +72,6 @@ class Lanes:
         self._small_goes_next = not from_small
         parts = self._take_small() if from_small else self._take_slice(now)
         self._slice_runs = bool(parts) and not from_small
-        self.waiting_texts -= sum(len(part.request.inputs) for part in parts)
         return parts
 
     def finish(self, parts: list[Part], seconds: float) -> None:
@@ -75,6 +87,7 @@ class Lanes:
             part = self._small.popleft().whole()
             room -= len(part.request.inputs)
             parts.append(part)
+        self._small_texts -= self._batch_size - room
         return parts
 
     def _take_slice(self, now: float) -> list[Part]:
@@ -82,9 +95,13 @@ class Lanes:
             return []
         ticket = self._large.popleft()
         part = ticket.cut(*self._slice_limits(now))
+        self._large_texts -= len(part.request.inputs)
         if ticket.waiting:
             self._large.append(ticket)
         return [part]
+
+    def _is_large(self, ticket: Ticket) -> bool:
+        return len(ticket.request.inputs) > self._batch_size
 
     def _slice_limits(self, now: float) -> tuple[float, int]:
         """Return the most characters and the most texts of a slice."""

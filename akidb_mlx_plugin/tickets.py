@@ -12,7 +12,8 @@ from akidb_mlx_plugin.errors import EmbeddingError
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Usage, Vector
 
 
-@dataclass(eq=False)
+# Neither shows its texts where it is logged.
+@dataclass(eq=False, repr=False)
 class Ticket:
     """One request on its way through the queue.
 
@@ -96,7 +97,7 @@ class Ticket:
         return BatchEmbeddingResponse(self._embeddings, response.model, usage)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Part:
     """What of a request goes into one batch.
 

@@ -1,0 +1,237 @@
+"""What an operator sees: the counts, the exposition, the dashboard."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from queue_fakes import PATIENCE_S, FakeClock, GatedEngine
+from typer.testing import CliRunner
+
+from akidb_mlx_plugin.config import EmbeddingConfig
+from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.metric_specs import METRICS
+from akidb_mlx_plugin.metrics import dashboard_json, exposition, start_metrics_server
+from akidb_mlx_plugin.service import EmbeddingService
+
+# One model name per test: the registry belongs to the process.
+MODELS = (f"model-{i}" for i in range(1000))
+
+
+@pytest.fixture
+def model() -> str:
+    return next(MODELS)
+
+
+@pytest.fixture
+def engine() -> GatedEngine:
+    return GatedEngine()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def service(model: str, engine: GatedEngine, clock: FakeClock, tmp_path: Path) -> Iterator[EmbeddingService]:
+    config = EmbeddingConfig.load(
+        overrides={"mlx": {"model": model, "batch_size": 4, "cache_dir": tmp_path}, "service": {"queue_size": 4}}
+    )
+    service = EmbeddingService(config, provider=engine, clock=clock)
+    yield service
+    engine.release()
+    service.close(drain=False)
+
+
+def samples(model: str) -> dict[str, float]:
+    """The samples of a model, written as name{label=value}."""
+    found = {}
+    for family in text_string_to_metric_families(exposition()):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            if labels.pop("model", model) == model:
+                found[sample.name + "".join(f"{{{key}={value}}}" for key, value in sorted(labels.items()))] = (
+                    sample.value
+                )
+    return found
+
+
+class TestCounting:
+    def test_a_batch_of_several(
+        self, service: EmbeddingService, engine: GatedEngine, clock: FakeClock, model: str
+    ) -> None:
+        engine.hold()
+        futures = [service.submit("first")]
+        engine.wait_for_batch()
+        futures += [service.submit(["two words", "here"], kind="query")]
+        clock.advance(0.2)
+        futures += [service.submit("last one")]
+        assert samples(model)["embedding_queue_length"] == 3
+        clock.advance(0.3)
+        engine.release()
+        wait(futures, PATIENCE_S)
+        seen = samples(model)
+        assert (seen["embedding_batch_size_count"], seen["embedding_batch_size_sum"]) == (2, 4)
+        assert seen["embedding_requests_total{kind=document}{outcome=ok}"] == 2
+        assert seen["embedding_requests_total{kind=query}{outcome=ok}"] == 1
+        assert (seen["embedding_texts_total{kind=document}"], seen["embedding_texts_total{kind=query}"]) == (2, 2)
+        assert seen["embedding_tokens_total"] == 6
+        assert seen["embedding_truncated_texts_total"] == 0
+        assert seen["embedding_latency_ms_sum{kind=query}"] == pytest.approx(500)
+        assert seen["embedding_latency_ms_bucket{kind=query}{le=500.0}"] == 1
+        assert seen["embedding_latency_ms_bucket{kind=query}{le=250.0}"] == 0
+        assert seen["embedding_queue_wait_seconds_count"] == 3
+        assert seen["embedding_queue_wait_seconds_sum"] == pytest.approx(0.8)
+        assert seen["embedding_batch_wait_seconds_count"] == 2
+        assert seen["embedding_batch_wait_seconds_sum"] == pytest.approx(0.5)
+        assert seen["embedding_batch_duration_seconds_sum"] == pytest.approx(0.5)
+        assert seen["embedding_queue_length"] == 0
+
+    def test_outcomes(self, service: EmbeddingService, engine: GatedEngine, clock: FakeClock, model: str) -> None:
+        def fail(requests: object) -> None:
+            raise RuntimeError("broken")
+
+        with pytest.raises(EmbeddingError):
+            service.embed_batch([None])  # type: ignore[list-item]
+        engine.hold()
+        late = service.submit("late", deadline_ms=100)
+        engine.wait_for_batch()
+        broken = [service.submit(str(i)) for i in range(4)]
+        with pytest.raises(EmbeddingError):
+            service.submit("no room")
+        broken[0].cancel()
+        clock.advance(0.1)
+        wait([late], PATIENCE_S)
+        engine.before_each = fail
+        engine.release()
+        wait(broken, PATIENCE_S)
+        outcomes = {
+            key.removesuffix("}").rpartition("=")[2]: value
+            for key, value in samples(model).items()
+            if key.startswith("embedding_requests_total")
+        }
+        assert outcomes == {"invalid": 1, "refused": 1, "cancelled": 1, "deadline": 1, "error": 3}
+
+    def test_a_large_request_is_one_request(self, service: EmbeddingService, model: str) -> None:
+        service.embed_batch([str(i) for i in range(1000)])
+        seen = samples(model)
+        assert seen["embedding_requests_total{kind=document}{outcome=ok}"] == 1
+        assert seen["embedding_queue_wait_seconds_count"] == 1
+        assert (seen["embedding_batch_size_count"], seen["embedding_batch_size_sum"]) == (2, 1000)
+
+    def test_load_time_and_cache(
+        self, service: EmbeddingService, engine: GatedEngine, model: str, tmp_path: Path
+    ) -> None:
+        assert "embedding_model_load_seconds" not in samples(model)
+        engine.load_seconds = 2.5
+        assert samples(model)["embedding_model_load_seconds"] == 2.5
+        assert samples(model)["embedding_cache_bytes"] >= 0
+        assert samples(model)["process_resident_memory_bytes"] > 1e6
+
+    def test_services_of_one_model_are_one_series(self, service: EmbeddingService, model: str) -> None:
+        others = [EmbeddingService(service.config, provider=GatedEngine()) for _ in range(2)]
+        assert exposition().count(f'embedding_queue_length{{model="{model}"}}') == 1
+        for other in others:
+            other.close()
+        service.close()
+        assert "embedding_queue_length" not in samples(model)
+
+    def test_buckets_resolve_a_millisecond_to_ten_seconds(self) -> None:
+        latency = next(spec for spec in METRICS if spec.name == "embedding_latency_ms")
+        assert (latency.buckets[0], latency.buckets[-1]) == (1, 10_000)
+
+
+class TestServing:
+    def test_on_the_loopback_interface(self, service: EmbeddingService, model: str) -> None:
+        service.embed_batch(["a"])
+        server = start_metrics_server(0)
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as response:
+                page = response.read().decode()
+        finally:
+            server.close()
+        assert f'embedding_tokens_total{{model="{model}"}} 1.0' in page
+
+    @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Debian's prometheus")
+    def test_promtool_accepts_it(self, service: EmbeddingService) -> None:
+        service.embed_batch(["a"])
+        check = subprocess.run(
+            ["promtool", "check", "metrics"], input=exposition(), capture_output=True, text=True, check=False
+        )
+        # The one complaint is about a name that this package has promised.
+        complaints = [line for line in check.stderr.splitlines() if line]
+        assert all(line.startswith("embedding_latency_ms") for line in complaints), check.stderr
+        assert check.returncode in (0, 3)
+
+
+def exposed_names() -> set[str]:
+    return {sample.name for family in text_string_to_metric_families(exposition()) for sample in family.samples}
+
+
+class TestDashboard:
+    def queries(self) -> list[str]:
+        dashboard = json.loads(dashboard_json())
+        return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+    def test_every_query_is_about_a_metric_that_exists(self, service: EmbeddingService, engine: GatedEngine) -> None:
+        engine.load_seconds = 1.0
+        service.embed_batch(["a"])
+        exposed = exposed_names()
+        asked = {name for query in self.queries() for name in re.findall(r"\b(?:embedding|process)_\w+", query)}
+        assert asked - exposed == set()
+        for family in ("latency_ms_bucket", "requests_total", "texts_total", "batch_size_bucket", "queue_length"):
+            assert f"embedding_{family}" in asked
+        assert "process_resident_memory_bytes" in asked
+
+    def test_every_label_asked_for_exists(self) -> None:
+        labels = {spec.name: {*spec.labels, "le", "instance"} for spec in METRICS}
+        for query in self.queries():
+            name = re.search(r"\b(?:embedding|process)_\w+", query)
+            assert name is not None
+            base = re.sub(r"_(bucket|sum|count)$", "", name[0])
+            asked = {label.strip() for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(",")}
+            asked |= set(re.findall(r"(\w+)(?:=~|!=|=)\"", query))
+            assert asked <= labels[base], query
+
+    @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Debian's prometheus")
+    def test_promtool_can_read_every_query(self, tmp_path: Path) -> None:
+        rules: list[dict[str, Any]] = [
+            {"record": f"query:{i}", "expr": query.replace("$__rate_interval", "1m").replace("$model", ".*")}
+            for i, query in enumerate(self.queries())
+        ]
+        file = tmp_path / "rules.yaml"
+        file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+        check = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
+        assert check.returncode == 0, check.stdout + check.stderr
+
+
+class TestCommands:
+    def test_dashboard(self) -> None:
+        from akidb_mlx_plugin.cli.metrics import app
+
+        result = CliRunner().invoke(app, ["dashboard"])
+        assert result.output == dashboard_json()
+
+    def test_list(self, service: EmbeddingService, engine: GatedEngine) -> None:
+        from akidb_mlx_plugin.cli.metrics import app
+
+        engine.load_seconds = 1.0
+        service.embed_batch(["a"])
+        result = CliRunner().invoke(app, ["list", "--json"])
+        listed = {row["metric"] for row in json.loads(result.output)}
+        assert listed == {spec.name for spec in METRICS}
+        families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in exposed_names()}
+        assert listed <= families
+        assert {name for name in families if name.startswith("embedding_")} - listed <= {
+            name.removesuffix("_total") for name in listed
+        }

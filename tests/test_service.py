@@ -1,0 +1,302 @@
+"""The service as users and adapters call it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from queue_fakes import PATIENCE_S, FakeClock, GatedEngine
+
+from akidb_mlx_plugin.config import EmbeddingConfig
+from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.mock import hash_texts
+from akidb_mlx_plugin.service import EmbeddingService, shared_service
+
+MOCK = EmbeddingConfig.load(overrides={"mode": "mock", "mock": {"dimension": 8}})
+
+
+class TestMaking:
+    def test_from_a_mode(self) -> None:
+        with EmbeddingService(mode="mock", dimension=16) as service:
+            assert service.embed_batch(["a", "b"]).embeddings.shape == (2, 16)
+            assert service.model_info().dimension == 16
+
+    def test_from_a_file_and_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = tmp_path / "config.yaml"
+        file.write_text("embedding: {mode: mock, mock: {dimension: 4}}")
+        monkeypatch.setenv("AKIDB_EMBEDDING__MOCK__DIMENSION", "5")
+        with EmbeddingService.from_config(file) as service:
+            assert service.embed_batch(["a"]).embeddings.shape == (1, 5)
+
+    def test_from_a_configuration_and_nothing_else(self) -> None:
+        assert EmbeddingService(MOCK).config is MOCK
+        with pytest.raises(InvalidInputError, match="not both"):
+            EmbeddingService(MOCK, dimension=3)
+
+    def test_is_free(self) -> None:
+        threads = threading.active_count()
+        service = EmbeddingService("minilm-l6-v2", dimension=64, device="cpu")
+        assert (service.config.mlx.model, service.config.mlx.dimension) == ("minilm-l6-v2", 64)
+        assert threading.active_count() == threads
+
+    def test_imports_nothing_heavy(self) -> None:
+        script = """
+            import sys
+            from akidb_mlx_plugin.service import EmbeddingService
+            EmbeddingService("minilm-l6-v2")
+            heavy = {"mlx.core", "transformers", "tokenizers", "huggingface_hub", "prometheus_client", "chromadb"}
+            print(sorted(heavy & set(sys.modules)))
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "[]\n"
+
+
+class TestAsking:
+    @pytest.fixture
+    def service(self) -> Any:
+        with EmbeddingService(MOCK) as service:
+            yield service
+
+    def test_three_faces_give_the_same(self, service: EmbeddingService) -> None:
+        expected = hash_texts(["one", "two"], 8)
+        np.testing.assert_array_equal(service.embed_batch(["one", "two"]).embeddings, expected)
+        np.testing.assert_array_equal(service.submit("one").result(PATIENCE_S).embeddings, expected[:1])
+        np.testing.assert_array_equal(service.submit(["one", "two"]).result(PATIENCE_S).embeddings, expected)
+        np.testing.assert_array_equal(asyncio.run(service.aembed_batch(["one", "two"])).embeddings, expected)
+
+    def test_settings_reach_the_provider(self) -> None:
+        engine = GatedEngine()
+        with EmbeddingService(MOCK, provider=engine) as service:
+            service.embed_batch(["a"], kind="query", normalize=False, dimension=3, prompt="p")
+        (seen,) = engine.batches[0]
+        assert (seen.kind, seen.normalize, seen.dimension, seen.prompt) == ("query", False, 3, "p")
+        assert engine.closed.is_set()
+
+    @pytest.mark.parametrize("texts", [[], "bare", None, [None], [b"a"], ["\ud800"], ["a", 1]])
+    def test_unusable_texts(self, service: EmbeddingService, texts: Any) -> None:
+        with pytest.raises(InvalidInputError):
+            service.embed_batch(texts)
+        with pytest.raises(InvalidInputError):
+            asyncio.run(service.aembed_batch(texts))
+
+    def test_other_sequences(self, service: EmbeddingService) -> None:
+        assert len(service.embed_batch(("a", "")).embeddings) == 2
+        assert len(service.embed_batch(np.array(["a", "b"])).embeddings) == 2  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("deadline_ms", [0, -1, float("nan")])
+    def test_unusable_deadline(self, service: EmbeddingService, deadline_ms: float) -> None:
+        with pytest.raises(InvalidInputError, match="deadline_ms"):
+            service.embed_batch(["a"], deadline_ms=deadline_ms)
+
+    def test_user_provided_vectors(self) -> None:
+        with (
+            EmbeddingService(mode="user_provided", dimension=3) as service,
+            pytest.raises(InvalidInputError, match="give a vector"),
+        ):
+            service.embed_batch(["a"])
+
+    def test_no_text_is_logged_above_debug(self, service: EmbeddingService, caplog: pytest.LogCaptureFixture) -> None:
+        engine = GatedEngine()
+
+        def fail(requests: object) -> None:
+            raise RuntimeError("broken")
+
+        engine.before_each = fail
+        with caplog.at_level(logging.INFO), EmbeddingService(MOCK, provider=engine) as broken:
+            with pytest.raises(RuntimeError):
+                broken.embed_batch(["a secret"])
+            service.embed_batch(["a secret"])
+        assert "secret" not in caplog.text
+
+
+class TestChecking:
+    def test_dimension_of_a_collection(self) -> None:
+        with EmbeddingService(MOCK) as service:
+            service.validate_collection_dimension(8)
+            with pytest.raises(DimensionMismatchError, match="768 dimensions and mock makes 8") as caught:
+                service.validate_collection_dimension(768)
+        assert (caught.value.expected, caught.value.actual) == (768, 8)
+
+    def test_unknown_dimension_fits_any_collection(self) -> None:
+        EmbeddingService(mode="user_provided").validate_collection_dimension(768)
+
+    def test_health_asks_queue_and_provider(self) -> None:
+        class Ill(GatedEngine):
+            def health_check(self) -> None:
+                raise ServiceUnavailableError("the provider is ill")
+
+        service = EmbeddingService(MOCK, provider=Ill())
+        with pytest.raises(ServiceUnavailableError, match="ill"):
+            service.health_check()
+        service.close()
+        with pytest.raises(ServiceUnavailableError, match="closed"):
+            service.health_check()
+
+    def test_deadline_from_the_configuration(self) -> None:
+        config = EmbeddingConfig.load(overrides={"mode": "mock", "service": {"deadline_ms": 100}})
+        engine, clock = GatedEngine(), FakeClock()
+        engine.hold()
+        service = EmbeddingService(config, provider=engine, clock=clock)
+        future = service.submit("a")
+        engine.wait_for_batch()
+        clock.advance(0.1)
+        with pytest.raises(ServiceUnavailableError, match=r"within 0\.1 s"):
+            future.result(PATIENCE_S)
+        with pytest.raises(ServiceUnavailableError, match="past its deadline"):
+            service.health_check()
+        engine.release()
+        service.close()
+
+
+class TestEnding:
+    def test_a_forgotten_one_answers_what_it_owes_and_ends(self) -> None:
+        engine = GatedEngine()
+        engine.hold()
+        service = EmbeddingService(MOCK, provider=engine)
+        futures = [service.submit(str(i)) for i in range(30)]
+        del service
+        gc.collect()
+        engine.release()
+        assert all(len(future.result(PATIENCE_S).embeddings) == 1 for future in futures)
+        assert engine.closed.wait(PATIENCE_S)
+
+    @pytest.mark.parametrize("texts", [1, 2000])
+    def test_the_interpreter_ends_without_close(self, texts: int) -> None:
+        script = f"""
+            import signal, time
+            from akidb_mlx_plugin import EmbeddingService
+            from akidb_mlx_plugin.mock import MockProvider
+            signal.alarm(60)
+            class Slow(MockProvider):
+                def embed_requests(self, requests):
+                    time.sleep(0.01)
+                    return super().embed_requests(requests)
+            service = EmbeddingService(mode="mock", provider=Slow())
+            futures = [service.submit(str(i)) for i in range({texts})]
+            print("end")
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=90, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+    def test_a_forked_child_is_refused_and_ends(self) -> None:
+        script = """
+            import os, signal
+            from akidb_mlx_plugin import EmbeddingService, ServiceUnavailableError
+            signal.alarm(60)
+            service = EmbeddingService(mode="mock")
+            service.embed_batch(["a"])
+            child = os.fork()
+            if child == 0:
+                try:
+                    service.embed_batch(["a"])
+                except ServiceUnavailableError:
+                    print("refused", flush=True)
+                service.close()
+                raise SystemExit(0)
+            print(os.waitpid(child, 0)[1], service.embed_batch(["a"]).embeddings.shape)
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=90, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n0 (1, 384)\n", "")
+
+
+class TestSharing:
+    def test_equal_configurations_share(self) -> None:
+        again = EmbeddingConfig.load(overrides={"mode": "mock", "mock": {"dimension": 8}})
+        assert shared_service(MOCK) is shared_service(again)
+        assert shared_service(MOCK) is not shared_service(MOCK, trusted=False)
+        assert shared_service(MOCK) is not shared_service(EmbeddingConfig.from_arguments(mode="mock", dimension=9))
+
+    def test_a_closed_one_is_replaced(self) -> None:
+        config = EmbeddingConfig.from_arguments(mode="mock", dimension=10)
+        first = shared_service(config)
+        first.close()
+        assert shared_service(config) is not first
+        assert shared_service(config).embed_batch(["a"]).embeddings.shape == (1, 10)
+
+    def test_threads_get_the_same(self) -> None:
+        config = EmbeddingConfig.from_arguments(mode="mock", dimension=11)
+        with ThreadPoolExecutor(16) as pool:
+            services = list(pool.map(lambda _: shared_service(config), range(64)))
+        assert len(set(map(id, services))) == 1
+
+
+class TestRealModel:
+    def test_a_crowd_gets_what_one_batch_gives(self, minilm_dir: Path) -> None:
+        texts = [f"text number {i} " + "and so on " * (i % 9) for i in range(256)]
+        with EmbeddingService(minilm_dir) as service:
+            expected = service.embed_batch(texts).embeddings
+            vectors = np.empty_like(expected)
+
+            def call(start: int) -> None:
+                for i in (start, start + 64):
+                    vectors[i] = service.embed_batch([texts[i]]).embeddings[0]
+
+            async def acall(start: int) -> None:
+                for i in (start, start + 64):
+                    vectors[i] = (await service.aembed_batch([texts[i]])).embeddings[0]
+
+            async def everybody() -> None:
+                loop = asyncio.get_running_loop()
+                with ThreadPoolExecutor(64) as pool:
+                    calls = [loop.run_in_executor(pool, call, i) for i in range(64)]
+                    await asyncio.gather(*calls, *(acall(128 + i) for i in range(64)))
+
+            asyncio.run(everybody())
+        assert np.sum(vectors * expected, axis=1).min() >= 0.99999
+
+    def test_requests_keep_their_settings_in_one_batch(self, minilm_dir: Path) -> None:
+        with EmbeddingService(minilm_dir) as service:
+            service.embed_batch(["warm up"])
+            unit = service.submit("a text")
+            raw = service.submit("a text", normalize=False)
+            prompted = service.submit("text", prompt="a ")
+            vectors = [future.result(PATIENCE_S).embeddings[0] for future in (unit, raw, prompted)]
+        np.testing.assert_allclose(vectors[1] / np.linalg.norm(vectors[1]), vectors[0], atol=1e-5)
+        np.testing.assert_allclose(vectors[2], vectors[0], atol=1e-5)
+        assert np.linalg.norm(vectors[1]) != pytest.approx(1, abs=1e-3)
+
+    def test_a_bad_dimension_is_refused_before_and_after_the_load(self, minilm_dir: Path) -> None:
+        with EmbeddingService(minilm_dir) as service:
+            good, bad = service.submit("good"), service.submit("bad", dimension=5)
+            assert good.result(PATIENCE_S).embeddings.shape == (1, 384)
+            with pytest.raises(InvalidInputError, match="384"):
+                bad.result(PATIENCE_S)
+            with pytest.raises(InvalidInputError, match="384"):
+                service.submit("bad", dimension=5)
+
+    def test_info_without_and_with_the_model(self, minilm_dir: Path) -> None:
+        with EmbeddingService(minilm_dir) as service:
+            before = service.model_info()
+            service.embed_batch(["a"])
+            after = service.model_info()
+        assert (before.dimension, before.device, before.parameters) == (384, "", 0)
+        assert (after.fingerprint, after.device != "", after.parameters > 0) == (before.fingerprint, True, True)
+
+    def test_a_forgotten_service_ends_the_interpreter_well(self, minilm_dir: Path) -> None:
+        script = f"""
+            from akidb_mlx_plugin import EmbeddingService
+            service = EmbeddingService({str(minilm_dir)!r})
+            service.embed_batch(["a"])
+            futures = [service.submit("a longer text " * 20) for _ in range(200)]
+            print("end")
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=90, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
