@@ -7,14 +7,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoint import Checkpoint
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.inputs import check_request
 from akidb_mlx_plugin.loading import LoadedModel, load_model
 from akidb_mlx_plugin.locate import locate_checkpoint
@@ -53,7 +55,13 @@ class Embedder:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokenizer: TextTokenizer, model: LoadedModel, workers: WorkerPool, device: str
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: TextTokenizer,
+        model: LoadedModel,
+        workers: WorkerPool,
+        device: str,
+        resources: ExitStack,
     ) -> None:
         """Take the parts; `load` makes them."""
         self._checkpoint = checkpoint
@@ -61,6 +69,7 @@ class Embedder:
         self._model = model
         self._workers = workers
         self._device = device
+        self._resources = resources
         self._warned_of_truncation = False
         self.load_seconds = 0.0
 
@@ -70,6 +79,7 @@ class Embedder:
         model: str | Path,
         *,
         device: str = "auto",
+        dtype: str = "auto",
         cache_dir: Path | None = None,
         max_cache_gb: float | None = None,
         trusted: bool = True,
@@ -80,6 +90,7 @@ class Embedder:
         Args:
             model: a short name, "org/repo", or a checkpoint folder.
             device: "auto" (the GPU where there is one), "gpu" or "cpu".
+            dtype: number format of the weights, "auto", "float32", "bfloat16" or "float16"; see `load_model`.
             cache_dir: where models are kept; None: `AKIDB_MODEL_CACHE_DIR` or ~/.cache/akidb/models.
             max_cache_gb: after a download, evict the least recently used models above this.
             trusted: False where the name comes from a stored collection; see `hub.ensure_model`.
@@ -91,22 +102,19 @@ class Embedder:
         """
         begun = time.perf_counter()
         chosen = choose_device(device)
-        checkpoint = locate_checkpoint(
-            model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline
-        )
-        tokenizer = TextTokenizer(
-            checkpoint.folder,
-            checkpoint.max_tokens,
-            end_token=checkpoint.spec.end_token if checkpoint.spec else None,
-            lowercase=checkpoint.lowercase,
-        )
-        workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS) if chosen == "cpu" else 1)
-        try:
-            loaded = workers.submit(lambda: load_model(checkpoint)).result()
-        except BaseException:
-            workers.close()
-            raise
-        embedder = cls(checkpoint, tokenizer, loaded, workers, chosen)
+        with ExitStack() as parts:
+            checkpoint, in_use = _locate_for_use(model, cache_dir, max_cache_gb, trusted, offline)
+            parts.callback(in_use.close)
+            tokenizer = TextTokenizer(
+                checkpoint.folder,
+                checkpoint.max_tokens,
+                end_token=checkpoint.spec.end_token if checkpoint.spec else None,
+                lowercase=checkpoint.lowercase,
+            )
+            workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS) if chosen == "cpu" else 1)
+            parts.callback(workers.close)
+            loaded = workers.submit(lambda: load_model(checkpoint, device=chosen, dtype=dtype)).result()
+            embedder = cls(checkpoint, tokenizer, loaded, workers, chosen, parts.pop_all())
         embedder.load_seconds = time.perf_counter() - begun
         _log.info("loaded %s on %s in %.2f s", checkpoint.name, chosen, embedder.load_seconds)
         return embedder
@@ -118,8 +126,8 @@ class Embedder:
         self.close()
 
     def close(self) -> None:
-        """End the threads after what they have begun, and free the weights."""
-        self._workers.close()
+        """End the threads after what was asked of them, and let the cache evict the model again; safe to call twice."""
+        self._resources.close()
 
     def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
         """Describe the model and the vectors these settings give."""
@@ -279,6 +287,23 @@ class Embedder:
                 self._checkpoint.max_tokens,
                 self._checkpoint.name,
             )
+
+
+def _locate_for_use(
+    model: str | Path, cache_dir: Path | None, max_cache_gb: float | None, trusted: bool, offline: bool | None
+) -> tuple[Checkpoint, ModelInUse]:
+    """Find the checkpoint and shield it from eviction by any process until the handle is closed."""
+    for last in (False, True):
+        checkpoint = locate_checkpoint(
+            model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline
+        )
+        try:
+            return checkpoint, mark_in_use(checkpoint.folder)
+        except ModelNotFoundError:
+            # Another process evicted it between the two calls: fetch it again, once.
+            if last:
+                raise
+    raise AssertionError("unreachable")
 
 
 def choose_device(device: str) -> str:

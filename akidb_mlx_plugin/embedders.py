@@ -9,7 +9,7 @@ from pathlib import Path
 from akidb_mlx_plugin.embedder import Embedder, choose_device
 from akidb_mlx_plugin.registry import resolve
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str, str]
 
 
 @dataclass
@@ -29,6 +29,7 @@ def acquire_embedder(
     model: str | Path,
     *,
     device: str = "auto",
+    dtype: str = "auto",
     cache_dir: Path | None = None,
     max_cache_gb: float | None = None,
     trusted: bool = True,
@@ -40,7 +41,7 @@ def acquire_embedder(
     Arguments and errors are those of `Embedder.load`.
     """
     source = resolve(model)
-    key = (str(source.folder or source.repo), choose_device(device), str(cache_dir))
+    key = (str(source.folder or source.repo), choose_device(device), dtype, str(cache_dir))
     with _lock:
         entry = _entries.setdefault(key, _Entry())
         entry.holders += 1
@@ -50,6 +51,7 @@ def acquire_embedder(
                 entry.embedder = Embedder.load(
                     model,
                     device=device,
+                    dtype=dtype,
                     cache_dir=cache_dir,
                     max_cache_gb=max_cache_gb,
                     trusted=trusted,

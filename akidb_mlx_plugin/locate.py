@@ -19,11 +19,16 @@ def locate_checkpoint(
     offline: bool | None = None,
 ) -> Checkpoint:
     """Find a model, downloading it where needed, and read what its folder says; arguments as `hub.ensure_model`."""
-    local = ensure_model(
-        model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline
-    )
+    local = ensure_model(model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline)
+    known = local.manifest
     return read_checkpoint(
-        local.folder, name=local.name, spec=local.spec, repo=local.repo, revision=local.revision
+        local.folder,
+        name=local.name,
+        spec=local.spec,
+        repo=local.repo,
+        revision=known.revision if known else "",
+        # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
+        weights_digest=known.weights_digest if known else "",
     )
 
 

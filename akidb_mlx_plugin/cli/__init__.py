@@ -11,7 +11,12 @@ from typing import Annotated
 import typer
 
 from akidb_mlx_plugin._version import __version__
-from akidb_mlx_plugin.cli import cache, config, demo, doctor, metrics, models
+from akidb_mlx_plugin.cli.cache import app as cache_commands
+from akidb_mlx_plugin.cli.config import app as config_commands
+from akidb_mlx_plugin.cli.demo import demo as demo_command
+from akidb_mlx_plugin.cli.doctor import doctor as doctor_command
+from akidb_mlx_plugin.cli.metrics import app as metrics_commands
+from akidb_mlx_plugin.cli.models import app as models_commands
 from akidb_mlx_plugin.cli.output import print_error
 from akidb_mlx_plugin.errors import EmbeddingError
 
@@ -24,12 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(demo.demo)
-app.command()(doctor.doctor)
-app.add_typer(models.app, name="models")
-app.add_typer(cache.app, name="cache")
-app.add_typer(config.app, name="config")
-app.add_typer(metrics.app, name="metrics")
+app.command("demo")(demo_command)
+app.command("doctor")(doctor_command)
+app.add_typer(models_commands, name="models")
+app.add_typer(cache_commands, name="cache")
+app.add_typer(config_commands, name="config")
+app.add_typer(metrics_commands, name="metrics")
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -25,7 +25,8 @@ _QUESTIONS = (
 )
 _TEXTS = 1000
 _CHUNK = 100
-_HITS = 5
+# Shown for each question: a person who asked one reads more than a person who is shown three.
+_HITS, _HITS_BUILT_IN = 5, 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Store:
     title: str
     names: Callable[[], set[str]]
     add: Callable[[Sequence[Docstring]], None]
-    ask: Callable[[str], list[tuple[str, str, float]]]
+    ask: Callable[[str, int], list[tuple[str, str, float]]]
 
 
 def demo(
@@ -59,7 +60,8 @@ def demo(
     with progress() as bar:
         for store in stores:
             _fill(store, corpus, bar)
-    rows = [row for asked in ([question] if question else _QUESTIONS) for store in stores for row in _answers(store, asked)]
+    questions, count = ((question,), _HITS) if question else (_QUESTIONS, _HITS_BUILT_IN)
+    rows = [row for asked in questions for store in stores for row in _answers(store, asked, count)]
     print_rows(rows, as_json=json, title="Answers from Python's standard library")
 
 
@@ -75,23 +77,25 @@ def _fill(store: _Store, corpus: Sequence[Docstring], bar: Progress) -> None:
         bar.advance(task, len(chunk))
     if missing:
         seconds = time.perf_counter() - begun
-        bar.console.print(f"{store.title}: {len(missing)} texts in {seconds:.1f} s, {len(missing) / seconds:.0f} texts/s")
+        bar.console.print(
+            f"{store.title}: {len(missing)} texts in {seconds:.1f} s, {len(missing) / seconds:.0f} texts/s"
+        )
 
 
-def _answers(store: _Store, question: str) -> list[dict[str, Any]]:
+def _answers(store: _Store, question: str, count: int) -> list[dict[str, Any]]:
     begun = time.perf_counter()
-    hits = store.ask(question)
+    hits = store.ask(question, count)
     milliseconds = (time.perf_counter() - begun) * 1000
     return [
         {
-            "question": question if rank == 1 else "",
+            "question": question,
             "database": store.title,
             "score": round(score, 3),
             "found": name,
-            "text": " ".join(text.split())[:80],
+            "text": " ".join(text.split())[:60],
             "ms": round(milliseconds, 1),
         }
-        for rank, (name, text, score) in enumerate(hits, start=1)
+        for name, text, score in hits
     ]
 
 
@@ -99,16 +103,20 @@ def _open_chroma(folder: Path, name: str, model: str) -> _Store:
     try:
         import chromadb
         from akidb_mlx_chroma import MLXEmbeddingFunction
+        from chromadb.config import Settings
     except ImportError as error:
         raise EmbeddingError(f"the demo needs Chroma ({error}): pip install 'akidb-mlx-plugin[all]'") from error
-    client = chromadb.PersistentClient(str(folder), settings=chromadb.Settings(anonymized_telemetry=False))
-    collection = client.get_or_create_collection(name, embedding_function=MLXEmbeddingFunction(model=model))
+    client = chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
+    collection = client.get_or_create_collection(
+        name,
+        embedding_function=MLXEmbeddingFunction(model=model),  # type: ignore[arg-type]  # Chroma types it for images too
+    )
 
     def add(docs: Sequence[Docstring]) -> None:
         collection.upsert(ids=[d.name for d in docs], documents=[d.text for d in docs])
 
-    def ask(question: str) -> list[tuple[str, str, float]]:
-        found = collection.query(query_texts=[question], n_results=_HITS)
+    def ask(question: str, count: int) -> list[tuple[str, str, float]]:
+        found = collection.query(query_texts=[question], n_results=count)
         documents, distances = found["documents"] or [[]], found["distances"] or [[]]
         return [
             (name, text, 1 - distance)
@@ -123,22 +131,24 @@ def _open_lancedb(folder: Path, name: str, model: str) -> _Store:
         import lancedb
         from akidb_mlx_lancedb import MLXEmbeddings
         from lancedb.pydantic import LanceModel, Vector
+        from lancedb.query import LanceVectorQueryBuilder
     except ImportError as error:
         raise EmbeddingError(f"the demo needs LanceDB ({error}): pip install 'akidb-mlx-plugin[all]'") from error
     function = MLXEmbeddings.create(name=model)
 
-    class Entry(LanceModel):  # type: ignore[misc]
+    class Entry(LanceModel):
         name: str
-        text: str = function.SourceField()
-        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
+        text: str = function.SourceField()  # type: ignore[no-untyped-call]
+        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type, no-untyped-call]
 
     table = lancedb.connect(folder).create_table(name, schema=Entry, exist_ok=True)
 
     def add(docs: Sequence[Docstring]) -> None:
         table.add([{"name": d.name, "text": d.text} for d in docs])
 
-    def ask(question: str) -> list[tuple[str, str, float]]:
-        hits = table.search(question).distance_type("cosine").limit(_HITS).to_list()
+    def ask(question: str, count: int) -> list[tuple[str, str, float]]:
+        search = cast(LanceVectorQueryBuilder, table.search(question))
+        hits = search.distance_type("cosine").limit(count).to_list()
         return [(hit["name"], hit["text"], 1 - hit["_distance"]) for hit in hits]
 
     return _Store("LanceDB", lambda: set(table.to_arrow().column("name").to_pylist()), add, ask)

@@ -132,5 +132,3 @@ def _hub() -> _Finding:
             "for others copy a checkpoint folder here and name its path, or set HF_ENDPOINT to a mirror",
         )
     return _Finding("hub", f"{endpoint} reachable")
-
-

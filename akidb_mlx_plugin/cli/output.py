@@ -40,8 +40,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, titl
     for column in rows[0] if rows else ():
         numeric = all(isinstance(row[column], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    above: list[str] = []
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        cells = ["" if value is None else str(value) for value in row.values()]
+        # The first column is a heading to the rows below it that share it.
+        table.add_row(*(["", *cells[1:]] if above[:1] == cells[:1] else cells))
+        above = cells
     Console().print(table)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
     def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddings:
         """Make a function with every field given, because LanceDB stores only what `create` was given."""
         fields = {("name" if key == "model" else key): value for key, value in settings_of(config).items()}
-        function: MLXEmbeddings = super().create(**fields)
+        function: MLXEmbeddings = super().create(**fields)  # type: ignore[no-untyped-call]
         function._config, function._trusted = config, trusted
         return function
 
@@ -111,7 +111,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
             raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
         return dimension
 
-    def generate_embeddings(self, texts: Sequence[str | None]) -> list[Vector | None]:
+    def generate_embeddings(self, texts: Iterable[str | None], *_: Any, **__: Any) -> list[Vector | None]:
         """Embed documents.
 
         Args:
