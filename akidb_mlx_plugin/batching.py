@@ -30,7 +30,10 @@ class BatchQueue:
     """Merges the requests of many callers into batches and runs one batch at a time.
 
     An idle engine starts at once with whatever is there; while it runs, requests gather, up to `batch_size` texts to a
-    batch. Any thread may call. Threads start with the first request; they are daemons, so that a queue nobody closed
+    batch. No batch could start earlier than that, so what `batch_timeout_ms` bounds is how long a slice of a large
+    request may keep the engine from a batch that waits.
+
+    Any thread may call. Threads start with the first request; they are daemons, so that a queue nobody closed
     keeps no interpreter alive. A process forked after that lacks them, and every request there is refused.
     """
 

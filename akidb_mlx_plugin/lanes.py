@@ -15,7 +15,7 @@ from akidb_mlx_plugin.tickets import Part, Ticket
 # Bounds of a slice while no small request is about: enough to keep a GPU busy, about a second of MiniLM on two cores.
 # Fixed, not timed, so that the same large request is cut, and so rounded, the same way every time.
 SLICE_TEXTS = 512
-SLICE_CHARACTERS = 32_768
+SLICE_CHARACTERS = 16_384
 # Once a small request had to wait for a slice, slices are kept short for this long: more may follow.
 _COMPANY_S = 10.0
 

@@ -33,7 +33,7 @@ def test_a_slice_has_bounds_in_texts_and_characters() -> None:
 
 def test_the_longest_texts_go_first() -> None:
     lanes = Lanes(2, 0.05)
-    lanes.add(Ticket(request("a" * 10_000, "b" * 30_000, "c" * 20_000, "d" * 12_000), 0.0))
+    lanes.add(Ticket(request("a" * 5_000, "b" * 15_000, "c" * 10_000, "d" * 6_000), 0.0))
     slices = [lanes.take(0)[0].request.inputs for _ in range(3)]
     assert [[text[0] for text in texts] for texts in slices] == [["b"], ["c", "d"], ["a"]]
 
