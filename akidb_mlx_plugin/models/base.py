@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -16,8 +18,11 @@ from akidb_mlx_plugin.models.kernels import on_cpu, softmax
 from akidb_mlx_plugin.packing import Block, TokenBatch
 
 # Scores of one attention step on a CPU, in elements: longer texts attend in slices of queries, so that memory grows
-# with the length and not with its square. 16 Mi float32 are 64 MiB.
-_MAX_SCORES = 1 << 24
+# with the length and not with its square. 4 Mi float32 are 16 MiB.
+_MAX_SCORES = 1 << 22
+# Where a query does not see every key, shorter slices leave more of the unseen ones out; below this, the matrix
+# products of a slice become too small to be efficient.
+_MASKED_QUERIES = 256
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class Tokens:
         """Hand a packed batch to MLX; call it on the thread that evaluates."""
         return cls(mx.array(batch.ids), mx.array(batch.positions), batch.blocks)
 
+    @property
+    def longest(self) -> int:
+        """Length of the longest row."""
+        return max(block.length for block in self.blocks)
+
 
 class Encoder(nn.Module):
     """A transformer that turns packed tokens into token vectors.
@@ -48,6 +58,10 @@ class Encoder(nn.Module):
     """
 
     hidden_size: int
+    # Whether activations stay within what float16 can hold.
+    float16_is_safe = True
+    # Whether it casts what it looks up in an embedding table, so that the table may stay as it is stored.
+    keeps_tables = True
 
     @classmethod
     @abstractmethod
@@ -63,7 +77,7 @@ class Encoder(nn.Module):
         """Rename a checkpoint's tensors to this encoder's names and drop those known not to be needed."""
 
     def prepare(self) -> None:
-        """Rearrange weights for speed once they are loaded, such as joining projections of one input."""
+        """Rearrange weights for speed once they are loaded, such as splitting fused projections."""
 
     @abstractmethod
     def __call__(self, tokens: Tokens) -> mx.array:
@@ -92,17 +106,15 @@ def attend(
     Returns:
         (T, H * d).
     """
+    attend_block = _attend_sliced if on_cpu() else _attend_fused
     outputs = []
     for block in blocks:
-        shape = (block.rows, block.length)
-        # (T, H, d) -> (B, H, L, d)
+        # (T, H, d) -> (B, L, H, d)
         queries, keys, values = (
-            x[block.start : block.stop].reshape(*shape, x.shape[-2], x.shape[-1]).transpose(0, 2, 1, 3)
-            for x in (q, k, v)
+            x[block.start : block.stop].reshape(block.rows, block.length, x.shape[-2], x.shape[-1]) for x in (q, k, v)
         )
-        step = _attend_sliced if on_cpu() else _attend_fused
-        out = step(queries, keys, values, block.lengths, scale, causal, window)
-        outputs.append(out.transpose(0, 2, 1, 3).reshape(block.rows * block.length, -1))
+        out = attend_block(queries, keys, values, block.lengths, scale, causal, window)
+        outputs.append(out.reshape(block.rows * block.length, -1))
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
 
@@ -115,9 +127,16 @@ def _attend_fused(
     causal: bool,
     window: int | None,
 ) -> mx.array:
-    """One fused kernel over (B, H, L, d); a boolean mask, because an additive one gives NaN on empty rows."""
-    mask = _mask(0, q.shape[2], 0, k.shape[2], lengths, causal, window)
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    """One fused kernel over (B, L, H, d); a boolean mask, because an additive one gives NaN on empty rows."""
+    length = q.shape[1]
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    if causal and (window is None or window >= length):
+        # With right padding and a causal mask no real token sees padding.
+        mask: mx.array | str | None = "causal"
+    else:
+        mask = _visible(0, length, 0, length, lengths, causal, window)
+        mask = mask if mask is None or mask.ndim == 2 else mask[:, None]
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask).transpose(0, 2, 1, 3)
 
 
 def _attend_sliced(
@@ -129,28 +148,34 @@ def _attend_sliced(
     causal: bool,
     window: int | None,
 ) -> mx.array:
-    """Scores, softmax and mixing over (B, H, L, d), by slices of queries that see only the keys they can reach."""
-    rows, heads, length, size = q.shape
-    groups = k.shape[1]
-    q = (q * scale).reshape(rows, groups, heads // groups, length, size)
-    k = k[:, :, None].swapaxes(-1, -2)
-    v = v[:, :, None]
+    """Scores, softmax and mixing over (B, L, H, d), by slices of queries that see only the keys they can reach."""
+    rows, length, heads, size = q.shape
+    groups = k.shape[2]
+    # (B, L, H, d) -> (B, K, H/K, L, d); the query heads of one key head are rows of one matrix product.
+    q = (q * scale).reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
+    # (B, L, K, d) -> (B, K, d, L) and (B, K, L, d)
+    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     step = max(16, _MAX_SCORES // (rows * heads * length))
+    if causal or window is not None:
+        step = min(step, _MASKED_QUERIES)
     outputs = []
     for start in range(0, length, step):
         stop = min(start + step, length)
         first = 0 if window is None else max(0, start - window + 1)
         last = stop if causal else length if window is None else min(length, stop + window - 1)
-        scores = q[:, :, :, start:stop] @ k[..., first:last]
-        mask = _mask(start, stop, first, last, lengths, causal, window)
-        if mask is not None:
-            scores = mx.where(mask if mask.ndim == 2 else mask[:, None], scores, -mx.inf)
-        outputs.append(softmax(scores) @ v[:, :, :, first:last])
-    out = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=3)
-    return out.reshape(rows, heads, length, size)
+        scores = q[:, :, :, start:stop].reshape(rows, groups, -1, size) @ k[..., first:last]
+        scores = scores.reshape(rows, groups, -1, stop - start, last - first)
+        visible = _visible(start, stop, first, last, lengths, causal, window)
+        if visible is not None:
+            hidden = mx.where(visible, 0.0, -mx.inf).astype(scores.dtype)
+            scores = scores + (hidden if hidden.ndim == 2 else hidden[:, None, None])
+        # (B, K, H/K * Q, L) @ (B, K, L, d) -> (B, Q, K, H/K, d)
+        mixed = softmax(scores).reshape(rows, groups, -1, last - first) @ v[:, :, first:last]
+        outputs.append(mixed.reshape(rows, groups, -1, stop - start, size).transpose(0, 3, 1, 2, 4))
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
 
 
-def _mask(
+def _visible(
     start: int,
     stop: int,
     first: int,
@@ -159,62 +184,70 @@ def _mask(
     causal: bool,
     window: int | None,
 ) -> mx.array | None:
-    """Return which keys (first to last) each query (start to stop) sees: (Q, K) or (B, 1, Q, K) bool, None for all.
+    """Return which keys (first to last) each query (start to stop) sees; every query sees at least one.
 
-    Every query keeps sight of itself, also in padding, so that no softmax runs over nothing.
+    Returns:
+        (Q, K) or (B, Q or 1, K) bool; None where every query sees every key.
     """
-    query = np.arange(start, stop)[:, None]
-    key = np.arange(first, last)[None, :]
-    seen = np.ones((stop - start, last - first), dtype=bool)
-    if causal:
-        seen &= key <= query
-    if window is not None:
-        seen &= np.abs(query - key) < window
-    if lengths is not None and not (causal and all(length >= 1 for length in lengths)):
-        real = (key < np.asarray(lengths)[:, None, None]) | (key == query)
-        return mx.array((seen & real)[:, None])
+    query, key = mx.arange(start, stop)[:, None], mx.arange(first, last)
+    visible: mx.array | None = None
+    if causal and last - 1 > start:
+        visible = key <= query
+    if window is not None and max(stop - 1 - first, last - 1 - start) >= window:
+        near = mx.abs(query - key) < window
+        visible = near if visible is None else visible & near
     # With right padding and a causal mask no real token sees padding.
-    return None if seen.all() else mx.array(seen)
+    if lengths is not None and not causal and min(lengths) < last:
+        real = key < mx.array(lengths)[:, None, None]
+        # Far in the padding, a window holds no real token: a query there sees itself.
+        visible = real if visible is None else visible & (real | (key == query))
+    return visible
 
 
 class Rotary:
-    """Rotary position embedding for packed tokens, cosines and sines computed once per length.
+    """Rotary position embedding, cosines and sines computed once per length.
 
     Source: Su et al. 2021, in the half-split layout of Hugging Face's decoders.
     """
 
-    def __init__(self, size: int, theta: float) -> None:
-        """Prepare for heads of `size` channels and base `theta`."""
-        self._frequencies = 1.0 / theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
+    def __init__(self, size: int, theta: float, factor: float = 1.0) -> None:
+        """Prepare for heads of `size` channels and base `theta`; positions are divided by `factor`."""
+        # In float32 as transformers computes it: at far positions the rounding of a frequency shows in the angle.
+        exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+        self._frequencies = (np.float32(1.0) / np.float32(theta) ** exponents) / np.float32(factor)
         self._table = np.zeros((0, size), dtype=np.float32)
 
-    def angles(self, positions: mx.array, longest: int) -> tuple[mx.array, mx.array]:
-        """Return cosines and sines, (T, 1, d/2) each, of the positions; `longest` is above every one of them."""
-        if longest > len(self._table):
+    def angles(self, tokens: Tokens) -> tuple[mx.array, mx.array]:
+        """Return cosines and sines, (T, 1, d/2) each, of every token's position."""
+        longest = tokens.longest
+        table = self._table
+        if longest > len(table):
             rows = 1 << math.ceil(math.log2(max(longest, 64)))
-            angles = np.outer(np.arange(rows), self._frequencies)
-            self._table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-        rows_of_tokens = mx.array(self._table[: max(longest, 1)])[positions][:, None]
-        cos, sin = mx.split(rows_of_tokens, 2, axis=-1)
-        return cos, sin
+            angles = np.outer(np.arange(rows, dtype=np.float32), self._frequencies)
+            self._table = table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        cos, sin = mx.split(mx.array(table[:longest])[tokens.positions][:, None], 2, axis=-1)
+        return mx.contiguous(cos), mx.contiguous(sin)
+
+
+@partial(mx.compile, shapeless=True)
+def _turn(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
+    return (x * cos - y * sin).astype(x.dtype), (y * cos + x * sin).astype(x.dtype)
 
 
 def rotate(x: mx.array, angles: tuple[mx.array, mx.array]) -> mx.array:
-    """Turn (T, H, d) queries or keys by their positions' angles; keeps the dtype."""
-    cos, sin = (part.astype(x.dtype) for part in angles)
+    """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype."""
     first, second = mx.split(x, 2, axis=-1)
-    return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return mx.concatenate(list(_turn(first, second, *angles)), axis=-1)
 
 
-def join_linears(*linears: nn.Linear) -> nn.Linear:
-    """Return one linear layer whose output is theirs side by side; quantized ones of one kind join too."""
-    first = linears[0]
+def split_linear(linear: nn.Module, parts: int) -> list[nn.Module]:
+    """Return linear layers for equal shares of a fused one's outputs, quantized like it.
+
+    On a CPU, what works on a part of a fused output walks memory in strides, several times slower than in one piece.
+    """
+    shares = [copy(linear) for _ in range(parts)]
     for name in ("weight", "scales", "biases", "bias"):
-        if name in first:
-            first[name] = mx.concatenate([linear[name] for linear in linears], axis=0)
-    return first
-
-
-def longest_row(blocks: tuple[Block, ...]) -> int:
-    """Return the length of the longest row of a batch."""
-    return max(block.length for block in blocks)
+        if linear.get(name) is not None:
+            for share, rows in zip(shares, mx.split(linear[name], parts, axis=0), strict=True):
+                share[name] = mx.contiguous(rows)
+    return shares

@@ -13,8 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, Tokens, attend, join_linears
+from akidb_mlx_plugin.models.base import Encoder, Tokens, attend
 from akidb_mlx_plugin.models.kernels import ACTIVATIONS
+from akidb_mlx_plugin.models.settings import check_activation, take_fields
 from akidb_mlx_plugin.packing import Block
 
 
@@ -31,6 +32,8 @@ class Args:
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
+    # Places that the position table leaves unused at its beginning.
+    first_position: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Args:
@@ -38,9 +41,10 @@ class Args:
         kind = config.get("position_embedding_type") or "absolute"
         if kind != "absolute":
             raise ModelNotFoundError(f"position_embedding_type {kind!r} is not supported, only 'absolute'")
-        if config.get("hidden_act", "gelu") not in ACTIVATIONS:
-            raise ModelNotFoundError(f"hidden_act {config['hidden_act']!r} is not supported: {', '.join(ACTIVATIONS)}")
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__ if name in config})
+        if config.get("is_decoder"):
+            raise ModelNotFoundError("is_decoder is not supported: this encoder attends in both directions")
+        check_activation(config, "hidden_act", "gelu")
+        return cls(**take_fields(cls, config))
 
 
 class Embeddings(nn.Module):
@@ -48,18 +52,22 @@ class Embeddings(nn.Module):
 
     def __init__(self, args: Args) -> None:
         super().__init__()
+        self.first_position = args.first_position
         self.word_embeddings = nn.Embedding(args.vocab_size, args.hidden_size)
         self.position_embeddings = nn.Embedding(args.max_position_embeddings, args.hidden_size)
         self.token_type_embeddings = nn.Embedding(args.type_vocab_size, args.hidden_size)
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
     def __call__(self, ids: mx.array, positions: mx.array) -> mx.array:
-        segment = self.token_type_embeddings(mx.zeros(1, dtype=mx.int32))
-        return self.LayerNorm(self.word_embeddings(ids) + (self.position_embeddings(positions) + segment))
+        # The tables may be of another format than the computation.
+        dtype = self.LayerNorm.weight.dtype
+        segment = self.token_type_embeddings(mx.zeros(1, dtype=mx.int32)).astype(dtype)
+        place = self.position_embeddings(positions + self.first_position).astype(dtype)
+        return self.LayerNorm(self.word_embeddings(ids).astype(dtype) + (place + segment))
 
 
-class Attention(nn.Module):
-    """Multi-head attention with its output projection, residual and norm."""
+class SelfAttention(nn.Module):
+    """Multi-head attention without its output projection."""
 
     def __init__(self, args: Args) -> None:
         super().__init__()
@@ -67,36 +75,76 @@ class Attention(nn.Module):
         self.query = nn.Linear(args.hidden_size, args.hidden_size)
         self.key = nn.Linear(args.hidden_size, args.hidden_size)
         self.value = nn.Linear(args.hidden_size, args.hidden_size)
-        self.dense = nn.Linear(args.hidden_size, args.hidden_size)
-        self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
-
-    def prepare(self) -> None:
-        """Join the three input projections into one matmul."""
-        self.qkv = join_linears(self.query, self.key, self.value)
-        del self.query, self.key, self.value
 
     def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
         size = x.shape[-1] // self.heads
-        # (T, 3D) -> (T, 3, H, d)
-        qkv = self.qkv(x).reshape(x.shape[0], 3, self.heads, size)
-        out = attend(qkv[:, 0], qkv[:, 1], qkv[:, 2], blocks, scale=size**-0.5)
-        return self.LayerNorm(self.dense(out) + x)
+        # (T, D) -> (T, H, d)
+        q, k, v = (project(x).reshape(len(x), self.heads, size) for project in (self.query, self.key, self.value))
+        return attend(q, k, v, blocks, scale=size**-0.5)
+
+
+class Output(nn.Module):
+    """Projection back to the width of the model, residual and norm."""
+
+    def __init__(self, width: int, args: Args) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, args.hidden_size)
+        self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
+
+    def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
+        return self.LayerNorm(self.dense(x) + residual)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its output projection."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        # So it is called in the checkpoint.
+        self.self = SelfAttention(args)
+        self.output = Output(args.hidden_size, args)
+
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
+        return self.output(self.self(x, blocks), x)
+
+
+class Intermediate(nn.Module):
+    """First half of the feed-forward network."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.dense = nn.Linear(args.hidden_size, args.intermediate_size)
+        self._activation = ACTIVATIONS[args.hidden_act]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._activation(self.dense(x))
 
 
 class Layer(nn.Module):
-    """Attention, then the feed-forward network, each with residual and norm behind it."""
+    """Attention, then the feed-forward network."""
 
     def __init__(self, args: Args) -> None:
         super().__init__()
         self.attention = Attention(args)
-        self.intermediate = nn.Linear(args.hidden_size, args.intermediate_size)
-        self.output = nn.Linear(args.intermediate_size, args.hidden_size)
-        self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
-        self._activation = ACTIVATIONS[args.hidden_act]
+        self.intermediate = Intermediate(args)
+        self.output = Output(args.intermediate_size, args)
 
     def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
         x = self.attention(x, blocks)
-        return self.LayerNorm(self.output(self._activation(self.intermediate(x))) + x)
+        return self.output(self.intermediate(x), x)
+
+
+class Stack(nn.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.layer = [Layer(args) for _ in range(args.num_hidden_layers)]
+
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
+        for layer in self.layer:
+            x = layer(x, blocks)
+        return x
 
 
 class BertEncoder(Encoder):
@@ -106,40 +154,24 @@ class BertEncoder(Encoder):
         super().__init__()
         self.hidden_size = args.hidden_size
         self.embeddings = Embeddings(args)
-        self.layers = [Layer(args) for _ in range(args.num_hidden_layers)]
+        self.encoder = Stack(args)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> BertEncoder:
         return cls(Args.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        renames = (
-            ("encoder.layer.", "layers."),
-            (".attention.self.", ".attention."),
-            (".attention.output.", ".attention."),
-            (".intermediate.dense.", ".intermediate."),
-            (".output.LayerNorm.", ".LayerNorm."),
-            (".output.dense.", ".output."),
-        )
         clean = {}
         for name, value in weights.items():
-            name = name.removeprefix("bert.")
-            # Heads for pretraining tasks, and a buffer that older versions of transformers saved.
-            if name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids":
+            # Models saved with a head for pretraining or another task keep the encoder under its own name.
+            name = name.removeprefix("bert.").removeprefix("roberta.")
+            # Such heads, and a buffer that older versions of transformers saved.
+            if name.startswith(("pooler.", "cls.", "lm_head.")) or name == "embeddings.position_ids":
                 continue
-            for old, new in renames:
-                name = name.replace(old, new)
             # Checkpoints converted from TensorFlow name the norm's parameters so.
             name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
             clean[name] = value
         return clean
 
-    def prepare(self) -> None:
-        for layer in self.layers:
-            layer.attention.prepare()
-
     def __call__(self, tokens: Tokens) -> mx.array:
-        x = self.embeddings(tokens.ids, tokens.positions)
-        for layer in self.layers:
-            x = layer(x, tokens.blocks)
-        return x
+        return self.encoder(self.embeddings(tokens.ids, tokens.positions), tokens.blocks)

@@ -7,7 +7,6 @@ which it vectorises, accurate to 2e-6.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -55,44 +54,52 @@ def _horner(s: mx.array, coefficients: tuple[float, ...]) -> mx.array:
     return value
 
 
-@partial(mx.compile, shapeless=True)
 def _rational_gelu(x: mx.array) -> mx.array:
     r = mx.clip(x, -_GELU_RANGE, _GELU_RANGE)
     s = r * r
     return x * (0.5 + r * _horner(s, _GELU_P) / _horner(s, _GELU_Q))
 
 
-def gelu(x: mx.array) -> mx.array:
-    """x times the normal distribution function of x, Hugging Face's "gelu"."""
-    return _rational_gelu(x) if on_cpu() else nn.gelu(x)
-
-
-def sigmoid(x: mx.array) -> mx.array:
+def _sigmoid(x: mx.array) -> mx.array:
     """1 / (1 + exp(-x)), from the exponential of a non-positive number on both sides of zero."""
-    if not on_cpu():
-        return mx.sigmoid(x)
     e = _exp_nonpositive(-mx.abs(x))
     return mx.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
-def silu(x: mx.array) -> mx.array:
-    """x * sigmoid(x), Hugging Face's "silu"."""
-    return x * sigmoid(x)
+def _silu(x: mx.array) -> mx.array:
+    return x * _sigmoid(x)
 
 
-def gelu_tanh(x: mx.array) -> mx.array:
-    """The tanh form of gelu, Hugging Face's "gelu_pytorch_tanh" and "gelu_new"."""
-    if not on_cpu():
-        return nn.gelu_approx(x)
+def _gelu_tanh(x: mx.array) -> mx.array:
     # (1 + tanh(y)) / 2 = sigmoid(2 y)
-    return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return x * _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
 
 
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "gelu": gelu,
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "relu": nn.relu,
-    "silu": silu,
-    "swish": silu,
+# (on a CPU, elsewhere), by Hugging Face's names.
+_FORMS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]] = {
+    "gelu": (_rational_gelu, nn.gelu),
+    "gelu_new": (_gelu_tanh, nn.gelu_approx),
+    "gelu_pytorch_tanh": (_gelu_tanh, nn.gelu_approx),
+    "relu": (nn.relu, nn.relu),
+    "silu": (_silu, nn.silu),
+    "swish": (_silu, nn.silu),
 }
+
+
+def _activation(name: str) -> Callable[[mx.array], mx.array]:
+    on_a_cpu, elsewhere = (mx.compile(form, shapeless=True) for form in _FORMS[name])
+    return lambda x: on_a_cpu(x) if on_cpu() else elsewhere(x)
+
+
+def _gated(name: str) -> Callable[[mx.array, mx.array], mx.array]:
+    def fuse(form: Callable[[mx.array], mx.array]) -> Callable[[mx.array, mx.array], mx.array]:
+        fused: Callable[[mx.array, mx.array], mx.array] = mx.compile(lambda x, y: form(x) * y, shapeless=True)
+        return fused
+
+    on_a_cpu, elsewhere = (fuse(form) for form in _FORMS[name])
+    return lambda x, y: on_a_cpu(x, y) if on_cpu() else elsewhere(x, y)
+
+
+# f(x), and f(x) * y in one pass.
+ACTIVATIONS = {name: _activation(name) for name in _FORMS}
+GATED_ACTIVATIONS = {name: _gated(name) for name in _FORMS}

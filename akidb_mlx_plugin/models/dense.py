@@ -1,0 +1,49 @@
+"""The `Dense` module of sentence-transformers: a linear layer behind the pooling.
+
+Source: sentence_transformers `Dense`.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from akidb_mlx_plugin.errors import ModelNotFoundError
+
+# By the last part of the torch class's name, in lower case.
+_ACTIVATIONS = {
+    "identity": nn.Identity(),
+    "tanh": mx.tanh,
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "sigmoid": mx.sigmoid,
+}
+
+
+class Dense(nn.Module):
+    """A linear layer with an activation, its input added to the output if asked for."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool, activation: str, residual: bool) -> None:
+        """Build it, weights uninitialised.
+
+        Raises:
+            ModelNotFoundError: no such activation.
+        """
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ModelNotFoundError(
+                f"a Dense module has the activation {activation!r}; supported are {', '.join(_ACTIVATIONS)}"
+            )
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
+        self.adds_input = residual
+        # Sides that differ need a projection of their own.
+        if residual and in_features != out_features:
+            self.residual = nn.Linear(in_features, out_features, bias=False)
+        self._activation = _ACTIVATIONS[activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        out = self._activation(self.linear(x))
+        if not self.adds_input:
+            return out
+        return out + (self.residual(x) if "residual" in self else x)

@@ -1,0 +1,164 @@
+"""Gemma 3, text only: EmbeddingGemma and kin.
+
+Source: Hugging Face `Gemma3TextModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate
+from akidb_mlx_plugin.models.kernels import GATED_ACTIVATIONS
+from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+
+
+@dataclass(frozen=True)
+class Args:
+    """The settings of `config.json` that shape the model, under their names there."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    num_key_value_heads: int = 4
+    head_dim: int = 256
+    rms_norm_eps: float = 1e-6
+    hidden_activation: str = "gelu_pytorch_tanh"
+    query_pre_attn_scalar: float = 256
+    attention_bias: bool = False
+    use_bidirectional_attention: bool = False
+    global_rope: tuple[float, float] = (1_000_000.0, 1.0)
+    local_rope: tuple[float, float] = (10_000.0, 1.0)
+    windows: tuple[int | None, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Args:
+        """Take what is named here and refuse variants that would compute something else."""
+        check_activation(config, "hidden_activation", "gelu_pytorch_tanh")
+        if config.get("attn_logit_softcapping"):
+            raise ModelNotFoundError("attn_logit_softcapping is not supported")
+        layers = config["num_hidden_layers"]
+        every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+        pattern = config.get("layer_types") or [
+            "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
+        ]
+        window = config.get("sliding_window") or 4096
+        if config.get("use_bidirectional_attention"):
+            # The setting is the full width there: half of it to each side, and the token itself.
+            window = window // 2 + 1
+        return cls(
+            **take_fields(cls, config)
+            | {
+                "global_rope": rope_settings(config, default_theta=1_000_000.0, layer_type="full_attention"),
+                "local_rope": rope_settings(
+                    config,
+                    default_theta=10_000.0,
+                    theta_key="rope_local_base_freq",
+                    layer_type="sliding_attention",
+                ),
+                "windows": layer_windows(pattern, window, layers),
+            }
+        )
+
+
+class Attention(nn.Module):
+    """Grouped-query attention, queries and keys normalized per head before they are rotated."""
+
+    def __init__(self, args: Args, window: int | None) -> None:
+        super().__init__()
+        self.head_dim = args.head_dim
+        self.scale = args.query_pre_attn_scalar**-0.5
+        self.causal = not args.use_bidirectional_attention
+        self.window = window
+        width, key_width = args.num_attention_heads * args.head_dim, args.num_key_value_heads * args.head_dim
+        self.q_proj = nn.Linear(args.hidden_size, width, bias=args.attention_bias)
+        self.k_proj = nn.Linear(args.hidden_size, key_width, bias=args.attention_bias)
+        self.v_proj = nn.Linear(args.hidden_size, key_width, bias=args.attention_bias)
+        self.o_proj = nn.Linear(width, args.hidden_size, bias=args.attention_bias)
+        self.q_norm = nn.RMSNorm(args.head_dim, args.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(args.head_dim, args.rms_norm_eps)
+
+    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+        # (T, H * d) -> (T, H, d)
+        q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
+        return self.o_proj(attend(q, k, v, tokens.blocks, scale=self.scale, causal=self.causal, window=self.window))
+
+
+class MLP(nn.Module):
+    """Gated feed-forward network."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(args.intermediate_size, args.hidden_size, bias=False)
+        self._gate = GATED_ACTIVATIONS[args.hidden_activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self._gate(self.gate_proj(x), self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """Attention, then the feed-forward network, each normalized before and behind, and added to what came in."""
+
+    def __init__(self, args: Args, window: int | None) -> None:
+        super().__init__()
+        self.is_local = window is not None
+        self.self_attn = Attention(args, window)
+        self.mlp = MLP(args)
+        self.input_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.pre_feedforward_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.post_feedforward_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+
+    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, tokens))
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class Gemma3Encoder(Encoder):
+    """The Gemma 3 text decoder up to its final norm."""
+
+    # The residual stream reaches 8e5, which float16 cannot hold.
+    float16_is_safe = False
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.hidden_size = args.hidden_size
+        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.layers = [Block(args, window) for window in args.windows]
+        self.norm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self._global_rotary = Rotary(args.head_dim, *args.global_rope)
+        self._local_rotary = Rotary(args.head_dim, *args.local_rope)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Gemma3Encoder:
+        return cls(Args.from_config(config))
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        # MLX conversions keep the prefix of the causal model, the original has none.
+        clean = {name.removeprefix("model."): value for name, value in weights.items()}
+        return {name: value for name, value in clean.items() if not name.startswith("lm_head.")}
+
+    def prepare(self) -> None:
+        # Gemma's norms scale by one plus their weight.
+        for module in self.modules():
+            if isinstance(module, nn.RMSNorm):
+                module.weight = 1.0 + module.weight.astype(mx.float32)
+
+    def __call__(self, tokens: Tokens) -> mx.array:
+        dtype = self.norm.weight.dtype
+        # transformers rounds the factor to the format of the weights too.
+        x = self.embed_tokens(tokens.ids).astype(dtype) * mx.array(self.hidden_size**0.5, dtype)
+        angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
+        for layer in self.layers:
+            x = layer(x, angles[layer.is_local], tokens)
+        return self.norm(x)

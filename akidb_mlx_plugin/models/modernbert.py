@@ -1,0 +1,168 @@
+"""ModernBERT: gte-modernbert, nomic's modernbert-embed and kin.
+
+Source: Warner et al. 2024; Hugging Face `ModernBertModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate, split_linear
+from akidb_mlx_plugin.models.kernels import GATED_ACTIVATIONS
+from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+
+
+@dataclass(frozen=True)
+class Args:
+    """The settings of `config.json` that shape the model, under their names there."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    norm_eps: float = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    hidden_activation: str = "gelu"
+    global_rope: tuple[float, float] = (160_000.0, 1.0)
+    local_rope: tuple[float, float] = (10_000.0, 1.0)
+    windows: tuple[int | None, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Args:
+        """Take what is named here and refuse variants that would compute something else."""
+        check_activation(config, "hidden_activation", "gelu")
+        layers = config["num_hidden_layers"]
+        every = config.get("global_attn_every_n_layers") or 3
+        pattern = config.get("layer_types") or [
+            "sliding_attention" if i % every else "full_attention" for i in range(layers)
+        ]
+        # The setting is the full width: a token sees half of it to each side, that place included.
+        window = (config.get("local_attention") or 128) // 2 + 1
+        return cls(
+            **take_fields(cls, config)
+            | {
+                "global_rope": rope_settings(
+                    config, default_theta=160_000.0, theta_key="global_rope_theta", layer_type="full_attention"
+                ),
+                "local_rope": rope_settings(
+                    config, default_theta=10_000.0, theta_key="local_rope_theta", layer_type="sliding_attention"
+                ),
+                "windows": layer_windows(pattern, window, layers),
+            }
+        )
+
+
+class Embeddings(nn.Module):
+    """Word vectors, normalized."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        # The table may be of another format than the computation.
+        return self.norm(self.tok_embeddings(ids).astype(self.norm.weight.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions."""
+
+    def __init__(self, args: Args, window: int | None) -> None:
+        super().__init__()
+        self.heads = args.num_attention_heads
+        self.window = window
+        self.Wqkv = nn.Linear(args.hidden_size, 3 * args.hidden_size, bias=args.attention_bias)
+        self.Wo = nn.Linear(args.hidden_size, args.hidden_size, bias=args.attention_bias)
+
+    def prepare(self) -> None:
+        """Take the fused projection apart."""
+        self.query, self.key, self.value = split_linear(self.Wqkv, 3)
+        del self.Wqkv
+
+    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+        size = x.shape[-1] // self.heads
+        # (T, D) -> (T, H, d)
+        q, k, v = (project(x).reshape(len(x), self.heads, size) for project in (self.query, self.key, self.value))
+        q, k = rotate(q, angles), rotate(k, angles)
+        return self.Wo(attend(q, k, v, tokens.blocks, scale=size**-0.5, window=self.window))
+
+
+class MLP(nn.Module):
+    """Gated feed-forward network."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.Wi = nn.Linear(args.hidden_size, 2 * args.intermediate_size, bias=args.mlp_bias)
+        self.Wo = nn.Linear(args.intermediate_size, args.hidden_size, bias=args.mlp_bias)
+        self._gate = GATED_ACTIVATIONS[args.hidden_activation]
+
+    def prepare(self) -> None:
+        """Take the fused projection apart."""
+        self.input, self.gate = split_linear(self.Wi, 2)
+        del self.Wi
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.Wo(self._gate(self.input(x), self.gate(x)))
+
+
+class Layer(nn.Module):
+    """Attention, then the feed-forward network, each normalized before and added to what came in."""
+
+    def __init__(self, args: Args, index: int) -> None:
+        super().__init__()
+        self.is_local = args.windows[index] is not None
+        # What enters the first layer is normalized already.
+        self.attn_norm = (
+            nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias) if index else nn.Identity()
+        )
+        self.attn = Attention(args, args.windows[index])
+        self.mlp_norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
+        self.mlp = MLP(args)
+
+    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+        x = x + self.attn(self.attn_norm(x), angles, tokens)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class ModernBertEncoder(Encoder):
+    """The ModernBERT encoder."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.hidden_size = args.hidden_size
+        self.embeddings = Embeddings(args)
+        self.layers = [Layer(args, i) for i in range(args.num_hidden_layers)]
+        self.final_norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
+        size = args.hidden_size // args.num_attention_heads
+        self._global_rotary = Rotary(size, *args.global_rope)
+        self._local_rotary = Rotary(size, *args.local_rope)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ModernBertEncoder:
+        return cls(Args.from_config(config))
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        clean = {name.removeprefix("model."): value for name, value in weights.items()}
+        # The head for masked language modelling.
+        return {name: value for name, value in clean.items() if not name.startswith(("head.", "decoder."))}
+
+    def prepare(self) -> None:
+        for layer in self.layers:
+            layer.attn.prepare()
+            layer.mlp.prepare()
+
+    def __call__(self, tokens: Tokens) -> mx.array:
+        x = self.embeddings(tokens.ids)
+        angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
+        for layer in self.layers:
+            x = layer(x, angles[layer.is_local], tokens)
+        return self.final_norm(x)

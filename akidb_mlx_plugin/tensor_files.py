@@ -1,0 +1,78 @@
+"""Which tensors a checkpoint's safetensors files hold, read from their headers alone.
+
+Format: eight bytes of little-endian length, that much JSON, then the tensors' bytes end to end.
+https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from akidb_mlx_plugin.errors import ModelNotFoundError
+
+INDEX_NAME = "model.safetensors.index.json"
+_LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: its format by the file's name for it, such as "F32", "BF16" or "U32".
+        shape: its sides.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def find_weight_files(folder: Path) -> list[Path]:
+    """Return the encoder's own safetensors files, those of dense layers not among them.
+
+    Raises:
+        ModelNotFoundError: there is none, or the index names one that is missing.
+    """
+    whole, index = folder / "model.safetensors", folder / INDEX_NAME
+    if index.is_file() and not whole.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelNotFoundError(f"{index} cannot be read as an index of tensors: {error!r}") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ModelNotFoundError(f"{index} names {', '.join(missing)}, which {folder} does not have")
+        return [folder / name for name in names]
+    files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelNotFoundError(
+            f"{folder} has no *.safetensors; convert other formats with transformers' save_pretrained"
+        )
+    return files
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Return what a file says it holds, by tensor name.
+
+    Raises:
+        ModelNotFoundError: damaged, cut off, or no safetensors file.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > _LONGEST_HEADER:
+                raise ValueError("no header where one should be")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        size = file.stat().st_size
+        if size != end:
+            raise ValueError(f"{size} bytes where its header speaks of {end}")
+        return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelNotFoundError(
+            f"{file} is damaged or no safetensors file ({error}); fetch the model again: "
+            "akidb-mlx models download --force NAME"
+        ) from error

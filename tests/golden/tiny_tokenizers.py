@@ -1,0 +1,98 @@
+"""Tokenizers of a few hundred entries, each of the kind and with the special tokens that its architecture uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+_TEXT = """
+the of and to in is was for that with as on by at from it an be are this which or not his but have they you
+had their one were all more when there can if no out up who so time other into than only some could new about
+them would may after first two any work over such year part most between through being many where much before
+back still water light river stone paper music letter window garden morning evening summer winter city village
+mountain forest island ocean bridge table chair answer question number system method result history science
+"""
+WORDS = _TEXT.split()
+_SIZE = 320
+
+
+def bert_tokenizer() -> Tokenizer:
+    """WordPiece, lower case, [CLS] … [SEP]."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(WORDS * 3, trainers.WordPieceTrainer(vocab_size=_SIZE, special_tokens=special))
+    tokenizer.decoder = decoders.WordPiece()
+    return _wrap(tokenizer, "[CLS]", "[SEP]")
+
+
+def roberta_tokenizer() -> Tokenizer:
+    """Byte-level BPE, <s> … </s>, padding id 1."""
+    return _wrap(_byte_level(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]), "<s>", "</s>")
+
+
+def xlm_roberta_tokenizer() -> Tokenizer:
+    """Unigram, <s> … </s>, padding id 1."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=_SIZE, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator(WORDS * 3, trainer)
+    tokenizer.decoder = decoders.Metaspace()
+    return _wrap(tokenizer, "<s>", "</s>")
+
+
+def modernbert_tokenizer() -> Tokenizer:
+    """Byte-level BPE, [CLS] … [SEP]."""
+    return _wrap(_byte_level(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]), "[CLS]", "[SEP]")
+
+
+def qwen3_tokenizer(*, ends: bool = True) -> Tokenizer:
+    """Byte-level BPE whose texts end with the padding token; upstream's first release did not end them."""
+    tokenizer = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return _wrap(tokenizer, None, "<|endoftext|>" if ends else None)
+
+
+def gemma_tokenizer() -> Tokenizer:
+    """BPE on characters, <bos> … <eos>; padding id 0, end id 1, beginning id 2."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    trainer = trainers.BpeTrainer(vocab_size=_SIZE, special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"])
+    tokenizer.train_from_iterator([f"▁{word}" for word in WORDS * 3], trainer)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    return _wrap(tokenizer, "<bos>", "<eos>")
+
+
+def llama_tokenizer() -> Tokenizer:
+    """Byte-level BPE, <s> … </s>."""
+    return _wrap(_byte_level(["<unk>", "<s>", "</s>"]), "<s>", "</s>")
+
+
+def _byte_level(special: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=_SIZE + 128, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([f" {word}" for word in WORDS * 3], trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _wrap(tokenizer: Tokenizer, first: str | None, last: str | None) -> Tokenizer:
+    """Put special tokens around every text."""
+    template = " ".join(part for part in (first, "$A", last) if part)
+    special = [(token, tokenizer.token_to_id(token)) for token in (first, last) if token]
+    if special:
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_tokens: int, **special: str) -> None:
+    """Save as transformers does: tokenizer.json, tokenizer_config.json, special_tokens_map.json."""
+    from transformers import PreTrainedTokenizerFast
+
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_tokens, **special)
+    wrapped.save_pretrained(folder)
