@@ -17,7 +17,7 @@ import numpy as np
 from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoint import Checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.inputs import check_request
+from akidb_mlx_plugin.inputs import check_request, list_inputs
 from akidb_mlx_plugin.loading import LoadedModel, load_model
 from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.models.base import Tokens
@@ -66,7 +66,8 @@ class Embedder:
         """Take the parts; `load` makes them."""
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
-        self._model = model
+        self._model: LoadedModel | None = model
+        self._dtype, self._parameters = model.dtype, model.parameters
         self._workers = workers
         self._device = device
         self._resources = resources
@@ -126,8 +127,12 @@ class Embedder:
         self.close()
 
     def close(self) -> None:
-        """End the threads after what was asked of them, and let the cache evict the model again; safe to call twice."""
+        """End the threads after what was asked of them and free the weights; safe to call twice.
+
+        The cache may evict the model again.
+        """
         self._resources.close()
+        self._model = None
 
     def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
         """Describe the model and the vectors these settings give."""
@@ -135,8 +140,8 @@ class Embedder:
             dimension=dimension,
             normalize=normalize,
             device=self._device,
-            dtype=self._model.dtype,
-            parameters=self._model.parameters,
+            dtype=self._dtype,
+            parameters=self._parameters,
         )
 
     def embed(
@@ -156,7 +161,7 @@ class Embedder:
             InvalidInputError: a text, the dimension or the kind cannot be used; nothing was computed.
             EmbeddingError: the model gave a vector that is not finite.
         """
-        return self.embed_requests([BatchEmbeddingRequest(texts, kind, normalize, dimension, prompt)])[0]
+        return self.embed_requests([BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt)])[0]
 
     def check_request(self, request: BatchEmbeddingRequest) -> None:
         """Raise InvalidInputError for a request that could not be answered; computes nothing."""
@@ -246,6 +251,7 @@ class Embedder:
 
     def _forward(self, batch: TokenBatch, skip: int) -> Vector:
         """Return (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
+        assert self._model is not None, "workers end before the model is freed"
         hidden = self._model.encoder(Tokens.from_batch(batch))
         pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, skip)
         for layer in self._model.dense:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,18 @@ class _Entry:
 
 _entries: dict[_Key, _Entry] = {}
 _lock = threading.Lock()
+
+
+def _renew_locks() -> None:
+    """Replace, in a forked child, the locks that a thread of the parent may have held and nobody would release."""
+    global _lock
+    _lock = threading.Lock()
+    for entry in _entries.values():
+        entry.loading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def acquire_embedder(

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from akidb_mlx_plugin.config import EmbeddingConfig
-from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.registry import resolve
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.registry import list_models
 
 # Name in the database -> section and key of the configuration in mode "mlx".
 _MLX_KEYS = ("dimension", "normalize", "query_prompt", "document_prompt")
@@ -70,8 +70,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     unknown = [str(key) for key in settings if key not in SETTINGS]
     if unknown:
         raise InvalidInputError(
-            f"the stored embedding settings have {', '.join(unknown)}, which this version does not know; "
-            f"it knows {', '.join(SETTINGS)}. Upgrade akidb-mlx-plugin if a newer one wrote them"
+            f"unknown embedding settings {', '.join(unknown)}; this version knows {', '.join(SETTINGS)}. "
+            "If they are stored in a database, upgrade akidb-mlx-plugin: a newer one wrote them"
         )
 
 
@@ -91,10 +91,8 @@ def check_same_space(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _dimension(config: EmbeddingConfig) -> int | None:
+    """Return the length of the vectors where the registry or the user names it; looks at no file, so never fails."""
     if config.mlx.dimension is not None:
         return config.mlx.dimension
-    try:
-        spec = resolve(config.mlx.model).spec
-    except ModelNotFoundError:
-        return None
-    return spec.dimension if spec else None
+    known = (spec.dimension for spec in list_models() if config.mlx.model in (spec.name, spec.repo))
+    return next(known, None)

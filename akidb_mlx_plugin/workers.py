@@ -20,6 +20,7 @@ import mlx.core as mx
 
 from akidb_mlx_plugin.blas import load_blas, set_blas_threads
 from akidb_mlx_plugin.errors import ServiceUnavailableError
+from akidb_mlx_plugin.forking import ForkGuard
 
 _STOP_PRIORITY = 2
 _JOIN_SECONDS = 10.0
@@ -41,7 +42,10 @@ class WorkerPool:
         Args:
             device: "cpu" or "gpu".
             count: how many; work of several of them runs side by side.
+        Raises:
+            ServiceUnavailableError: this process was forked from one that used MLX, and MLX would hang in it.
         """
+        _mlx_use.enter()
         load_blas()
         self._device = mx.gpu if device == "gpu" else mx.cpu
         self._pid = os.getpid()
@@ -76,7 +80,7 @@ class WorkerPool:
         if os.getpid() != self._pid:
             raise ServiceUnavailableError(
                 "this model was loaded before the process forked, and its threads stayed in the parent; "
-                "load it in the child, or start processes by 'spawn'"
+                "start processes by 'spawn', or load it only after the fork"
             )
         future: Future[Any] = Future()
         with self._lock:
@@ -88,8 +92,11 @@ class WorkerPool:
 
     def close(self) -> None:
         """Finish what was submitted, give the streams back and end the threads; safe to call twice."""
+        # Looked at first: a lock that was held at a fork is never released in the child.
+        if os.getpid() != self._pid:
+            return
         with self._lock:
-            if self._closed or os.getpid() != self._pid:
+            if self._closed:
                 return
             self._closed = True
             for _ in self._threads:
@@ -130,6 +137,7 @@ class WorkerPool:
 
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_mlx_use = ForkGuard()
 
 
 @atexit.register

@@ -9,6 +9,7 @@ from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
+from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
 from akidb_mlx_plugin.stored import check_same_space, check_settings, config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo
@@ -136,7 +137,14 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
         """Raise InvalidInputError where a change would mix two vector spaces in one collection."""
-        check_same_space(old_config, new_config)
+        try:
+            check_same_space(old_config, new_config)
+        except InvalidInputError as error:
+            # Chroma asks after it has written, and takes nothing back.
+            raise InvalidInputError(
+                f"{error}. Chroma has stored the new settings already: put the old ones back by calling modify on this "
+                f"collection once more, with a function of the settings {old_config}"
+            ) from error
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items() if v is not None)

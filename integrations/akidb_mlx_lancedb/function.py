@@ -14,6 +14,7 @@ from pydantic import PrivateAttr
 
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.inputs import list_inputs
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
 from akidb_mlx_plugin.stored import config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
@@ -82,6 +83,12 @@ class MLXEmbeddings(TextEmbeddingFunction):
     def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddings:
         """Make a function with every field given, because LanceDB stores only what `create` was given."""
         fields = {("name" if key == "model" else key): value for key, value in settings_of(config).items()}
+        for key, value in fields.items():
+            if isinstance(value, str) and value.startswith("$var:"):
+                raise InvalidInputError(
+                    f"{key}={value!r}: LanceDB's variables differ between sessions, and a table must keep its vector "
+                    "space; give the value itself"
+                )
         function: MLXEmbeddings = super().create(**fields)  # type: ignore[no-untyped-call]
         function._config, function._trusted = config, trusted
         return function
@@ -119,11 +126,11 @@ class MLXEmbeddings(TextEmbeddingFunction):
         Returns:
             (D,) float32 vectors in order.
         """
-        return self._embed(list(texts), "document")
+        return self._embed(list_inputs(texts), "document")
 
     def compute_query_embeddings(self, query: Any) -> list[Vector | None]:
         """Embed one query or several, with the model's query prompt before each."""
-        return self._embed(list(self.sanitize_input(query)), "query")
+        return self._embed(list_inputs(self.sanitize_input(query)), "query")
 
     def compute_source_embeddings(self, texts: Any) -> list[Vector | None]:
         """Embed a column, an array or a list of texts."""

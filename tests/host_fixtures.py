@@ -1,0 +1,109 @@
+"""What the tests of both hosts share: a record of what was embedded, Chroma clients of each kind."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import chromadb
+import pytest
+from akidb_mlx_chroma import MLXEmbeddingFunction
+from chromadb.api import ClientAPI
+from host_helpers import DOCUMENTS, MINILM, PATIENCE_S, Embedded
+
+from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> Embedded:
+    """Record what any model embeds during the test; it is embedded as ever."""
+    seen = Embedded()
+    embed_requests = Embedder.embed_requests
+
+    def record(self: Embedder, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
+        seen.extend(requests)
+        return embed_requests(self, requests)
+
+    monkeypatch.setattr(Embedder, "embed_requests", record)
+    return seen
+
+
+@pytest.fixture(scope="session")
+def chroma_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a `chroma run` server of the tests' own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    folder = tmp_path_factory.mktemp("chroma-server")
+    beside = Path(sys.executable).with_name("chroma")
+    program = str(beside) if beside.exists() else shutil.which("chroma")
+    assert program, "the chroma package brings its command"
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [program, "run", "--path", folder / "data", "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+        )
+    try:
+        _wait_until_it_answers(port, server, folder / "log")
+        yield port
+    finally:
+        server.terminate()
+        try:
+            server.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait_until_it_answers(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        assert server.poll() is None, log.read_text()
+        try:
+            chromadb.HttpClient("127.0.0.1", port).heartbeat()
+        except Exception:  # Chroma raises a bare one while nobody listens
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(f"the Chroma server does not answer: {log.read_text()}")
+
+
+@pytest.fixture(params=["ephemeral", "persistent", "server"])
+def chroma(request: pytest.FixtureRequest, tmp_path: Path) -> ClientAPI:
+    """A Chroma client, one of each kind."""
+    if request.param == "ephemeral":
+        return chromadb.EphemeralClient()
+    if request.param == "persistent":
+        return chromadb.PersistentClient(tmp_path / "chroma")
+    return chromadb.HttpClient("127.0.0.1", request.getfixturevalue("chroma_port"))
+
+
+@pytest.fixture
+def name() -> str:
+    """A collection's name that no other test uses: in-memory clients and the server share their data."""
+    return f"c-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def function(minilm: EmbeddingService) -> MLXEmbeddingFunction:
+    """The function on the real MiniLM."""
+    return MLXEmbeddingFunction(model=MINILM)
+
+
+@pytest.fixture
+def collection(chroma: ClientAPI, name: str, function: MLXEmbeddingFunction) -> chromadb.Collection:
+    """Three documents, embedded by Chroma itself, in a client of each kind."""
+    made = chroma.create_collection(name, embedding_function=function)
+    made.add(
+        ids=list(DOCUMENTS), documents=list(DOCUMENTS.values()), metadatas=[{"topic": topic} for topic in DOCUMENTS]
+    )
+    return made

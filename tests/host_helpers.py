@@ -1,0 +1,82 @@
+"""What the tests of both hosts do: other processes, and a record of what was embedded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import numpy as np
+import pytest
+
+from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.types import BatchEmbeddingRequest
+
+PATIENCE_S = 60.0
+MINILM = "minilm-l6-v2"
+TINY = Path(__file__).parent / "golden" / "bert" / "model"
+SETTINGS = {
+    "model": MINILM,
+    "mode": "mlx",
+    "dimension": 384,
+    "normalize": True,
+    "query_prompt": None,
+    "document_prompt": None,
+}
+DOCUMENTS = {
+    "date": "parse a date from a string",
+    "file": "open a file and read its lines",
+    "pasta": "boil the pasta in salted water",
+}
+
+
+class Embedded(list[BatchEmbeddingRequest]):
+    """The requests that reached a model, in order."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Their texts, one after the other."""
+        return [text for request in self for text in request.inputs]
+
+
+def run_python(code: str, *arguments: object, environment: dict[str, str] | None = None, status: int = 0) -> str:
+    """Run code in a fresh process with this one's packages, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})},
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return a list that gets an entry whenever a model is loaded."""
+    loaded: list[object] = []
+    load = Embedder.load
+
+    def record(model: str, **settings: Any) -> Embedder:
+        loaded.append(model)
+        return load(model, **settings)
+
+    monkeypatch.setattr(Embedder, "load", record)
+    return loaded
+
+
+def nearest(collection: chromadb.Collection, text: str, **arguments: Any) -> str:
+    """Return the id of the document closest to a text."""
+    return collection.query(query_texts=[text], n_results=1, **arguments)["ids"][0][0]
+
+
+def vector_of(collection: chromadb.Collection, key: str) -> Any:
+    """Return the vector that Chroma keeps of a document."""
+    found = collection.get(ids=[key], include=["embeddings"])["embeddings"]
+    assert found is not None
+    return np.asarray(found[0], dtype=np.float32)
