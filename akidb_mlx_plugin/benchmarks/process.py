@@ -1,0 +1,50 @@
+"""What this process holds of the machine: memory, threads, file descriptors."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_TASKS = Path("/proc/self/task")
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
+def resident_bytes() -> int:
+    """Return the memory that is in use now."""
+    if _STATUS.exists():
+        return _status_bytes("VmRSS")
+    listing = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=False)
+    return int(listing.stdout.strip() or 0) * 1024
+
+
+def peak_bytes() -> int:
+    """Return the most memory that was ever in use.
+
+    On Linux not by `getrusage`: there a program inherits the peak of the one that started it.
+    """
+    if _STATUS.exists():
+        return _status_bytes("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def thread_count() -> int:
+    """Return the number of threads, those of native libraries included where the system tells."""
+    return len(os.listdir(_TASKS)) if _TASKS.exists() else threading.active_count()
+
+
+def descriptor_count() -> int:
+    """Return the number of open file descriptors."""
+    # One of them is the listing itself.
+    return len(os.listdir(_DESCRIPTORS if _DESCRIPTORS.exists() else "/dev/fd")) - 1
+
+
+def _status_bytes(key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0

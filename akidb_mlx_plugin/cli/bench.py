@@ -1,0 +1,239 @@
+"""`akidb-mlx bench`: how fast this machine embeds, how it behaves under load, and which settings suit it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from akidb_mlx_plugin.cli.bench_options import (
+    DEFAULT_MODEL,
+    DEFAULT_OUTPUT,
+    BatchSizeOption,
+    CorpusOption,
+    DeviceOption,
+    ModelOption,
+    OutputOption,
+    QpsOption,
+    ThreadsOption,
+    TimeoutOption,
+    collect,
+    describe_settings,
+    parse_numbers,
+    prepare,
+    publish,
+    read_texts,
+)
+from akidb_mlx_plugin.cli.output import JsonOption, print_error, progress
+
+app = typer.Typer(help="Measure this machine with real text.", no_args_is_help=True)
+_WARM_UP = 32
+
+
+@app.callback()
+def _group() -> None:
+    """Measure this machine with real text: the docstrings of the standard library, or a file of your own.
+
+    Every command writes its figures as JSON and a picture as PNG to --output. Ctrl-C ends it and keeps what there is.
+    """
+
+
+@app.command()
+def throughput(
+    texts: Annotated[str, typer.Option(help="Numbers of texts, comma-separated.")] = "100,300,1000,3000,10000",
+    runs: Annotated[int, typer.Option(min=1, help="Times each number is measured.")] = 3,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Texts in one call; all, if not given.")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    corpus: CorpusOption = None,
+    output: OutputOption = DEFAULT_OUTPUT,
+    json: JsonOption = False,
+) -> None:
+    """Texts and tokens per second, and the peak of memory, by number of texts.
+
+    Example: akidb-mlx bench throughput --texts 100,1000,10000 --runs 5
+    """
+    from akidb_mlx_plugin.benchmarks.plots import draw_throughput
+    from akidb_mlx_plugin.benchmarks.subject import open_subject
+    from akidb_mlx_plugin.benchmarks.tables import report_throughput
+    from akidb_mlx_plugin.benchmarks.throughput import measure_throughput
+
+    sizes = parse_numbers(texts, "--texts", int)
+    config = prepare(model, device, threads)
+    documents = read_texts(corpus)
+    with open_subject(config, documents[:_WARM_UP]) as subject:
+        measured = measure_throughput(subject.provider, documents, sizes, runs=runs, per_call=batch_size)
+        found, interrupted = collect(measured, len(sizes) * runs, "runs")
+    settings = describe_settings(config, threads, corpus) | {"texts": sizes, "runs": runs, "batch_size": batch_size}
+    publish(report_throughput(found, settings, interrupted), draw_throughput, output, json)
+
+
+@app.command()
+def latency(
+    tokens: Annotated[str, typer.Option(help="Lengths of queries in tokens, comma-separated.")] = "8,12,16,32,64,128",
+    repeats: Annotated[int, typer.Option(min=1, help="Queries of each length.")] = 200,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    corpus: CorpusOption = None,
+    output: OutputOption = DEFAULT_OUTPUT,
+    json: JsonOption = False,
+) -> None:
+    """How long one query takes, by its length: directly on the model, and through the service's queue.
+
+    Example: akidb-mlx bench latency --tokens 8,12,64 --repeats 500
+    """
+    from akidb_mlx_plugin.benchmarks.latency import measure_latency
+    from akidb_mlx_plugin.benchmarks.plots import draw_latency
+    from akidb_mlx_plugin.benchmarks.subject import open_subject
+    from akidb_mlx_plugin.benchmarks.tables import report_latency
+
+    lengths = parse_numbers(tokens, "--tokens", int)
+    config = prepare(model, device, threads)
+    documents = read_texts(corpus)
+    with open_subject(config, documents[:_WARM_UP]) as subject:
+        measured = measure_latency(subject, documents, lengths, repeats=repeats)
+        found, interrupted = collect(measured, len(lengths), "lengths")
+    settings = describe_settings(config, threads, corpus) | {"tokens": lengths, "repeats": repeats}
+    publish(report_latency(found, settings, interrupted), draw_latency, output, json)
+
+
+@app.command()
+def load(
+    qps: QpsOption = 50.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long requests are sent.")] = 60.0,
+    arrivals: Annotated[
+        Literal["uniform", "poisson"], typer.Option(help="Evenly spaced, or each independent of the others.")
+    ] = "uniform",
+    whole: Annotated[bool, typer.Option("--whole", help="Send whole texts, not only their first lines.")] = False,
+    batch_size: BatchSizeOption = None,
+    batch_timeout_ms: TimeoutOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    corpus: CorpusOption = None,
+    output: OutputOption = DEFAULT_OUTPUT,
+    json: JsonOption = False,
+) -> None:
+    """Single queries at a fixed rate, however long the answers take; latency counts from when each was due.
+
+    Exit status 1 where a request was not answered.
+
+    Example: akidb-mlx bench load --qps 50 --seconds 600
+    """
+    from akidb_mlx_plugin.benchmarks.load import OpenLoop, poisson_arrivals, uniform_arrivals
+    from akidb_mlx_plugin.benchmarks.plots import draw_load
+    from akidb_mlx_plugin.benchmarks.process import peak_bytes, resident_bytes
+    from akidb_mlx_plugin.benchmarks.subject import open_subject
+    from akidb_mlx_plugin.benchmarks.tables import report_load
+    from akidb_mlx_plugin.benchmarks.texts import first_lines
+
+    config = prepare(model, device, threads, batch_size, batch_timeout_ms)
+    documents = read_texts(corpus)
+    queries = documents if whole else first_lines(documents)
+    due_s = (uniform_arrivals if arrivals == "uniform" else poisson_arrivals)(qps, seconds)
+    with open_subject(config, queries[:_WARM_UP]) as subject, progress("requests") as bar:
+        task = bar.add_task("load", total=len(due_s))
+        memory_bytes = {"start": resident_bytes()}
+        record = OpenLoop(
+            lambda i: subject.service.submit(queries[i % len(queries)], kind="query"),
+            due_s,
+            on_sent=lambda: bar.advance(task),
+        ).run()
+        memory_bytes |= {"end": resident_bytes(), "peak": peak_bytes()}
+    settings = describe_settings(config, threads, corpus)
+    settings |= {"qps": qps, "seconds": seconds, "arrivals": arrivals, "whole": whole}
+    publish(report_load(record, settings, memory_bytes), draw_load, output, json)
+    if not record.complete:
+        print_error(f"{record.sent - record.answered} of {record.sent} requests were not answered: {record.failures}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long.")] = 20.0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    corpus: CorpusOption = None,
+    output: OutputOption = DEFAULT_OUTPUT,
+    json: JsonOption = False,
+) -> None:
+    """Mixed load of many callers, and whether memory, threads or file descriptors grow meanwhile.
+
+    Queries, small and large batches and cancelled requests, of several kinds and dimensions. After the first five
+    minutes, or the first quarter of a shorter run, memory must stay within 5 % and nothing may be gained. Exit status 1
+    where that does not hold or a request failed.
+
+    Example: akidb-mlx bench soak --minutes 20
+    """
+    from akidb_mlx_plugin.benchmarks.plots import draw_soak
+    from akidb_mlx_plugin.benchmarks.soak import run_soak
+    from akidb_mlx_plugin.benchmarks.subject import open_subject
+    from akidb_mlx_plugin.benchmarks.tables import report_soak
+
+    config = prepare(model, device, threads)
+    documents = read_texts(corpus)
+    with open_subject(config, documents[:_WARM_UP]) as subject, progress("seconds") as bar:
+        task = bar.add_task("soak", total=round(minutes * 60))
+        record = run_soak(
+            subject.service,
+            documents,
+            seconds=minutes * 60,
+            on_sample=lambda sample: bar.update(task, completed=round(sample.at_s)),
+        )
+    settings = describe_settings(config, threads, corpus) | {"minutes": minutes}
+    report, violations = report_soak(record, settings, minutes * 60)
+    publish(report, draw_soak, output, json)
+    if violations:
+        print_error("; ".join(violations))
+        raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    qps: QpsOption = 20.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each pair is tried.")] = 5.0,
+    bulk: Annotated[int, typer.Option(min=0, help="Texts of the large request always under way; 0: none.")] = 100,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,5,10,20,50,100",
+    timeouts_ms: Annotated[str, typer.Option(help="Batch timeouts, comma-separated.")] = "0,10,25,50,100",
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    corpus: CorpusOption = None,
+    output: OutputOption = DEFAULT_OUTPUT,
+    json: JsonOption = False,
+) -> None:
+    """Try every batch_size with every batch_timeout_ms, and recommend a pair.
+
+    Queries arrive at the given rate while one large request after the other is embedded beside them. Recommended is the
+    lowest P95 of the queries among the pairs that keep up with the rate; of equal ones the smaller.
+
+    Example: akidb-mlx bench tune --qps 20
+    """
+    from akidb_mlx_plugin.benchmarks.plots import draw_tune
+    from akidb_mlx_plugin.benchmarks.subject import open_subject
+    from akidb_mlx_plugin.benchmarks.tables import report_tune
+    from akidb_mlx_plugin.benchmarks.texts import first_lines, take_texts
+    from akidb_mlx_plugin.benchmarks.tune import Workload, sweep
+
+    sizes = parse_numbers(batch_sizes, "--batch-sizes", int)
+    waits_ms = parse_numbers(timeouts_ms, "--timeouts-ms", float)
+    config = prepare(model, device, threads)
+    documents = read_texts(corpus)
+    arriving = Workload(first_lines(documents), take_texts(documents, bulk), qps, seconds)
+    with open_subject(config, documents[:_WARM_UP]):
+        measured = sweep(config, arriving, batch_sizes=sizes, timeouts_ms=waits_ms)
+        found, interrupted = collect(measured, len(sizes) * len(waits_ms), "pairs")
+    settings = describe_settings(config, threads, corpus) | {"qps": qps, "seconds": seconds, "bulk": bulk}
+    settings |= {"batch_size": sizes, "batch_timeout_ms": waits_ms}
+    report = report_tune(found, settings, interrupted)
+    pair = report.summary["recommended"]
+    if pair:
+        typer.echo(
+            f"recommended: batch_size {pair['batch_size']}, batch_timeout_ms {pair['batch_timeout_ms']:g}", err=True
+        )
+    else:
+        print_error("no pair keeps up with this rate; try a lower --qps")
+    publish(report, draw_tune, output, json)

@@ -1,0 +1,132 @@
+"""What the commands of `akidb-mlx bench` share: their options, and what becomes of a report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from akidb_mlx_plugin.cli.output import print_error, print_rows, progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from akidb_mlx_plugin.benchmarks.report import Report
+    from akidb_mlx_plugin.config import EmbeddingConfig
+
+INTERRUPTED = 130
+DEFAULT_OUTPUT = Path("bench-results")
+DEFAULT_MODEL = "minilm-l6-v2"
+
+ModelOption = Annotated[str, typer.Option(help="Short name, org/repo or checkpoint folder.")]
+DeviceOption = Annotated[str | None, typer.Option(help="gpu, cpu or auto; if not given, as configured.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Cores to run on, all if not given (Linux).")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Most texts in a batch; if not given, as configured.")]
+TimeoutOption = Annotated[float | None, typer.Option(help="As in the configuration; if not given, what it says.")]
+QpsOption = Annotated[float, typer.Option(min=0.1, help="Queries per second.")]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="One text per line; if not given, the standard library's docstrings."),
+]
+OutputOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the JSON and PNG files go.")]
+
+_Found = TypeVar("_Found")
+_Number = TypeVar("_Number", int, float)
+
+
+def prepare(
+    model: str,
+    device: str | None,
+    threads: int | None,
+    batch_size: int | None = None,
+    batch_timeout_ms: float | None = None,
+) -> EmbeddingConfig:
+    """Return the configuration to measure, with its model on this machine and this thread on its cores.
+
+    Raises:
+        InvalidInputError: an option cannot be used.
+        DownloadError: the model could not be fetched.
+    """
+    from akidb_mlx_plugin.benchmarks.subject import limit_cores
+    from akidb_mlx_plugin.config import EmbeddingConfig
+    from akidb_mlx_plugin.hub import ensure_model
+
+    given = {"device": device, "batch_size": batch_size, "batch_timeout_ms": batch_timeout_ms}
+    mlx = {"model": model, **{key: value for key, value in given.items() if value is not None}}
+    config = EmbeddingConfig.load(overrides={"mlx": mlx})
+    if config.mode == "mlx":
+        ensure_model(model, cache_dir=config.mlx.cache_dir, show_progress=sys.stderr.isatty())
+    if threads is not None:
+        limit_cores(threads)
+    return config
+
+
+def describe_settings(config: EmbeddingConfig, threads: int | None, corpus: Path | None) -> dict[str, Any]:
+    """Return what every report says of how it was made."""
+    return {
+        "mode": config.mode,
+        "model": config.mlx.model if config.mode == "mlx" else config.mode,
+        "device": config.mlx.device,
+        "batch_size": config.mlx.batch_size,
+        "batch_timeout_ms": config.mlx.batch_timeout_ms,
+        "threads": threads,
+        "corpus": str(corpus or "docstrings of the standard library"),
+    }
+
+
+def read_texts(corpus: Path | None) -> list[str]:
+    """Return the corpus; reading the standard library takes some seconds, and a bar says so."""
+    from akidb_mlx_plugin.benchmarks.texts import read_corpus
+
+    with progress("texts") as bar:
+        bar.add_task("reading the corpus", total=None)
+        return read_corpus(corpus)
+
+
+def parse_numbers(text: str, option: str, kind: type[_Number]) -> list[_Number]:
+    """Return the numbers of a comma-separated list, each above 0 or, of kind float, at least 0.
+
+    Raises:
+        typer.BadParameter: there is something else in it.
+    """
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 10,100", param_hint=option) from error
+    if any(number < 0 or (number == 0 and kind is int) for number in numbers):
+        raise typer.BadParameter(f"{text!r} has a number in it that is too small", param_hint=option)
+    return numbers
+
+
+def collect(results: Iterator[_Found], total: int, unit: str) -> tuple[list[_Found], bool]:
+    """Return what a benchmark hands out, with a bar meanwhile, and whether the user ended it early."""
+    found: list[_Found] = []
+    with progress(unit) as bar:
+        task = bar.add_task("measuring", total=total)
+        try:
+            for result in results:
+                found.append(result)
+                bar.advance(task)
+        except KeyboardInterrupt:
+            return found, True
+    return found, False
+
+
+def publish(report: Report, draw: Callable[[Figure, Report], None], folder: Path, as_json: bool) -> None:
+    """Print a report and write its files; exit status 130 if it was interrupted, after that."""
+    from akidb_mlx_plugin.benchmarks.report import PLOT_REMEDY, write_json, write_plot
+
+    written = [write_json(report, folder)]
+    print_rows(report.results, as_json=as_json, title=f"{report.benchmark}: {report.settings['model']}")
+    if report.results:
+        plot = write_plot(report, draw, folder)
+        written += [plot] if plot else []
+        if plot is None:
+            typer.echo(PLOT_REMEDY, err=True)
+    typer.echo(f"written: {', '.join(str(file) for file in written)}", err=True)
+    if report.interrupted:
+        print_error("interrupted; this is what there was by then")
+        raise typer.Exit(INTERRUPTED)
