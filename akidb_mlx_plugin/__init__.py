@@ -20,6 +20,7 @@ from akidb_mlx_plugin.errors import (
     InvalidInputError,
     ModelNotFoundError,
     ServiceUnavailableError,
+    UpsertError,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotFoundError",
     "ServiceUnavailableError",
+    "UpsertError",
     "UpsertResponse",
     "Usage",
     "__version__",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class EmbeddingError(Exception):
     """Base of every error this package raises on purpose."""
@@ -35,3 +37,20 @@ class DimensionMismatchError(EmbeddingError, ValueError):
 
 class ServiceUnavailableError(EmbeddingError, RuntimeError):
     """The service cannot answer now: closed, full, past its deadline, forked, or its worker is gone."""
+
+
+class UpsertError(EmbeddingError):
+    """An upsert or a re-embedding ended before every document was written; running it again is safe.
+
+    Attributes:
+        written: ids of documents that are in the collection as they should be. Of a stream, which nobody can hold
+            whole, the last 10,000 of them.
+        not_written: ids of the others. Of a stream, those that had been taken from it.
+        written_count: how many are in, of a stream too.
+    """
+
+    def __init__(self, message: str, *, written: Sequence[str], not_written: Sequence[str], written_count: int) -> None:
+        self.written = list(written)
+        self.not_written = list(not_written)
+        self.written_count = written_count
+        super().__init__(message)

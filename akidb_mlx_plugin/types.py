@@ -126,6 +126,7 @@ class UpsertResponse:
         total_tokens: tokens embedded.
         duration_ms: wall time of the whole call.
         skipped: documents left alone because nothing about them changed.
+        truncated: texts cut at the model's maximum length.
     """
 
     inserted: int
@@ -133,3 +134,4 @@ class UpsertResponse:
     total_tokens: int
     duration_ms: float
     skipped: int = 0
+    truncated: int = 0

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from lancedb.embeddings import TextEmbeddingFunction
 from lancedb.embeddings.registry import register
-from pydantic import PrivateAttr
+from lancedb.pydantic import FixedSizeListMixin
+from pydantic import GetCoreSchemaHandler, PrivateAttr
 
 from akidb_mlx_plugin.config import EmbeddingConfig
-from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.inputs import list_inputs
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
 from akidb_mlx_plugin.stored import config_of, settings_of
@@ -70,19 +72,24 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return cls._from_embedding_config(EmbeddingConfig.load(path), trusted=True)
 
     @classmethod
+    def from_stored(cls, fields: Mapping[str, Any]) -> MLXEmbeddings:
+        """Make the function that a table stores: no model outside the registry is downloaded on its word.
+
+        Raises:
+            InvalidInputError: fields this version does not know or cannot use.
+        """
+        return cls._make(dict(fields), trusted=False)
+
+    @classmethod
     def _make(cls, settings: dict[str, Any], *, trusted: bool) -> MLXEmbeddings:
-        given = dict(settings)
-        given.pop("max_retries", None)
-        if "model" in given:
-            raise InvalidInputError(f"the model goes in as name=, got model={given['model']!r}")
-        if "name" in given:
-            given["model"] = str(given.pop("name")) if given["name"] is not None else given.pop("name")
-        return cls._from_embedding_config(config_of(given), trusted=trusted)
+        if "model" in settings:
+            raise InvalidInputError(f"the model goes in as name=, got model={settings['model']!r}")
+        return cls._from_embedding_config(config_of(settings_of_fields(settings)), trusted=trusted)
 
     @classmethod
     def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddings:
         """Make a function with every field given, because LanceDB stores only what `create` was given."""
-        fields = {("name" if key == "model" else key): value for key, value in settings_of(config).items()}
+        fields = fields_of_settings(settings_of(config))
         for key, value in fields.items():
             if isinstance(value, str) and value.startswith("$var:"):
                 raise InvalidInputError(
@@ -97,8 +104,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
     def service(self) -> EmbeddingService:
         """The process-wide service behind this function."""
         if self._config is None:
-            fields = self.model_dump(exclude={"max_retries"})
-            self._config = config_of({"model": fields.pop("name"), **fields})
+            self._config = config_of(settings_of_fields(self.model_dump()))
         return shared_service(self._config, trusted=self._trusted)
 
     def model_info(self) -> ModelInfo:
@@ -117,6 +123,20 @@ class MLXEmbeddings(TextEmbeddingFunction):
         if not dimension:
             raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
         return dimension
+
+    def safe_model_dump(self) -> dict[str, Any]:
+        """Return what a table stores: every field, also of a function that was not made by `create`."""
+        return fields_of_settings(settings_of(self.service.config))
+
+    def VectorField(self, **options: Any) -> Any:  # noqa: N802 - LanceDB's name
+        """Return the vector column's field; a column of another width is refused where the model class is written.
+
+        Args:
+            options: of pydantic's `Field`.
+        """
+        field = super().VectorField(**options)  # type: ignore[no-untyped-call]
+        field.metadata.append(_WidthCheck(self.dimension))
+        return field
 
     def generate_embeddings(self, texts: Iterable[str | None], *_: Any, **__: Any) -> list[Vector | None]:
         """Embed documents.
@@ -150,3 +170,40 @@ class MLXEmbeddings(TextEmbeddingFunction):
             return [None] * len(texts)
         vectors = iter(np.asarray(self.service.embed_batch(present, kind=kind).embeddings))
         return [None if text is None else next(vectors) for text in texts]
+
+
+@dataclass(frozen=True)
+class _WidthCheck:
+    """An annotation that pydantic asks for a schema while it builds the class, and that holds two numbers together.
+
+    Attributes:
+        dimension: of the function; None: not known without looking at its model, and not checked here.
+    """
+
+    dimension: int | None
+
+    def __get_pydantic_core_schema__(self, annotation: Any, handler: GetCoreSchemaHandler) -> Any:
+        for part in (annotation, *get_args(annotation)):
+            width = part.dim() if isinstance(part, type) and issubclass(part, FixedSizeListMixin) else 0
+            if width and self.dimension and width != self.dimension:
+                raise DimensionMismatchError(
+                    f"the column is a Vector({width}), and its function makes vectors of {self.dimension} dimensions; "
+                    "write Vector(function.ndims()), or list[float] and let LanceDB ask the function",
+                    expected=width,
+                    actual=self.dimension,
+                )
+        return handler(annotation)
+
+
+def settings_of_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings for a function's fields: the model's name goes by another key there."""
+    settings = {key: value for key, value in fields.items() if key != "max_retries"}
+    if "name" in settings:
+        name = settings.pop("name")
+        settings["model"] = None if name is None else str(name)
+    return settings
+
+
+def fields_of_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a function's fields for stored settings."""
+    return {("name" if key == "model" else key): value for key, value in settings.items()}

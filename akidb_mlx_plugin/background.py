@@ -1,0 +1,41 @@
+"""An upsert beside an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from akidb_mlx_plugin.types import UpsertResponse
+from akidb_mlx_plugin.upserts import Upsert
+
+
+async def run_in_background(make: Callable[[], Upsert]) -> UpsertResponse:
+    """Make an upsert and run it on a thread of its own; the event loop stays free.
+
+    Cancelling the task ends the upsert after the write that is under way.
+    """
+    made: list[Upsert] = []
+    cancelled = threading.Event()
+
+    def run() -> UpsertResponse:
+        upsert = make()
+        made.append(upsert)
+        if cancelled.is_set():
+            upsert.cancel()
+        return upsert.run()
+
+    executor = ThreadPoolExecutor(1, thread_name_prefix="akidb-mlx-upsert")
+    running = asyncio.get_running_loop().run_in_executor(executor, run)
+    executor.shutdown(wait=False)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        cancelled.set()
+        for upsert in made:
+            upsert.cancel()
+        await asyncio.wait([running])
+        # Asked for, or asyncio would complain that nobody did.
+        running.exception()
+        raise

@@ -1,0 +1,104 @@
+"""What both databases share: the interface of a place that documents are written to.
+
+The adapters implement it; `upserts` and `reembedding` work on it and know no database.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_plugin.types import Document, Vector
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document as a database has it.
+
+    Attributes:
+        text: None: it was written without one.
+        vector: (D,) float32; None: it has none yet.
+        metadata: without the entries that are null.
+    """
+
+    text: str | None
+    vector: Vector | None
+    metadata: Mapping[str, Any]
+
+
+class Target(ABC):
+    """A collection or table that documents go to. Calls come from one thread at a time, reads beside writes.
+
+    Attributes:
+        label: what messages call it: "collection 'docs'".
+        dimension: length of its vectors; 0: not known yet.
+        service: embeds the texts; None: every document must bring its vector.
+        max_rows: most rows of one write; None: any number.
+    """
+
+    label: str
+    dimension: int
+    service: EmbeddingService | None
+    max_rows: int | None = None
+
+    @property
+    def can_embed(self) -> bool:
+        """Whether there is a model behind it."""
+        return self.service is not None and self.service.config.mode != "user_provided"
+
+    def check_document(self, document: Document) -> None:  # noqa: B027 - a database may have nothing to add
+        """Raise InvalidInputError for what the database would refuse in a document's text or metadata."""
+
+    def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
+        """Tell whether a document's metadata is what is stored; a null is as good as nothing."""
+        wanted = {key: plain_value(value) for key, value in (document.metadata or {}).items() if value is not None}
+        return wanted == dict(stored.metadata)
+
+    @abstractmethod
+    def count(self) -> int:
+        """Return how many documents are in it."""
+
+    @abstractmethod
+    def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
+        """Return what is stored of these documents, by id."""
+
+    @abstractmethod
+    def write(self, documents: Sequence[Document], vectors: Vector) -> None:
+        """Put documents in the place of what their ids have there now, or beside it.
+
+        Args:
+            documents: up to `max_rows`, no id twice.
+            vectors: (N, D) float32, one row per document.
+        """
+
+
+class Source(ABC):
+    """A collection or table that documents are read from.
+
+    Attributes:
+        label: what messages call it.
+    """
+
+    label: str
+
+    @abstractmethod
+    def count(self) -> int:
+        """Return how many documents there are."""
+
+    @abstractmethod
+    def find_without_text(self) -> str | None:
+        """Return the id of a document that has no text; None: all have one."""
+
+    @abstractmethod
+    def read_all(self) -> Iterator[Document]:
+        """Yield every document with text and metadata and without its vector, a page at a time."""
+
+
+def plain_value(value: Any) -> Any:
+    """Return numpy's numbers and arrays, and tuples, as a database gives them back."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,134 @@
+"""Documents on their way into a collection: checked before anything is embedded, and split into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
+from akidb_mlx_plugin.spaces import as_vector
+from akidb_mlx_plugin.types import Document
+
+# A chunk is full at this many characters however few documents they are: memory stays bounded by it.
+CHUNK_CHARACTERS = 1_000_000
+
+
+class DocumentCheck:
+    """Holds documents against a collection; it learns the length of vectors from the first one where nobody knows it.
+
+    Attributes:
+        dimension: what every vector must have; 0: not known yet.
+    """
+
+    def __init__(
+        self, label: str, dimension: int, *, can_embed: bool, check_host: Callable[[Document], None] | None = None
+    ) -> None:
+        """Note what the collection needs.
+
+        Args:
+            label: the collection, as messages call it: "collection 'docs'".
+            dimension: length of its vectors; 0: not known.
+            can_embed: whether a text without a vector can be embedded.
+            check_host: raises InvalidInputError for what the database would refuse in a document's text or metadata.
+        """
+        self.dimension = dimension
+        self._label = label
+        self._can_embed = can_embed
+        self._check_host = check_host or (lambda document: None)
+
+    def check(self, documents: Sequence[Document]) -> None:
+        """Hold documents against the collection.
+
+        Raises:
+            InvalidInputError: no Document, no usable id, text, vector or metadata, or an id that occurs twice.
+            DimensionMismatchError: a vector of another length.
+        """
+        ids: set[str] = set()
+        for index, document in enumerate(documents):
+            _check_id(index, document)
+            if document.id in ids:
+                raise InvalidInputError(
+                    f"document {document.id!r} occurs twice in one upsert, at {index} again; keep the one that is meant"
+                )
+            ids.add(document.id)
+            self._check_text(document)
+            self._check_vector(document)
+            _check_metadata(document)
+            self._check_host(document)
+
+    def _check_text(self, document: Document) -> None:
+        text = document.text
+        if text is None:
+            if document.vector is None:
+                raise InvalidInputError(f"document {document.id!r} has neither text nor vector; give it one of them")
+            return
+        if not isinstance(text, str):
+            raise InvalidInputError(f"the text of document {document.id!r} is {type(text).__name__}, not a string")
+        # An ASCII string is checked by a flag; only others have to be encoded.
+        if not text.isascii():
+            _check_encodable(text, f"the text of document {document.id!r}")
+        if document.vector is None and not self._can_embed:
+            raise InvalidInputError(
+                f"document {document.id!r} has a text and no vector, and {self._label} has no function to embed it "
+                "with; give the vector, or open the collection with an embedding function that has a model"
+            )
+
+    def _check_vector(self, document: Document) -> None:
+        if document.vector is None:
+            return
+        length = len(as_vector(document.vector, f"the vector of document {document.id!r}"))
+        if not self.dimension:
+            self.dimension = length
+        if length != self.dimension:
+            raise DimensionMismatchError(
+                f"document {document.id!r} has a vector of {length} dimensions, and {self._label} holds "
+                f"{self.dimension}; make it with the collection's model, or leave it out and give the text",
+                expected=self.dimension,
+                actual=length,
+            )
+
+
+def split_documents(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    """Yield chunks of up to `size` documents and about `CHUNK_CHARACTERS` characters, in order.
+
+    Raises:
+        InvalidInputError: something in between that is no Document.
+    """
+    chunk: list[Document] = []
+    characters = 0
+    for index, document in enumerate(documents):
+        if not isinstance(document, Document):
+            raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
+        if chunk and (len(chunk) == size or characters >= CHUNK_CHARACTERS):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(document)
+        characters += len(document.text) if isinstance(document.text, str) else 0
+    if chunk:
+        yield chunk
+
+
+def _check_id(index: int, document: object) -> None:
+    if not isinstance(document, Document):
+        raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
+    if not isinstance(document.id, str) or not document.id:
+        raise InvalidInputError(f"document {index} has the id {document.id!r}; an id is a string, and not empty")
+    if not document.id.isascii():
+        _check_encodable(document.id, f"the id of document {index}")
+
+
+def _check_metadata(document: Document) -> None:
+    metadata = document.metadata
+    if metadata is None:
+        return
+    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+        raise InvalidInputError(f"the metadata of document {document.id!r} is no mapping of strings to values")
+
+
+def _check_encodable(text: str, what: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{what} holds a lone surrogate (character {error.start}), which is no Unicode text; "
+            "decode it with errors='replace'"
+        ) from None

@@ -1,0 +1,98 @@
+"""A change of model: every document of one collection again in another, under another function."""
+
+from __future__ import annotations
+
+from akidb_mlx_plugin.collections import Source, Target
+from akidb_mlx_plugin.documents import split_documents
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, UpsertError
+from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
+from akidb_mlx_plugin.upserts import DEFAULT_CHUNK, Upsert
+
+# Kept in the new collection's metadata: the source it is filled from, so that a second run continues that and no other.
+SOURCE_KEY = "akidb_mlx:source"
+
+
+def default_name(source_name: str, info: ModelInfo) -> str:
+    """Return a name for the new collection: the old one's and the model's."""
+    return f"{source_name}-{info.model.rstrip('/').rpartition('/')[2]}"
+
+
+def reembed_documents(
+    source: Source, target: Target, *, show_progress: bool = False, batch_size: int | None = None
+) -> UpsertResponse:
+    """Embed every document of one collection into another, or those that an earlier run has left over.
+
+    Args:
+        source: is only read.
+        target: new, or what an earlier run has filled from the same source.
+        show_progress: draw a bar.
+        batch_size: documents embedded and written together.
+    Raises:
+        InvalidInputError: a document of the source has no text; nothing was embedded.
+        UpsertError: it ended midway, or documents are missing at the end; running it again continues.
+        EmbeddingError: the target has documents that the source has not.
+    """
+    textless = source.find_without_text()
+    if textless is not None:
+        raise InvalidInputError(
+            f"document {textless!r} of {source.label} has a vector and no text, and another model cannot embed it; "
+            "give such documents a text, or take them out"
+        )
+    upsert = Upsert(
+        target,
+        source.read_all(),
+        show_progress=show_progress,
+        batch_size=batch_size,
+        skip_unchanged=True,
+        total=source.count(),
+    )
+    response = upsert.run()
+    _check_complete(source, target)
+    return response
+
+
+def check_source(label: str, mark: object, expected: str) -> None:
+    """Refuse to fill a collection that was not made for this.
+
+    Args:
+        label: the new collection.
+        mark: what its metadata has under `SOURCE_KEY`.
+        expected: what it must have.
+    Raises:
+        InvalidInputError: it exists, and is no re-embedding of the source.
+    """
+    if (mark.decode("utf-8", "replace") if isinstance(mark, bytes) else mark) != expected:
+        raise InvalidInputError(
+            f"{label} exists and is no re-embedding of this source; give another name for the new one"
+        )
+
+
+def _check_complete(source: Source, target: Target) -> None:
+    """Read both again: every document there, with its text and metadata, and no other."""
+    missing: list[str] = []
+    count = 0
+    for page in split_documents(source.read_all(), DEFAULT_CHUNK):
+        stored = target.read([document.id for document in page])
+        for document in page:
+            found = stored.get(document.id)
+            if (
+                found is None
+                or found.vector is None
+                or found.text != document.text
+                or not target.has_metadata(found, document)
+            ):
+                missing.append(document.id)
+        count += len(page)
+    if missing:
+        raise UpsertError(
+            f"{len(missing)} of {count} documents of {source.label} are not in {target.label} as they are there, "
+            f"{missing[0]!r} for one; run the re-embedding again",
+            written=[],
+            not_written=missing,
+            written_count=count - len(missing),
+        )
+    if (held := target.count()) != count:
+        raise EmbeddingError(
+            f"{target.label} has {held} documents and {source.label} {count}: some were deleted from the source, or "
+            "written into the new one; delete the new one and run the re-embedding again"
+        )

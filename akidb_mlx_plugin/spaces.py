@@ -1,0 +1,209 @@
+"""Vector spaces: what a collection says of the vectors it holds, held against what a function makes.
+
+A collection made by the adapters carries three values in its metadata, under names that never change. What is read
+back is data from a stranger: it is compared, never obeyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.service import EmbeddingService, shared_service
+from akidb_mlx_plugin.stored import config_of, settings_of
+from akidb_mlx_plugin.types import ModelInfo
+
+MODEL_KEY = "akidb_mlx:model"
+DIMENSION_KEY = "akidb_mlx:dimension"
+FINGERPRINT_KEY = "akidb_mlx:fingerprint"
+_PREFIX = "akidb_mlx:"
+
+_REMEDY = (
+    "open it with the model and settings it was made with, or move its documents to a new one with 'akidb-mlx reembed'"
+)
+
+
+@dataclass(frozen=True)
+class StoredSpace:
+    """What a database says of a collection's vectors.
+
+    Attributes:
+        label: the collection, as messages call it: "collection 'docs'".
+        metadata: the collection's own, with the stamp or without; values may be text, numbers or bytes.
+        settings: of our embedding function, as `stored.settings_of` wrote them; None: it has no such function.
+        dimension: what the database itself holds every vector against; 0: nothing yet.
+    """
+
+    label: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] | None = None
+    dimension: int = 0
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """The three values; empty or 0 where one is missing."""
+
+    model: str
+    dimension: int
+    fingerprint: str
+
+
+def make_stamp(info: ModelInfo) -> dict[str, str | int]:
+    """Return what a new collection's metadata says of its vectors; what is not known is left out."""
+    values: dict[str, str | int] = {
+        MODEL_KEY: info.model,
+        DIMENSION_KEY: info.dimension,
+        FINGERPRINT_KEY: info.fingerprint,
+    }
+    return {key: value for key, value in values.items() if value}
+
+
+def without_stamp(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a collection's metadata less what this package put there."""
+    return {key: value for key, value in metadata.items() if not key.startswith(_PREFIX)}
+
+
+def stored_service(settings: Mapping[str, Any]) -> EmbeddingService:
+    """Return the service that stored settings ask for; nothing outside the registry is downloaded on their word.
+
+    Raises:
+        InvalidInputError: settings this version does not know or cannot use.
+    """
+    return shared_service(config_of(settings), trusted=False)
+
+
+def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
+    """Hold a function against a collection before anything is embedded; loads no weights.
+
+    Args:
+        stored: what the database says.
+        service: behind the function at hand; None: there is none, and the caller brings every vector.
+    Returns:
+        The length that every vector must have; 0: nothing is known of it yet.
+    Raises:
+        DimensionMismatchError: another length, or another model; the message names both, and the remedy.
+        InvalidInputError: the stored values cannot be used.
+    """
+    stamp = _read_stamp(stored)
+    if stored.dimension and stamp.dimension and stored.dimension != stamp.dimension:
+        raise DimensionMismatchError(
+            f"{stored.label} was made for vectors of {stamp.dimension} dimensions ({stamp.model}), but its first "
+            f"write, past this package, brought {stored.dimension}, and the database holds all others against that; "
+            "make a new one",
+            expected=stamp.dimension,
+            actual=stored.dimension,
+        )
+    held = stored.dimension or stamp.dimension
+    if service is None:
+        return held
+    info = service.model_info()
+    model = stamp.model or _settings_model(stored)
+    if held and info.dimension and held != info.dimension:
+        holds = f"{stored.label} holds vectors of {held} dimensions" + (f" ({model})" if model else "")
+        raise DimensionMismatchError(
+            f"{holds}, and {info.model} makes {info.dimension}; {_REMEDY}", expected=held, actual=info.dimension
+        )
+    if not _same_space(stored, stamp, service, info):
+        raise DimensionMismatchError(
+            f"{stored.label} holds vectors of {model or 'another model'} ({_length(held)}), and the function at hand "
+            f"is {info.model} ({_length(info.dimension)}), of other weights, prompts or settings: their vectors cannot "
+            f"be compared; {_REMEDY}",
+            expected=held or info.dimension,
+            actual=info.dimension,
+        )
+    return held or info.dimension
+
+
+def check_query_vector(label: str, dimension: int, vector: object) -> None:
+    """Hold a query vector against a collection before the search.
+
+    Args:
+        label: the collection, as messages call it.
+        dimension: what it must have; 0: any.
+        vector: D numbers.
+    Raises:
+        DimensionMismatchError: another length.
+        InvalidInputError: not a list of finite numbers.
+    """
+    length = len(as_vector(vector, f"the query vector for {label}"))
+    if dimension and length != dimension:
+        raise DimensionMismatchError(
+            f"{label} holds vectors of {dimension} dimensions, and the query vector has {length}; "
+            "make it with the model that the collection was made with",
+            expected=dimension,
+            actual=length,
+        )
+
+
+def as_vector(vector: object, what: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return numbers of any kind as (D,) float32.
+
+    Args:
+        vector: a list, tuple or array.
+        what: what messages call it.
+    Raises:
+        InvalidInputError: not one row of numbers, none at all, or one that is not finite as float32.
+    """
+    try:
+        row = np.asarray(vector)
+    except ValueError as error:
+        raise InvalidInputError(f"{what} is not one row of numbers: {error}") from error
+    if row.dtype.kind not in "fiu" or row.ndim != 1:
+        raise InvalidInputError(f"{what} is not one row of numbers: {type(vector).__name__}, shape {row.shape}")
+    if not row.size:
+        raise InvalidInputError(f"{what} is empty")
+    # A float64 beyond float32's range becomes infinite here, and is refused with the others.
+    with np.errstate(over="ignore"):
+        row = row.astype(np.float32, copy=False)
+    if not np.isfinite(row).all():
+        position = int(np.flatnonzero(~np.isfinite(row))[0])
+        raise InvalidInputError(f"{what} has a component that is not a finite float32: {row[position]} at {position}")
+    return row
+
+
+def _read_stamp(stored: StoredSpace) -> _Stamp:
+    values = {key: stored.metadata.get(key, "") for key in (MODEL_KEY, DIMENSION_KEY, FINGERPRINT_KEY)}
+    texts = {
+        key: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for key, value in values.items()
+    }
+    try:
+        dimension = int(texts[DIMENSION_KEY] or 0)
+    except (TypeError, ValueError):
+        dimension = -1
+    if dimension < 0:
+        raise InvalidInputError(
+            f"the metadata of {stored.label} has {DIMENSION_KEY} = {texts[DIMENSION_KEY]!r}, which is no dimension"
+        )
+    return _Stamp(str(texts[MODEL_KEY] or ""), dimension, str(texts[FINGERPRINT_KEY] or ""))
+
+
+def _same_space(stored: StoredSpace, stamp: _Stamp, service: EmbeddingService, info: ModelInfo) -> bool:
+    """Tell whether vectors can be compared: by fingerprint, else by settings; what is not known is believed."""
+    if stamp.fingerprint:
+        return not info.fingerprint or stamp.fingerprint == info.fingerprint
+    if stored.settings is None:
+        return True
+    config = config_of(stored.settings)
+    if settings_of(config) == settings_of(service.config):
+        return True
+    try:
+        # One model may go by several names: its short one, its repository, its folder.
+        fingerprint = stored_service(stored.settings).model_info().fingerprint
+    except EmbeddingError:
+        return False
+    return not fingerprint or not info.fingerprint or fingerprint == info.fingerprint
+
+
+def _settings_model(stored: StoredSpace) -> str:
+    if stored.settings is None:
+        return ""
+    return str(stored.settings.get("model") or stored.settings.get("mode") or "")
+
+
+def _length(dimension: int) -> str:
+    return f"{dimension} dimensions" if dimension else "dimensions not known"
