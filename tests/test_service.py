@@ -288,6 +288,29 @@ class TestRealModel:
         assert (before.dimension, before.device, before.parameters) == (384, "", 0)
         assert (after.fingerprint, after.device != "", after.parameters > 0) == (before.fingerprint, True, True)
 
+    def test_a_fork_after_the_load_is_refused(self, minilm_dir: Path) -> None:
+        script = f"""
+            import os, signal
+            from akidb_mlx_plugin import EmbeddingService, ServiceUnavailableError
+            signal.alarm(60)
+            service = EmbeddingService({str(minilm_dir)!r})
+            service.embed_batch(["a"])
+            futures = [service.submit("a longer text " * 20) for _ in range(30)]
+            child = os.fork()
+            if child == 0:
+                for each in (service, EmbeddingService({str(minilm_dir)!r})):
+                    try:
+                        each.embed_batch(["a"])
+                    except ServiceUnavailableError:
+                        print("refused", flush=True)
+                raise SystemExit(0)
+            print(os.waitpid(child, 0)[1], sum(len(future.result().embeddings) for future in futures))
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=90, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "refused\nrefused\n0 30\n"), done.stderr
+
     def test_a_forgotten_service_ends_the_interpreter_well(self, minilm_dir: Path) -> None:
         script = f"""
             from akidb_mlx_plugin import EmbeddingService
