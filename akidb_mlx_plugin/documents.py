@@ -98,11 +98,11 @@ def split_documents(documents: Iterable[Document], size: int) -> Iterator[list[D
     for index, document in enumerate(documents):
         if not isinstance(document, Document):
             raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
-        if chunk and (len(chunk) == size or characters >= CHUNK_CHARACTERS):
-            yield chunk
-            chunk, characters = [], 0
         chunk.append(document)
         characters += len(document.text) if isinstance(document.text, str) else 0
+        if len(chunk) == size or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
     if chunk:
         yield chunk
 

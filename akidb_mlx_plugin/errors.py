@@ -45,7 +45,7 @@ class UpsertError(EmbeddingError):
     Attributes:
         written: ids of documents that are in the collection as they should be. Of a stream, which nobody can hold
             whole, the last 10,000 of them.
-        not_written: ids of the others. Of a stream, those that had been taken from it.
+        not_written: ids of the others. Of a stream, those of the chunks that had been taken from it.
         written_count: how many are in, of a stream too.
     """
 

@@ -1,0 +1,129 @@
+"""`akidb-mlx reembed`: a collection or table again under another model."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.types import UpsertResponse
+
+_CHROMA_PORT = 8000
+_URI = re.compile(r"[a-z][a-z0-9+]*://")
+
+
+def reembed(
+    source: Annotated[
+        str, typer.Argument(help="The database: a folder, Chroma's http://host:port, or LanceDB's s3://bucket/path.")
+    ],
+    model: Annotated[str, typer.Option(help="The new model: short name, repository or checkpoint folder.")],
+    collection: Annotated[str | None, typer.Option(help="The Chroma collection to read.")] = None,
+    table: Annotated[str | None, typer.Option(help="The LanceDB table to read.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The new one's name; without it, the old one's and the model's.")
+    ] = None,
+    dimension: Annotated[int | None, typer.Option(help="Length of the new vectors; without it, the model's.")] = None,
+    on: Annotated[str, typer.Option(help="The table's column that tells rows apart.")] = "id",
+    batch_size: Annotated[int | None, typer.Option(help="Documents embedded and written together.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed a collection or table again with another model, into a new one beside it.
+
+    The old one stays as it is. If it is interrupted, the same command continues.
+
+    Example: akidb-mlx reembed ./chroma --collection docs --model qwen3-0.6b-4bit
+    """
+    if (collection is None) == (table is None):
+        raise typer.BadParameter("name a Chroma collection with --collection, or a LanceDB table with --table")
+    if collection is not None:
+        made, response = _reembed_collection(source, collection, model, dimension, name, batch_size)
+    else:
+        made, response = _reembed_table(source, str(table), model, dimension, name, batch_size, on)
+    row = {
+        "from": collection or table,
+        "to": made,
+        "documents": response.inserted + response.skipped,
+        "embedded": response.embeddings_generated,
+        "already there": response.skipped,
+        "tokens": response.total_tokens,
+        "truncated": response.truncated,
+        "seconds": round(response.duration_ms / 1e3, 1),
+    }
+    print_rows([row], as_json=as_json)
+
+
+def _reembed_collection(
+    source: str, collection: str, model: str, dimension: int | None, name: str | None, batch_size: int | None
+) -> tuple[str, UpsertResponse]:
+    try:
+        from akidb_mlx_chroma import MLXEmbeddingFunction
+        from akidb_mlx_chroma.reembed import reembed_collection
+        from chromadb.errors import ChromaError
+    except ImportError as error:
+        raise EmbeddingError(f"--collection needs Chroma ({error}): pip install 'akidb-mlx-plugin[chroma]'") from error
+    try:
+        found = _chroma_client(source).get_collection(collection)
+        made, response = reembed_collection(
+            found,
+            MLXEmbeddingFunction(model=model, dimension=dimension),
+            name=name,
+            show_progress=sys.stderr.isatty(),
+            batch_size=batch_size,
+        )
+    except ChromaError as error:
+        raise EmbeddingError(f"{source}: {error}") from error
+    return made.name, response
+
+
+def _reembed_table(
+    source: str, table: str, model: str, dimension: int | None, name: str | None, batch_size: int | None, on: str
+) -> tuple[str, UpsertResponse]:
+    try:
+        import lancedb
+        from akidb_mlx_lancedb import MLXEmbeddings
+        from akidb_mlx_lancedb.reembed import reembed_table
+    except ImportError as error:
+        raise EmbeddingError(f"--table needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
+    if not _URI.match(source) and not Path(source).expanduser().is_dir():
+        raise InvalidInputError(f"no LanceDB database at {source}: there is no such folder")
+    db: Any = lancedb.connect(source)
+    if table not in db:
+        raise InvalidInputError(f"no table {table!r} in {source}")
+    made, response = reembed_table(
+        db.open_table(table),
+        MLXEmbeddings.create(name=model, dimension=dimension),
+        name=name,
+        show_progress=sys.stderr.isatty(),
+        batch_size=batch_size,
+        on=on,
+    )
+    return made.name, response
+
+
+def _chroma_client(source: str) -> Any:
+    """Return a client for a server's address, or for a folder that holds a database already."""
+    import chromadb
+    from chromadb.config import Settings
+
+    settings = Settings(anonymized_telemetry=False)
+    if not _URI.match(source):
+        folder = Path(source).expanduser()
+        # Chroma would make a new, empty database of any folder.
+        if not (folder / "chroma.sqlite3").is_file():
+            raise InvalidInputError(f"no Chroma database at {source}: the folder has no chroma.sqlite3")
+        return chromadb.PersistentClient(str(folder), settings=settings)
+    address = urlsplit(source)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise InvalidInputError(f"a Chroma server's address is http://host:port, got {source!r}")
+    try:
+        return chromadb.HttpClient(
+            address.hostname, address.port or _CHROMA_PORT, ssl=address.scheme == "https", settings=settings
+        )
+    except ValueError as error:
+        raise EmbeddingError(f"{source}: {error}") from error
