@@ -58,7 +58,7 @@ def _packages() -> Iterator[_Finding]:
 
 
 def _device() -> Iterator[_Finding]:
-    from akidb_mlx_plugin.blas import REMEDY, load_blas
+    from akidb_mlx_plugin.blas import REMEDY, is_amd_with_avx512, load_blas
     from akidb_mlx_plugin.embedder import choose_device
     from akidb_mlx_plugin.workers import WorkerPool, core_count
 
@@ -73,7 +73,9 @@ def _device() -> Iterator[_Finding]:
     slow = device == "cpu" and gflops < _SLOW_GFLOPS
     where = f" ({blas.path})" if blas.path else ""
     if device == "cpu":
-        yield _Finding("BLAS", f"{blas.name}{where}", REMEDY if blas.name == "reference" else "")
+        hint = "; OpenBLAS (apt install libopenblas0-pthread) would use this processor's AVX-512 and MKL does not"
+        hint = hint if blas.name == "mkl" and is_amd_with_avx512() else ""
+        yield _Finding("BLAS", f"{blas.name}{where}{hint}", REMEDY if blas.name == "reference" else "")
     yield _Finding("matrix products", f"{gflops:.0f} GFLOP/s in float32", REMEDY if slow else "")
 
 
