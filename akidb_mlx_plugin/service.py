@@ -11,6 +11,7 @@ from pathlib import Path
 
 from akidb_mlx_plugin.batching import BatchQueue
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
+from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.inputs import list_inputs
 from akidb_mlx_plugin.metrics import QueueMetrics, watch
@@ -96,6 +97,25 @@ class EmbeddingService:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"EmbeddingService({_model_label(self._config)!r}, mode={self._config.mode!r}, {state})"
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what it was made from and how it stands; loads and downloads nothing."""
+        mlx = self._config.mlx if self._config.mode == "mlx" else None
+        load_s = self._provider.load_seconds
+        facts = {
+            "mode": self._config.mode,
+            "dimension": (mlx.dimension or "the model's") if mlx else None,
+            "device": mlx.device if mlx else None,
+            "batches": f"up to {self._config.mlx.batch_size} texts, {self._config.mlx.batch_timeout_ms:g} ms",
+            "model": "not loaded yet" if mlx and load_s is None else f"loaded in {load_s:.1f} s" if mlx else None,
+            "waiting": f"{self._queue.waiting_texts:,} texts",
+            "state": "closed" if self.closed else "open",
+        }
+        return facts_table(f"EmbeddingService: {_model_label(self._config)}", facts)
 
     @property
     def config(self) -> EmbeddingConfig:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from akidb_mlx_plugin.display import facts_table
+
 Kind = Literal["document", "query"]
 Vector = NDArray[np.float32]
 
@@ -23,6 +25,7 @@ class BatchEmbeddingRequest:
         normalize: scale every vector to unit length; None: as the checkpoint says.
         dimension: keep this many leading components (matryoshka); None: the model's default.
         prompt: a prompt of the caller's own, in place of the one that `kind` selects.
+        task: the name of one of the model's other prompts, in place of the one that `kind` selects.
     """
 
     inputs: Sequence[str]
@@ -30,6 +33,7 @@ class BatchEmbeddingRequest:
     normalize: bool | None = None
     dimension: int | None = None
     prompt: str | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,23 @@ class ModelInfo:
     parameters: int = 0
     fingerprint: str = ""
 
+    def _repr_html_(self) -> str:
+        """Show in a notebook what is known."""
+        facts = {
+            "vectors": f"{self.dimension} dimensions, float32" if self.dimension else None,
+            "can be cut to": _spell(self.dimensions),
+            "longest text": f"{self.max_tokens:,} tokens" if self.max_tokens else None,
+            "pooling": self.pooling,
+            "unit length": self.normalize,
+            **{f"{kind} prompt": text for kind, text in (self.prompts or {}).items() if kind in ("query", "document")},
+            "from": self.repo,
+            "revision": self.revision[:19],
+            "runs on": ", ".join(filter(None, (self.device, self.dtype))),
+            "parameters": self.parameters or None,
+            "fingerprint": self.fingerprint,
+        }
+        return facts_table(self.model, facts)
+
 
 @dataclass(frozen=True)
 class Document:
@@ -135,3 +156,25 @@ class UpsertResponse:
     duration_ms: float
     skipped: int = 0
     truncated: int = 0
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what was done, and how fast."""
+        facts = {
+            "written": self.inserted,
+            "embedded here": self.embeddings_generated,
+            "left alone, unchanged": self.skipped or None,
+            "tokens": self.total_tokens or None,
+            "texts cut at the longest": self.truncated or None,
+            "took": f"{self.duration_ms / 1e3:,.2f} s",
+            "rate": f"{self.embeddings_generated / self.duration_ms * 1e3:,.0f} texts/s"
+            if self.embeddings_generated and self.duration_ms
+            else None,
+        }
+        return facts_table("Upsert", facts)
+
+
+def _spell(dimensions: tuple[int, ...]) -> str:
+    """Return choices as people write them: a long run of them as a range."""
+    if len(dimensions) > 8:
+        return f"{dimensions[0]} to {dimensions[-1]}"
+    return ", ".join(map(str, dimensions))

@@ -9,6 +9,7 @@ from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
+from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
 from akidb_mlx_plugin.stored import check_same_space, check_settings, config_of, settings_of
@@ -37,6 +38,8 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         mode: Mode | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
+        query_task: str | None = None,
+        document_task: str | None = None,
         device: Device | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
@@ -49,6 +52,8 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             mode: "mlx"; "user_provided" for collections whose vectors are always given; "mock" for tests.
             query_prompt: text put before each query in place of the model's.
             document_prompt: text put before each document in place of the model's.
+            query_task, document_task: name of another of the model's prompts (`akidb-mlx models info NAME`), such as
+                "clustering".
             device: "auto", "gpu" or "cpu"; not stored.
             cache_dir: where models are kept; not stored.
         Raises:
@@ -64,6 +69,8 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
                 cache_dir=cache_dir,
                 query_prompt=query_prompt,
                 document_prompt=document_prompt,
+                query_task=query_task,
+                document_task=document_task,
             ),
             trusted=True,
         )
@@ -149,6 +156,10 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items() if v is not None)
         return f"MLXEmbeddingFunction({settings})"
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what a collection stores of it."""
+        return facts_table("MLXEmbeddingFunction", {**self.get_config(), "distance": self.default_space()})
 
     def _embed(self, texts: Documents, kind: Kind) -> Embeddings:
         return cast(Embeddings, list(self.service.embed_batch(texts, kind=kind).embeddings))
