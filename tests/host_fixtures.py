@@ -15,7 +15,7 @@ import chromadb
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction
 from chromadb.api import ClientAPI
-from host_helpers import DOCUMENTS, MINILM, PATIENCE_S, Embedded
+from host_helpers import DOCUMENTS, MINILM, PATIENCE_S, TINY, Embedded
 
 from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.embedder import Embedder
@@ -95,6 +95,12 @@ def chroma(request: pytest.FixtureRequest, tmp_path: Path) -> ClientAPI:
     if request.param == "persistent":
         return chromadb.PersistentClient(tmp_path / "chroma")
     return chromadb.HttpClient("127.0.0.1", request.getfixturevalue("chroma_port"))
+
+
+@pytest.fixture
+def tiny_dir(tmp_path: Path) -> Path:
+    """A tiny BERT's checkpoint in a folder of the test's own, so that no other test has loaded it."""
+    return shutil.copytree(TINY, tmp_path / "tiny-bert")
 
 
 @pytest.fixture

@@ -13,20 +13,14 @@ import chromadb
 import numpy as np
 import pytest
 
+from akidb_mlx_plugin import stored
 from akidb_mlx_plugin.embedder import Embedder
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
 
 PATIENCE_S = 60.0
 MINILM = "minilm-l6-v2"
 TINY = Path(__file__).parent / "golden" / "bert" / "model"
-SETTINGS = {
-    "model": MINILM,
-    "mode": "mlx",
-    "dimension": 384,
-    "normalize": True,
-    "query_prompt": None,
-    "document_prompt": None,
-}
+SETTINGS = {**dict.fromkeys(stored.SETTINGS), "model": MINILM, "mode": "mlx", "dimension": 384, "normalize": True}
 DOCUMENTS = {
     "date": "parse a date from a string",
     "file": "open a file and read its lines",

@@ -16,7 +16,7 @@ from chromadb import K, Knn, Schema, Search
 from chromadb.api import ClientAPI
 from chromadb.api.types import VectorIndexConfig
 from chromadb.errors import InvalidArgumentError
-from host_helpers import DOCUMENTS, MINILM, SETTINGS, TINY, Embedded, count_loads, nearest, run_python, vector_of
+from host_helpers import DOCUMENTS, MINILM, SETTINGS, Embedded, count_loads, nearest, run_python, vector_of
 
 from akidb_mlx_plugin import EmbeddingService, InvalidInputError
 
@@ -264,10 +264,12 @@ class TestSettings:
 
 
 class TestCost:
-    def test_a_thousand_functions_load_nothing(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_thousand_functions_load_nothing(
+        self, name: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         loaded = count_loads(monkeypatch)
         for i in range(1000):
-            function = MLXEmbeddingFunction(TINY, query_prompt=f"{i}: ")
+            function = MLXEmbeddingFunction(tiny_dir, query_prompt=f"{i}: ")
         collection = chromadb.EphemeralClient().create_collection(name, embedding_function=function)
         collection.add(ids=["a"], embeddings=[[0.5] * 32])
         assert loaded == []

@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from akidb_mlx_lancedb import MLXEmbeddings
-from host_helpers import DOCUMENTS, MINILM, SETTINGS, TINY, Embedded, count_loads, run_python
+from host_helpers import DOCUMENTS, MINILM, SETTINGS, Embedded, count_loads, run_python
 from lancedb.embeddings import get_registry
 from lancedb.index import FTS
 from lancedb.pydantic import LanceModel, Vector
@@ -267,10 +267,12 @@ class TestStored:
 
 
 class TestMaking:
-    def test_a_thousand_functions_load_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_thousand_functions_load_nothing(
+        self, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         loaded = count_loads(monkeypatch)
         for i in range(1000):
-            function = make(name=TINY, dimension=32, query_prompt=f"{i}: ")
+            function = make(name=tiny_dir, dimension=32, query_prompt=f"{i}: ")
         table = lancedb.connect(tmp_path).create_table("thousand", schema=note_of(function))
         table.add([{"key": "given", "vector": [0.5] * 32}])
         assert loaded == []

@@ -1,0 +1,150 @@
+"""What a database keeps of a function, and what is made of it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from akidb_mlx_plugin.config import EmbeddingConfig
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.registry import list_models
+from akidb_mlx_plugin.stored import SETTINGS, check_same_space, check_settings, config_of, settings_of
+
+MINILM = {**dict.fromkeys(SETTINGS), "model": "minilm-l6-v2", "mode": "mlx", "dimension": 384, "normalize": True}
+TEXTS = st.none() | st.text(max_size=20)
+NAMES = st.sampled_from(["minilm-l6-v2", "org/model", "/a/folder", "nothing known"])
+CONFIGURATIONS = st.fixed_dictionaries(
+    {
+        "model": NAMES,
+        "mode": st.just("mlx"),
+        "dimension": st.none() | st.integers(1, 5000),
+        "normalize": st.none() | st.booleans(),
+        "query_prompt": TEXTS,
+        "document_prompt": TEXTS,
+    }
+)
+
+
+class TestThereAndBack:
+    @given(CONFIGURATIONS)
+    def test_any_space_of_a_model(self, settings: dict[str, Any]) -> None:
+        kept = json.loads(json.dumps(settings_of(config_of(settings))))
+        assert kept.keys() == set(SETTINGS)
+        assert settings_of(config_of(kept)) == kept
+        unsaid = settings["dimension"] is None and settings["model"] == "minilm-l6-v2"
+        given = {**dict.fromkeys(SETTINGS), **settings}
+        assert kept == {**given, "dimension": 384 if unsaid else settings["dimension"]}
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ({"mode": "mock", "dimension": 5}, {"model": None, "mode": "mock", "dimension": 5}),
+            (
+                {"mode": "user_provided", "model": "theirs", "dimension": 9},
+                {"model": "theirs", "mode": "user_provided", "dimension": 9},
+            ),
+            ({"mode": "user_provided"}, {"model": None, "mode": "user_provided", "dimension": None}),
+        ],
+    )
+    def test_the_other_modes(self, arguments: dict[str, Any], expected: dict[str, Any]) -> None:
+        config = EmbeddingConfig.from_arguments(**arguments)
+        kept = settings_of(config)
+        assert expected.items() <= kept.items()
+        assert config_of(kept) == config
+
+    @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
+    def test_the_default_dimension_is_spelled_out(self, spec: Any) -> None:
+        """Another default in a later version must change no existing collection."""
+        for model in (spec.name, spec.repo):
+            assert settings_of(EmbeddingConfig.from_arguments(model))["dimension"] == spec.dimension
+
+    def test_missing_settings_have_their_defaults(self) -> None:
+        assert settings_of(config_of({"model": "minilm-l6-v2"})) == MINILM
+
+
+class TestThisMachine:
+    def test_what_belongs_to_it_is_not_stored(self, tmp_path: Path) -> None:
+        config = EmbeddingConfig.load(
+            overrides={"mlx": {"model": "minilm-l6-v2", "cache_dir": tmp_path, "device": "cpu", "batch_size": 3}}
+        )
+        assert settings_of(config) == MINILM
+
+    def test_and_comes_from_it_when_read_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AKIDB_MODEL_CACHE_DIR", str(tmp_path))
+        monkeypatch.setenv("AKIDB_EMBEDDING__MLX__DEVICE", "cpu")
+        config = config_of(MINILM)
+        assert (config.mlx.cache_dir, config.mlx.device) == (tmp_path, "cpu")
+
+    def test_but_nothing_that_makes_the_space(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for key, value in {
+            "MODE": "mock",
+            "MLX__MODEL": "gemma-300m-4bit",
+            "MLX__DIMENSION": "128",
+            "MLX__NORMALIZE": "false",
+            "MLX__QUERY_PROMPT": "mine: ",
+            "MLX__DOCUMENT_PROMPT": "mine: ",
+        }.items():
+            monkeypatch.setenv(f"AKIDB_EMBEDDING__{key}", value)
+        assert settings_of(config_of(MINILM)) == MINILM
+
+    @pytest.mark.parametrize("model", [" ", "~nobody-of-that-name/m", "/" + "x" * 5000, "a\0b"])
+    def test_settings_look_at_no_file(self, model: str) -> None:
+        """A database that asks for the settings takes any exception for a function of the old kind."""
+        assert settings_of(EmbeddingConfig.from_arguments(model))["model"] == model
+
+
+class TestStrangers:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({**MINILM, "trust_remote_code": True}, "unknown embedding settings trust_remote_code"),
+            ({**MINILM, "cache_dir": "/"}, "cache_dir"),
+            ({**MINILM, 5: 5}, "unknown embedding settings 5"),
+            ([], "mapping, got list"),
+            (None, "mapping, got NoneType"),
+            ({**MINILM, "mode": "python"}, "mode"),
+            ({**MINILM, "mode": ["mlx"]}, "mode"),
+            ({**MINILM, "model": ""}, "mlx.model"),
+            ({**MINILM, "model": {"repo": "a/b"}}, "mlx.model"),
+            ({**MINILM, "dimension": 0}, "mlx.dimension"),
+            ({**MINILM, "dimension": 1e9}, "mlx.dimension"),
+            ({**MINILM, "normalize": "yes"}, "mlx.normalize"),
+            ({**MINILM, "query_prompt": 5}, "mlx.query_prompt"),
+        ],
+    )
+    def test_unusable_settings(self, settings: Any, message: str) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            config_of(settings)
+
+    def test_unknown_settings_name_the_known_and_the_remedy(self) -> None:
+        with pytest.raises(InvalidInputError, match=r"knows model, mode, dimension, .*upgrade akidb-mlx-plugin"):
+            check_settings({"new": 1})
+
+
+class TestSameSpace:
+    def test_equal_settings_pass(self) -> None:
+        check_same_space(MINILM, dict(MINILM))
+
+    def test_a_setting_that_is_missing_is_its_default(self) -> None:
+        check_same_space({key: value for key, value in MINILM.items() if value is not None}, MINILM)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"model": "gemma-300m-4bit"},
+            {"dimension": 128},
+            {"normalize": False},
+            {"query_prompt": ""},
+            {"document_prompt": "d: "},
+            {"mode": "mock"},
+        ],
+    )
+    def test_any_change_is_told_with_both_values(self, change: dict[str, Any]) -> None:
+        ((key, value),) = change.items()
+        with pytest.raises(InvalidInputError, match=rf"{key}: {MINILM[key]!r} -> {value!r}\); .*reembed"):
+            check_same_space(MINILM, {**MINILM, **change})
