@@ -174,6 +174,7 @@ class Checkpoint:
         dimension: int | None = None,
         normalize: bool | None = None,
         prompts: Mapping[str, str] | None = None,
+        tasks: Mapping[str, str] | None = None,
         device: str = "",
         dtype: str = "",
         parameters: int = 0,
@@ -184,11 +185,13 @@ class Checkpoint:
             dimension: matryoshka cut; None: the default.
             normalize: None: as the checkpoint says.
             prompts: of the caller's own, in place of the checkpoint's, by "document" and "query".
+            tasks: names of other prompts of the checkpoint's to use, by "document" and "query".
             device, dtype, parameters: known once the model is loaded.
         """
         length = self.check_dimension(dimension)
         unit = self.normalize if normalize is None else normalize
-        effective = {kind: self.prompt_for(kind) for kind in ("document", "query")} | dict(prompts or {})
+        named = {kind: self.prompt_for((tasks or {}).get(kind, kind)) for kind in ("document", "query")}
+        effective = named | dict(prompts or {})
         return ModelInfo(
             model=self.name,
             dimension=length,

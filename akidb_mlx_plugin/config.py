@@ -20,6 +20,7 @@ from akidb_mlx_plugin.registry import DEFAULT_MODEL
 
 Mode = Literal["mlx", "user_provided", "mock"]
 Device = Literal["auto", "gpu", "cpu"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _PREFIX = "AKIDB_EMBEDDING__"
 _CACHE_VARIABLE = "AKIDB_MODEL_CACHE_DIR"
@@ -58,8 +59,11 @@ class MLXConfig(_Section):
             engine starts at once; while requests of several callers arrive, large ones run in slices of this length.
         normalize: scale vectors to unit length; None: as the checkpoint says.
         device: "gpu" or "cpu"; "auto" takes a GPU where there is one.
+        dtype: number format of the weights; "auto": float32 on a CPU, bfloat16 or as stored on a GPU.
         query_prompt: text put before a query; None: the model's.
         document_prompt: text put before a document; None: the model's.
+        query_task: name of the model's prompt for queries, such as "clustering"; None: the one for queries.
+        document_task: name of the model's prompt for documents; None: the one for documents.
     """
 
     model: Annotated[str, BeforeValidator(_to_name)] = Field(default=DEFAULT_MODEL, min_length=1)
@@ -70,8 +74,11 @@ class MLXConfig(_Section):
     batch_timeout_ms: float = Field(default=50, ge=0, le=60_000)
     normalize: bool | None = True
     device: Device = "auto"
+    dtype: Dtype = "auto"
     query_prompt: str | None = None
     document_prompt: str | None = None
+    query_task: str | None = Field(default=None, min_length=1)
+    document_task: str | None = Field(default=None, min_length=1)
 
 
 class MockConfig(_Section):
@@ -155,6 +162,8 @@ class EmbeddingConfig(BaseModel):
         cache_dir: str | Path | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
+        query_task: str | None = None,
+        document_task: str | None = None,
     ) -> EmbeddingConfig:
         """Return the configuration for a caller who names a few values; None: as the environment or the default says.
 
@@ -163,6 +172,7 @@ class EmbeddingConfig(BaseModel):
         mode = cls.load(overrides={"mode": mode} if mode else {}).mode
         mlx: dict[str, Any] = {"normalize": normalize, "device": device, "cache_dir": cache_dir}
         mlx |= {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        mlx |= {"query_task": query_task, "document_task": document_task}
         sections: dict[str, dict[str, Any]] = {"mlx": mlx, "mock": {}, "user_provided": {}}
         sections["user_provided" if mode == "user_provided" else "mlx"]["model"] = model
         sections[mode]["dimension"] = dimension
@@ -186,6 +196,9 @@ _TEXT_KEYS = {
     "mlx.model",
     "mlx.cache_dir",
     "mlx.device",
+    "mlx.dtype",
+    "mlx.query_task",
+    "mlx.document_task",
     "mlx.query_prompt",
     "mlx.document_prompt",
     "user_provided.model",

@@ -283,7 +283,7 @@ class Embedder:
     def _prompt(self, request: BatchEmbeddingRequest) -> str:
         if request.prompt is not None:
             return request.prompt
-        return self._checkpoint.prompt_for(request.kind)
+        return self._checkpoint.prompt_for(request.task or request.kind)
 
     def _warn_of_truncation(self) -> None:
         if not self._warned_of_truncation:

@@ -39,6 +39,7 @@ def describe_model(
     dimension: int | None = None,
     normalize: bool | None = None,
     prompts: Mapping[str, str] | None = None,
+    tasks: Mapping[str, str] | None = None,
     trusted: bool = True,
 ) -> ModelInfo:
     """Describe a model and the vector space these settings select; it is downloaded where needed, not loaded.
@@ -46,7 +47,7 @@ def describe_model(
     Args:
         model: a short name, "org/repo", or a checkpoint folder.
         cache_dir, trusted: as `hub.ensure_model`.
-        dimension, normalize, prompts: as `Checkpoint.info`.
+        dimension, normalize, prompts, tasks: as `Checkpoint.info`.
     """
     checkpoint = locate_checkpoint(model, cache_dir=cache_dir, trusted=trusted)
-    return checkpoint.info(dimension=dimension, normalize=normalize, prompts=prompts)
+    return checkpoint.info(dimension=dimension, normalize=normalize, prompts=prompts, tasks=tasks)

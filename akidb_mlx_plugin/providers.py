@@ -99,12 +99,14 @@ class MLXProvider(EmbeddingProvider):
             from akidb_mlx_plugin.locate import describe_model
 
             prompts = {"query": self._config.query_prompt, "document": self._config.document_prompt}
+            tasks = {"query": self._config.query_task, "document": self._config.document_task}
             self._described = describe_model(
                 self._config.model,
                 cache_dir=self._config.cache_dir,
                 dimension=self._config.dimension,
                 normalize=self._config.normalize,
                 prompts={kind: prompt for kind, prompt in prompts.items() if prompt is not None},
+                tasks={kind: task for kind, task in tasks.items() if task is not None},
                 trusted=self._trusted,
             )
         embedder = self._embedder
@@ -147,6 +149,7 @@ class MLXProvider(EmbeddingProvider):
             embedder = acquire_embedder(
                 self._config.model,
                 device=self._config.device,
+                dtype=self._config.dtype,
                 cache_dir=self._config.cache_dir,
                 max_cache_gb=self._config.max_cache_gb,
                 trusted=self._trusted,
@@ -168,12 +171,15 @@ class MLXProvider(EmbeddingProvider):
             release_embedder(embedder)
 
     def _with_defaults(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
-        prompt = self._config.query_prompt if request.kind == "query" else self._config.document_prompt
+        config, query = self._config, request.kind == "query"
+        prompt = config.query_prompt if query else config.document_prompt
+        task = config.query_task if query else config.document_task
         return replace(
             request,
             normalize=self._config.normalize if request.normalize is None else request.normalize,
             dimension=self._config.dimension if request.dimension is None else request.dimension,
             prompt=prompt if request.prompt is None else request.prompt,
+            task=task if request.task is None else request.task,
         )
 
 

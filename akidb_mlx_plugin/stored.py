@@ -15,7 +15,7 @@ from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.registry import list_models
 
 # Name in the database -> section and key of the configuration in mode "mlx".
-_MLX_KEYS = ("dimension", "normalize", "query_prompt", "document_prompt")
+_MLX_KEYS = ("dimension", "normalize", "query_prompt", "document_prompt", "query_task", "document_task")
 SETTINGS = ("model", "mode", *_MLX_KEYS)
 
 
@@ -30,14 +30,8 @@ def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
         return settings | {key: getattr(config.mlx, key) for key in _MLX_KEYS} | {"dimension": _dimension(config)}
     section = config.mock if config.mode == "mock" else config.user_provided
     model = None if config.mode == "mock" else config.user_provided.model
-    return {
-        "model": model,
-        "mode": config.mode,
-        "dimension": section.dimension,
-        "normalize": True,
-        "query_prompt": None,
-        "document_prompt": None,
-    }
+    unused = dict.fromkeys(_MLX_KEYS)
+    return {"model": model, "mode": config.mode, **unused, "dimension": section.dimension, "normalize": True}
 
 
 def config_of(settings: Mapping[str, Any]) -> EmbeddingConfig:

@@ -146,7 +146,7 @@ class TestMLX:
         assert (loader.asked, provider.load_seconds) == ([], None)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(provider.embed_batch, [request("a")] * 8))
-        options = {"device": "cpu", "cache_dir": tmp_path, "max_cache_gb": 3, "trusted": False}
+        options = {"device": "cpu", "dtype": "auto", "cache_dir": tmp_path, "max_cache_gb": 3, "trusted": False}
         assert loader.asked == [("minilm-l6-v2", options)]
         assert provider.load_seconds == 1.25
 

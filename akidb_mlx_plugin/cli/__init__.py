@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from akidb_mlx_plugin._version import __version__
+from akidb_mlx_plugin.cli.bench import app as bench_commands
 from akidb_mlx_plugin.cli.cache import app as cache_commands
 from akidb_mlx_plugin.cli.config import app as config_commands
 from akidb_mlx_plugin.cli.demo import demo as demo_command
@@ -18,6 +19,7 @@ from akidb_mlx_plugin.cli.doctor import doctor as doctor_command
 from akidb_mlx_plugin.cli.metrics import app as metrics_commands
 from akidb_mlx_plugin.cli.models import app as models_commands
 from akidb_mlx_plugin.cli.output import print_error
+from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
 from akidb_mlx_plugin.errors import EmbeddingError
 
 app = typer.Typer(
@@ -31,10 +33,12 @@ app = typer.Typer(
 )
 app.command("demo")(demo_command)
 app.command("doctor")(doctor_command)
+app.command("reembed")(reembed_command)
 app.add_typer(models_commands, name="models")
 app.add_typer(cache_commands, name="cache")
 app.add_typer(config_commands, name="config")
 app.add_typer(metrics_commands, name="metrics")
+app.add_typer(bench_commands, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -139,7 +139,7 @@ def _open_lancedb(folder: Path, name: str, model: str) -> _Store:
     class Entry(LanceModel):
         name: str
         text: str = function.SourceField()  # type: ignore[no-untyped-call]
-        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type, no-untyped-call]
+        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
 
     table = lancedb.connect(folder).create_table(name, schema=Entry, exist_ok=True)
 

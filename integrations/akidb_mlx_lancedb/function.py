@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +22,7 @@ from akidb_mlx_plugin.stored import config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
 
 
-@register("akidb-mlx")
+@register("akidb-mlx")  # type: ignore[no-untyped-call]
 class MLXEmbeddings(TextEmbeddingFunction):
     """Embeds a table's source column and its text queries with MLX.
 
@@ -41,6 +41,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         dimension: length of the vectors; None: the model's default.
         normalize: scale vectors to unit length.
         query_prompt, document_prompt: text put before each text in place of the model's.
+        query_task, document_task: name of another of the model's prompts, such as "clustering".
         max_retries: LanceDB's field, without effect: errors arrive as they are, at once.
     """
 
@@ -50,6 +51,8 @@ class MLXEmbeddings(TextEmbeddingFunction):
     normalize: bool | None = True
     query_prompt: str | None = None
     document_prompt: str | None = None
+    query_task: str | None = None
+    document_task: str | None = None
     max_retries: int = 0
     _trusted: bool = PrivateAttr(default=True)
     _config: EmbeddingConfig | None = PrivateAttr(default=None)
@@ -164,7 +167,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """Embed without LanceDB's retries: nothing that fails here passes by waiting, and errors keep their type."""
         return self.compute_query_embeddings(query)
 
-    def _embed(self, texts: list[str | None], kind: Kind) -> list[Vector | None]:
+    def _embed(self, texts: Sequence[str | None], kind: Kind) -> list[Vector | None]:
         present = [text for text in texts if text is not None]
         if not present:
             return [None] * len(texts)
