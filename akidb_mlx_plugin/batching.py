@@ -153,7 +153,7 @@ class BatchQueue:
         self._refuse_closed()
         with self._changed:
             death, self._death = self._death, None
-            deadline = min((part.ticket.expires for part in self._running), default=math.inf)
+            deadline = max((part.ticket.expires for part in self._running), default=math.inf)
         if death is not None:
             raise ServiceUnavailableError(f"the embedding worker died of {death!r} and was replaced") from death
         if (overdue := self._clock.now() - deadline) >= 0:
