@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 import numpy as np
@@ -57,7 +58,8 @@ def create_collection(
     collection = make(
         name,
         metadata={**(metadata or {}), **make_stamp(info)},
-        configuration=cast(CreateCollectionConfiguration, dict(configuration)) if configuration else None,
+        # Chroma writes into what it is given.
+        configuration=deepcopy(configuration),
         embedding_function=_as_host_type(embedding_function),
     )
     _refuse_async(collection, "await client.create_collection(...) instead, and aupsert checks every write")

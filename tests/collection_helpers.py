@@ -1,0 +1,81 @@
+"""What the tests of collections and tables share: documents of each kind, kills, a heartbeat."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import numpy as np
+from host_helpers import run_python
+
+from akidb_mlx_plugin import Document
+
+# What the issue of a frozen web server is about.
+LONGEST_GAP_S = 0.05
+
+# Ends the process for good 3 ms into the given write.
+DIE_IN_WRITE = """
+import os, signal, threading
+
+def die_in_write(target, number):
+    write, calls = target.write, []
+
+    def dying(self, documents, vectors):
+        calls.append(documents)
+        if len(calls) == number:
+            threading.Timer(0.003, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        write(self, documents, vectors)
+
+    target.write = dying
+"""
+
+
+def run_killed(code: str, *arguments: object) -> None:
+    """Run code that ends its process by SIGKILL."""
+    run_python(DIE_IN_WRITE + code, *arguments, status=-signal.SIGKILL)
+
+
+def mixed_documents(count: int, dimension: int) -> list[Document]:
+    """Return documents of which one in 28 has a text, the next text and vector, and all others a vector."""
+    vectors = np.random.default_rng(0).standard_normal((count, dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    kinds = (
+        lambda i: Document(id=f"d{i}", text=f"note {i}: how to write a {_THINGS[i // 28 % len(_THINGS)]}"),
+        lambda i: Document(id=f"d{i}", text=f"text {i} of another model", vector=vectors[i], metadata={"n": i}),
+    )
+    return [
+        kinds[i % 28](i) if i % 28 < 2 else Document(id=f"d{i}", vector=vectors[i], metadata={"n": i})
+        for i in range(count)
+    ]
+
+
+_THINGS = ("poem", "parser", "letter to the mayor", "shopping list", "symphony", "unit test", "cooking recipe")
+
+
+class EmbeddedByMock(list[str]):
+    """The texts that the stand-in model has embedded."""
+
+
+async def longest_gap_s(work: Awaitable[Any]) -> float:
+    """Return the longest time between two beats of a task that beats every millisecond while the work is done."""
+    gaps: list[float] = []
+
+    async def beat() -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    heart = asyncio.create_task(beat())
+    await asyncio.sleep(0.02)
+    try:
+        await work
+    finally:
+        heart.cancel()
+    assert len(gaps) > 10
+    return max(gaps)
