@@ -1,9 +1,9 @@
 """Text embeddings computed locally with Apple's MLX, made for Chroma and LanceDB.
 
-    from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin import EmbeddingService
 
-    with EmbeddingService("minilm-l6-v2") as service:
-        vectors = service.embed_batch(["hello", "world"]).embeddings  # (2, 384) float32
+with EmbeddingService("minilm-l6-v2") as service:
+    vectors = service.embed_batch(["hello", "world"]).embeddings  # (2, 384) float32
 """
 
 from __future__ import annotations

@@ -72,9 +72,13 @@ class TextTokenizer:
                 raise InvalidInputError(f"text {i} makes no token with this model's tokenizer; leave it out")
         return TokenRows(ids, truncated=sum(bool(encoding.overflowing) for encoding in encodings))
 
-    def count(self, text: str) -> int:
-        """Return the number of tokens of a text without special tokens."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    def prompt_length(self, prompt: str) -> int:
+        """Return how many leading tokens of a text a prompt makes: its tokens and the template's opening ones."""
+        if not prompt:
+            return 0
+        encoding = self._tokenizer.encode(prompt)
+        closing = encoding.special_tokens_mask[::-1].index(0) if 0 in encoding.special_tokens_mask else 0
+        return len(encoding.ids) - closing
 
     def _missing_end_id(self, end_token: str | None) -> int | None:
         """Return the id to append, or None where the tokenizer's own template appends it."""
