@@ -1,0 +1,388 @@
+"""A change of model in both databases: the same documents under another one, also after a kill; and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import akidb_mlx_chroma
+import akidb_mlx_lancedb
+import chromadb
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+import typer
+from chromadb.config import Settings
+from collection_helpers import EmbeddedByMock, run_killed
+from host_helpers import MINILM, TINY, nearest
+from typer.testing import CliRunner
+
+from akidb_mlx_plugin import (
+    DimensionMismatchError,
+    Document,
+    EmbeddingError,
+    EmbeddingService,
+    InvalidInputError,
+    UpsertError,
+)
+from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
+from akidb_mlx_plugin.mock import hash_texts
+
+pytest_plugins = ("host_fixtures", "collection_fixtures")
+
+Stored = dict[str, tuple[str | None, dict[str, Any], Any]]
+DOCUMENTS = [Document(f"d{i}", f"text {i}", metadata={"n": i, "who": "it's me"}) for i in range(300)]
+
+
+@dataclass
+class Host:
+    """One database as these tests need it."""
+
+    module: Any
+    location: str
+    option: str
+    make_function: Callable[..., Any]
+    create: Callable[[str, Any], Any]
+    open: Callable[[str], Any]
+    names: Callable[[], Sequence[str]]
+    read: Callable[[Any], Stored]
+    delete: Callable[[Any, str], None]
+
+
+def read_chroma(collection: chromadb.Collection) -> Stored:
+    found = collection.get(include=["documents", "metadatas", "embeddings"])
+    columns = [found["documents"], found["metadatas"], found["embeddings"]]
+    rows = zip(found["ids"], *(column if column is not None else [] for column in columns), strict=True)
+    return {id_: (text, dict(metadata or {}), vector) for id_, text, metadata, vector in rows}
+
+
+def read_lance(table: Any) -> Stored:
+    rows = table.to_arrow().to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: (row["text"], json.loads(row["metadata"] or "{}"), row["vector"]) for row in rows}
+
+
+def chroma_host(folder: Path) -> Host:
+    # As the command opens it: Chroma allows one folder one way of opening it in a process.
+    client = chromadb.PersistentClient(folder, settings=Settings(anonymized_telemetry=False))
+    return Host(
+        akidb_mlx_chroma,
+        str(folder),
+        "--collection",
+        akidb_mlx_chroma.MLXEmbeddingFunction,
+        lambda name, function: akidb_mlx_chroma.create_collection(client, name, function),
+        client.get_collection,
+        lambda: [collection.name for collection in client.list_collections()],
+        read_chroma,
+        lambda collection, id_: collection.delete(ids=[id_]),
+    )
+
+
+def lance_host(folder: Path) -> Host:
+    db: Any = lancedb.connect(folder)
+    return Host(
+        akidb_mlx_lancedb,
+        str(folder),
+        "--table",
+        lambda model=None, **settings: akidb_mlx_lancedb.MLXEmbeddings.create(name=model, **settings),
+        lambda name, function: akidb_mlx_lancedb.create_table(db, name, function),
+        db.open_table,
+        lambda: db.list_tables().tables,
+        read_lance,
+        lambda table, id_: table.delete(f"id = '{id_}'"),
+    )
+
+
+@pytest.fixture(params=[chroma_host, lance_host], ids=["chroma", "lancedb"])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
+    made: Host = request.param(tmp_path / "db")
+    return made
+
+
+@pytest.fixture
+def old(host: Host) -> Any:
+    return host.make_function(mode="mock", dimension=8)
+
+
+@pytest.fixture
+def new(host: Host) -> Any:
+    return host.make_function(mode="mock", dimension=16)
+
+
+@pytest.fixture
+def source(host: Host, old: Any) -> Any:
+    made = host.create("docs", old)
+    host.module.upsert(made, DOCUMENTS)
+    return made
+
+
+class TestBothHosts:
+    def test_the_same_documents_under_another_model(self, host: Host, source: Any, new: Any) -> None:
+        before = host.read(source)
+        made = host.module.reembed(source, new)
+        assert made.name == "docs-mock"
+        after = host.read(host.open("docs-mock"))
+        assert {id_: row[:2] for id_, row in after.items()} == {d.id: (d.text, d.metadata) for d in DOCUMENTS}
+        for document in DOCUMENTS[::50]:
+            expected = hash_texts([document.text or ""], 16)[0]
+            np.testing.assert_allclose(after[document.id][2], expected, atol=1e-6)
+        unchanged = host.read(host.open("docs"))
+        assert {id_: row[:2] for id_, row in unchanged.items()} == {id_: row[:2] for id_, row in before.items()}
+        assert len(unchanged["d0"][2]) == 8
+        # What was made is a collection like any other.
+        assert host.module.upsert(made, [Document("more", "more")]).embeddings_generated == 1
+
+    def test_the_second_run_embeds_what_is_new(self, host: Host, source: Any, new: Any, mocked: EmbeddedByMock) -> None:
+        host.module.reembed(source, new, name="next", batch_size=50)
+        host.module.upsert(source, [Document("d1", "changed"), Document("more", "more")])
+        mocked.clear()
+        made = host.module.reembed(source, new, name="next")
+        assert sorted(mocked) == ["changed", "more"]
+        assert len(host.read(made)) == 301
+
+    def test_a_bar_is_drawn_when_asked_for(
+        self, host: Host, source: Any, new: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        host.module.reembed(source, new)
+        assert capsys.readouterr().err == ""
+        host.module.reembed(source, new, show_progress=True)
+        assert "300/300" in capsys.readouterr().err
+
+    def test_nothing_to_embed_with_no_text(self, host: Host, source: Any, new: Any, mocked: EmbeddedByMock) -> None:
+        host.module.upsert(source, [Document("v", vector=[1.0] * 8)])
+        mocked.clear()
+        with pytest.raises(InvalidInputError, match=r"'v' of .* has a vector and no text"):
+            host.module.reembed(source, new)
+        assert mocked == []
+
+    def test_names_that_are_taken(self, host: Host, source: Any, old: Any, new: Any) -> None:
+        with pytest.raises(InvalidInputError, match="a name of its own"):
+            host.module.reembed(source, new, name="docs")
+        host.create("taken", new)
+        with pytest.raises(InvalidInputError, match="is no re-embedding of this source"):
+            host.module.reembed(source, new, name="taken")
+        host.module.reembed(source, new, name="next")
+        with pytest.raises(DimensionMismatchError, match="holds vectors of 16 dimensions"):
+            host.module.reembed(source, host.make_function(mode="mock", dimension=4), name="next")
+
+    def test_documents_that_are_gone_from_the_source_are_told(self, host: Host, source: Any, new: Any) -> None:
+        host.module.reembed(source, new, name="next")
+        host.delete(source, "d5")
+        with pytest.raises(EmbeddingError, match=r"has 300 documents and .* 299: some were deleted"):
+            host.module.reembed(source, new, name="next")
+
+    def test_an_empty_source(self, host: Host, old: Any, new: Any) -> None:
+        assert host.read(host.module.reembed(host.create("empty", old), new)) == {}
+
+    def test_what_is_missing_at_the_end_is_told(
+        self, host: Host, source: Any, new: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = akidb_mlx_chroma.target.ChromaTarget if host.module is akidb_mlx_chroma else None
+        target = target or akidb_mlx_lancedb.target.LanceTarget
+        write = target.write
+
+        def lose(self: Any, documents: Any, vectors: Any) -> None:
+            write(self, documents[:-2], vectors[:-2])
+
+        monkeypatch.setattr(target, "write", lose)
+        with pytest.raises(UpsertError, match="2 of 300 documents") as raised:
+            host.module.reembed(source, new)
+        assert raised.value.not_written == ["d298", "d299"]
+        monkeypatch.undo()
+        assert len(host.read(host.module.reembed(source, new))) == 300
+
+
+_KILLED = {
+    akidb_mlx_chroma: """
+import sys, chromadb
+from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, reembed, upsert
+from akidb_mlx_chroma.target import ChromaTarget as target
+from akidb_mlx_plugin import Document
+make = lambda dimension: MLXEmbeddingFunction(mode="mock", dimension=dimension)
+source = create_collection(chromadb.PersistentClient(sys.argv[1]), "docs", make(8))
+""",
+    akidb_mlx_lancedb: """
+import sys, lancedb
+from akidb_mlx_lancedb import MLXEmbeddings, create_table, reembed, upsert
+from akidb_mlx_lancedb.target import LanceTarget as target
+from akidb_mlx_plugin import Document
+make = lambda dimension: MLXEmbeddings.create(mode="mock", dimension=dimension)
+source = create_table(lancedb.connect(sys.argv[1]), "docs", make(8))
+""",
+}
+
+
+@pytest.mark.parametrize("make_host", [chroma_host, lance_host], ids=["chroma", "lancedb"])
+def test_a_killed_run_is_finished_by_the_second(
+    make_host: Callable[[Path], Host], tmp_path: Path, mocked: EmbeddedByMock
+) -> None:
+    module = akidb_mlx_chroma if make_host is chroma_host else akidb_mlx_lancedb
+    run_killed(
+        _KILLED[module]
+        + """
+upsert(source, [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5000)])
+die_in_write(target, 6)
+reembed(source, make(16), name="next", batch_size=500)
+""",
+        tmp_path / "db",
+    )
+    host = make_host(tmp_path / "db")
+    there = set(host.read(host.open("next")))
+    assert 2500 <= len(there) < 5000
+    source = host.open("docs")
+    made = module.reembed(source, host.make_function(mode="mock", dimension=16), name="next")
+    assert sorted(mocked) == sorted(f"text {i}" for i in range(5000) if f"d{i}" not in there)
+    after = host.read(made)
+    assert {id_: row[:2] for id_, row in after.items()} == {f"d{i}": (f"text {i}", {"n": i}) for i in range(5000)}
+    assert len(host.read(source)) == 5000
+
+
+class TestChroma:
+    def test_index_and_metadata_go_over(self, tmp_path: Path) -> None:
+        client = chromadb.PersistentClient(tmp_path)
+        configuration: Any = {"hnsw": {"space": "l2", "max_neighbors": 40, "ef_search": 77}}
+        plain = client.create_collection("docs", metadata={"owner": "me"}, configuration=configuration)
+        plain.add(ids=["a"], documents=["a"], embeddings=[[1.0, 2.0]])
+        made = akidb_mlx_chroma.reembed(plain, akidb_mlx_chroma.MLXEmbeddingFunction(mode="mock", dimension=8))
+        assert made.metadata["owner"] == "me"
+        hnsw = client.get_collection(made.name).configuration_json["hnsw"]
+        assert (hnsw["space"], hnsw["max_neighbors"], hnsw["ef_search"]) == ("cosine", 40, 77)
+        assert nearest(client.get_collection(made.name), "a") == "a"
+
+    def test_another_database(self, chroma_port: int, name: str) -> None:
+        admin = chromadb.AdminClient(
+            chromadb.Settings(
+                chroma_api_impl="chromadb.api.fastapi.FastAPI",
+                chroma_server_host="127.0.0.1",
+                chroma_server_http_port=chroma_port,
+            )
+        )
+        admin.create_database(name)
+        client = chromadb.HttpClient("127.0.0.1", chroma_port, database=name)
+        old = akidb_mlx_chroma.MLXEmbeddingFunction(mode="mock", dimension=8)
+        source = akidb_mlx_chroma.create_collection(client, "docs", old)
+        akidb_mlx_chroma.upsert(source, DOCUMENTS)
+        akidb_mlx_chroma.reembed(source, akidb_mlx_chroma.MLXEmbeddingFunction(mode="mock", dimension=16))
+        assert client.get_collection("docs-mock").count() == 300
+
+
+class TestLanceDB:
+    def test_every_column_goes_over(self, tmp_path: Path) -> None:
+        db: Any = lancedb.connect(tmp_path)
+        rows = pa.table(
+            {
+                "key": ["a", "b"],
+                "body": ["first", "second"],
+                "meaning": pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32(), 2)),
+                "at": pa.array([datetime(2026, 1, 2), None], pa.timestamp("us")),
+                "score": pa.array([0.1, 0.2], pa.float32()),
+                "tags": [["x", None], None],
+                "place": [{"lat": 1.5, "name": "here"}, None],
+                "raw": pa.array([b"\x00\xff", None]),
+                "other": pa.array([[1.0] * 4, None], pa.list_(pa.float32(), 4)),
+            }
+        )
+        old = akidb_mlx_lancedb.MLXEmbeddings.create(mode="mock", dimension=2)
+        entry = {
+            "name": "akidb-mlx",
+            "model": old.safe_model_dump(),
+            "source_column": "body",
+            "vector_column": "meaning",
+        }
+        schema = rows.schema.with_metadata({"embedding_functions": json.dumps([entry]), "mine": "kept"})
+        table = db.create_table("docs", rows, schema=schema)
+        new = akidb_mlx_lancedb.MLXEmbeddings.create(mode="mock", dimension=8)
+        made = akidb_mlx_lancedb.reembed(table, new, on="key")
+        assert made.schema.metadata[b"mine"] == b"kept"
+        kept = [name for name in rows.schema.names if name != "meaning"]
+        assert made.to_arrow().select(kept).sort_by("key") == rows.select(kept)
+        assert made.search("second", vector_column_name="meaning").limit(1).to_list()[0]["key"] == "b"
+        assert akidb_mlx_lancedb.reembed(table, new, on="key").count_rows() == 2
+
+    def test_a_table_without_ids_says_how_to_get_some(self, tmp_path: Path) -> None:
+        db: Any = lancedb.connect(tmp_path)
+        table = db.create_table(
+            "docs", pa.table({"text": ["a"], "vector": pa.array([[1.0]], pa.list_(pa.float32(), 1))})
+        )
+        new = akidb_mlx_lancedb.MLXEmbeddings.create(mode="mock", dimension=8)
+        with pytest.raises(InvalidInputError, match=r"no column 'id'.*add_columns\({'id': 'uuid\(\)'}\)"):
+            akidb_mlx_lancedb.reembed(table, new)
+        table.add_columns({"id": "uuid()"})
+        assert akidb_mlx_lancedb.reembed(table, new).count_rows() == 1
+
+
+app = typer.Typer()
+app.command()(reembed_command)
+
+
+class TestCommand:
+    @pytest.fixture
+    def real(self, host: Host, minilm: EmbeddingService) -> Any:
+        made = host.create("docs", host.make_function(str(TINY)))
+        host.module.upsert(made, [Document("date", "parse a date"), Document("pasta", "boil the pasta in water")])
+        return made
+
+    def test_another_model(self, host: Host, real: Any) -> None:
+        arguments = [host.location, host.option, "docs", "--model", MINILM, "--json"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        row = json.loads(result.stdout)[0]
+        assert (row["from"], row["to"], row["documents"], row["embedded"]) == ("docs", f"docs-{MINILM}", 2, 2)
+        again = json.loads(CliRunner().invoke(app, arguments).stdout)[0]
+        assert (again["documents"], again["embedded"], again["already there"]) == (2, 0, 2)
+        made = host.open(f"docs-{MINILM}")
+        if host.option == "--collection":
+            assert nearest(made, "cook spaghetti") == "pasta"
+        else:
+            assert made.search("cook spaghetti").limit(1).to_list()[0]["id"] == "pasta"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["/nowhere", "--collection", "docs"], "no Chroma database at /nowhere"),
+            (["/nowhere", "--table", "docs"], "no LanceDB database at /nowhere"),
+            (["ftp://host", "--collection", "docs"], "http://host:port"),
+            (["http://127.0.0.1:9", "--collection", "docs"], "127.0.0.1:9"),
+        ],
+    )
+    def test_no_such_database(self, arguments: list[str], message: str, tmp_path: Path) -> None:
+        result = CliRunner().invoke(app, [*arguments, "--model", MINILM])
+        assert isinstance(result.exception, EmbeddingError)
+        assert message in str(result.exception)
+        assert not Path("/nowhere").exists()
+
+    def test_no_such_collection_or_model(self, host: Host, source: Any) -> None:
+        for arguments in (["nothing", "--model", MINILM], ["docs", "--model", "nothing"], ["docs", "--model", "./no"]):
+            result = CliRunner().invoke(app, [host.location, host.option, *arguments])
+            assert isinstance(result.exception, EmbeddingError), result.output
+            assert "no" in str(result.exception)
+        assert list(host.names()) == ["docs"]
+
+    def test_a_folder_stays_what_it_is(self, tmp_path: Path) -> None:
+        CliRunner().invoke(app, [str(tmp_path), "--collection", "docs", "--model", MINILM])
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("options", [[], ["--collection", "a", "--table", "b"]])
+    def test_one_of_both(self, options: list[str], tmp_path: Path) -> None:
+        result = CliRunner().invoke(app, [str(tmp_path), *options, "--model", MINILM])
+        assert result.exit_code == 2
+        assert "--collection" in result.output
+
+    def test_a_server(self, chroma_port: int, name: str, minilm: EmbeddingService) -> None:
+        client = chromadb.HttpClient("127.0.0.1", chroma_port)
+        source = akidb_mlx_chroma.create_collection(client, name, akidb_mlx_chroma.MLXEmbeddingFunction(TINY))
+        akidb_mlx_chroma.upsert(source, [Document("a", "a")])
+        address = f"http://127.0.0.1:{chroma_port}"
+        result = CliRunner().invoke(app, [address, "--collection", name, "--model", MINILM, "--name", f"{name}-new"])
+        assert result.exit_code == 0, result.output
+        assert client.get_collection(f"{name}-new").count() == 1
+
+    def test_the_help_has_an_example(self) -> None:
+        assert "akidb-mlx reembed ./chroma --collection docs" in " ".join(
+            CliRunner().invoke(app, ["--help"]).output.split()
+        )
