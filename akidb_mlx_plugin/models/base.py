@@ -199,8 +199,10 @@ def _visible(
     # With right padding and a causal mask no real token sees padding.
     if lengths is not None and not causal and min(lengths) < last:
         real = key < mx.array(lengths)[:, None, None]
-        # Far in the padding, a window holds no real token: a query there sees itself.
-        visible = real if visible is None else visible & (real | (key == query))
+        if window is not None:
+            # Far in the padding, a window holds no real token: a query there sees itself.
+            real = real | (key == query)
+        visible = real if visible is None else visible & real
     return visible
 
 

@@ -1,7 +1,7 @@
 """Activations, softmax and layer norm that vectorise on a CPU and use MLX's own kernels elsewhere.
 
 MLX computes erf, exp and tanh one element at a time on a CPU (10 to 25 ns each). Here they are sums and products,
-which it vectorises, accurate to 2e-6.
+which it vectorises, accurate to 1e-6.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ def on_cpu() -> bool:
     return bool(mx.default_device() == mx.cpu)
 
 
-def _exp_nonpositive(x: mx.array) -> mx.array:
-    """exp(x) for x <= 0, absolute error below 2e-6: a Taylor polynomial of x/32, squared five times.
+# exp(t) - 1 = t + C2 t^2 + C3 t^3 + C4 t^4, fitted by reweighted least squares so that the error of exp(32 t) is least.
+_EXP_C2, _EXP_C3, _EXP_C4 = 0.49999487, 0.16644867, 0.03915204
 
-    Below -40 it stays at 4e-17; the polynomial would turn up again further out.
+
+def _exp_nonpositive(x: mx.array) -> mx.array:
+    """exp(x) for x <= 0, absolute error below 2e-7: a polynomial of x/32, squared five times; 0 below -40.
+
+    The powers are carried less one, (1 + e)^2 - 1 = e (e + 2), or squaring would double the rounding error of numbers
+    close to one five times.
     """
     t = mx.maximum(x, -40.0) * (1.0 / 32.0)
-    y = 1.0 + t * (1.0 + t * (0.5 + t * (1.0 / 6.0 + t * (1.0 / 24.0))))
+    e = t * (1.0 + t * (_EXP_C2 + t * (_EXP_C3 + t * _EXP_C4)))
     for _ in range(5):
-        y = y * y
-    return y
+        e = e * (e + 2.0)
+    return e + 1.0
 
 
 @mx.compile
@@ -36,7 +41,7 @@ def _softmax_last(scores: mx.array) -> mx.array:
 
 
 def softmax(scores: mx.array) -> mx.array:
-    """Softmax over the last axis; an entry of -inf gets (almost) nothing, and every row needs one finite entry."""
+    """Softmax over the last axis; an entry of -inf gets nothing, and every row needs one finite entry."""
     return _softmax_last(scores) if on_cpu() else mx.softmax(scores, axis=-1, precise=True)
 
 

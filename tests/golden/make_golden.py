@@ -14,6 +14,7 @@ import random
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +156,15 @@ def checkpoints() -> dict[str, Tiny]:
             dtype=torch.bfloat16,
             with_head=True,
         ),
+        "qwen3_both_ways": Tiny(
+            t.Qwen3Config(**qwen, is_causal=False),
+            qwen3_tokenizer,
+            QWEN,
+            48,
+            SHORT,
+            mean,
+            dtype=torch.bfloat16,
+        ),
         "gemma3_text": Tiny(
             t.Gemma3TextConfig(**gemma, **layers), gemma_tokenizer, GEMMA, 48, SHORT, mean, HEAD, prompts=PROMPTS
         ),
@@ -257,9 +267,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
 
 
 def main(names: list[str]) -> None:
-    for seed, (name, tiny) in enumerate(checkpoints().items()):
+    for name, tiny in checkpoints().items():
         if not names or name in names:
-            write(name, tiny, 100 * seed)
+            write(name, tiny, zlib.crc32(name.encode()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""Activations and softmax against their definitions in double precision, on a CPU and as elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from akidb_mlx_plugin.models import kernels
+from akidb_mlx_plugin.models.kernels import ACTIVATIONS, GATED_ACTIVATIONS, softmax
+
+# Densely where the functions bend, sparsely far out.
+POINTS = np.concatenate([np.linspace(-12, 12, 20_001), [-1e4, -300, -88, -40, 40, 88, 300, 1e4]]).astype(np.float32)
+
+
+def _gelu(x: float) -> float:
+    return x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def _gelu_tanh(x: float) -> float:
+    return x * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _silu(x: float) -> float:
+    return x / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+DEFINITIONS: dict[str, Callable[[float], float]] = {
+    "gelu": _gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": lambda x: max(x, 0.0),
+    "silu": _silu,
+    "swish": _silu,
+}
+
+
+@pytest.fixture(autouse=True, params=["on a CPU", "elsewhere"])
+def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    monkeypatch.setattr(kernels, "on_cpu", lambda: request.param == "on a CPU")
+    yield
+    mx.set_default_device(before)
+
+
+def test_every_activation_has_a_definition() -> None:
+    assert ACTIVATIONS.keys() == GATED_ACTIVATIONS.keys() == DEFINITIONS.keys()
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_activation(name: str) -> None:
+    expected = np.array([DEFINITIONS[name](float(x)) for x in POINTS])
+    actual = np.array(ACTIVATIONS[name](mx.array(POINTS)))
+    assert (np.abs(actual - expected) / np.maximum(1, np.abs(POINTS))).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_gated_activation(name: str) -> None:
+    gate, up = mx.array(POINTS), mx.array(POINTS[::-1].copy() / 100)
+    expected = np.array(ACTIVATIONS[name](gate)) * np.array(up)
+    assert np.abs(np.array(GATED_ACTIVATIONS[name](gate, up)) - expected).max() < 1e-4
+    assert GATED_ACTIVATIONS[name](gate.astype(mx.bfloat16), up.astype(mx.bfloat16)).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 50.0, 1e4])
+def test_softmax(spread: float) -> None:
+    scores = (np.random.default_rng(0).standard_normal((50, 200)) * spread).astype(np.float32)
+    shifted = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    expected = shifted / shifted.sum(axis=1, keepdims=True)
+    assert np.abs(np.array(softmax(mx.array(scores))) - expected).max() < 1e-6
+
+
+def test_softmax_gives_a_hidden_key_nothing() -> None:
+    scores = np.zeros((3, 1000), dtype=np.float32)
+    scores[:, 1:] = -np.inf
+    weights = np.array(softmax(mx.array(scores)))
+    assert np.abs(weights[:, 0] - 1).max() < 1e-6
+    assert weights[:, 1:].max() == 0
