@@ -77,6 +77,7 @@ __all__ = [
     "ModelNotFoundError",
     "ServiceUnavailableError",
     "UpsertError",
+    "UpsertError",
     "UpsertResponse",
     "Usage",
     "__version__",
