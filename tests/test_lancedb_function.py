@@ -179,6 +179,15 @@ class TestTables:
         for text, key in (("a puppy", "dog"), ("an omelette", "file"), ("spaghetti", "pasta")):
             assert (await (await table.search(text)).limit(1).to_list())[0]["key"] == key
 
+    async def test_async_search_becomes_hybrid_with_a_full_text_index(
+        self, notes: lancedb.table.Table, tmp_path: Path, embedded: Embedded
+    ) -> None:
+        notes.create_index("text", config=FTS())
+        table = await (await lancedb.connect_async(tmp_path)).open_table("notes")
+        found = await (await table.search("salted noodles")).limit(3).to_list()
+        assert (found[0]["key"], "_relevance_score" in found[0]) == ("pasta", True)
+        assert [(request.kind, request.inputs) for request in embedded] == [("query", ["salted noodles"])]
+
     async def test_async_searches_at_the_same_time(self, notes: lancedb.table.Table, tmp_path: Path) -> None:
         table = await (await lancedb.connect_async(tmp_path)).open_table("notes")
 

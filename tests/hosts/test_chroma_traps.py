@@ -94,6 +94,24 @@ class TestTraps:
             narrow.query(query_texts=["x"])
         assert collection.count() == 3
 
+    def test_the_first_write_pins_the_width(self, chroma: ClientAPI, name: str, function: MLXEmbeddingFunction) -> None:
+        collection = chroma.create_collection(name, embedding_function=function)
+        collection.add(ids=["wrong"], embeddings=[[1.0, 2.0]])
+        with pytest.raises(InvalidArgumentError, match="dimension of 2, got 384"):
+            collection.add(ids=["x"], documents=["x"])
+
+    def test_a_batch_too_large_is_refused_after_it_was_embedded(self, name: str, chroma: ClientAPI) -> None:
+        collection = chroma.create_collection(name, embedding_function=MLXEmbeddingFunction(mode="mock", dimension=2))
+        keys = [str(i) for i in range(chroma.get_max_batch_size() + 1)]
+        with pytest.raises(Exception, match=rf"(?i)batch size.*{len(keys) - 1}"):
+            collection.add(ids=keys, documents=keys)
+        assert collection.count() == 0
+
+    def test_vectors_that_are_no_numbers_write_nothing(self, collection: chromadb.Collection) -> None:
+        with pytest.raises((ValueError, InvalidArgumentError)):
+            collection.add(ids=["x"], embeddings=[[float("nan")] * 384])
+        assert collection.count() == 3
+
     def test_vectors_for_some_texts_only_write_nothing(
         self, collection: chromadb.Collection, embedded: Embedded
     ) -> None:

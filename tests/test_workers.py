@@ -1,0 +1,194 @@
+"""The threads that own MLX."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from host_helpers import PATIENCE_S, run_python
+
+from akidb_mlx_plugin import ServiceUnavailableError, workers
+from akidb_mlx_plugin.workers import WorkerPool, core_count
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    """Two threads on the CPU."""
+    pool = WorkerPool("cpu", 2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def single() -> Iterator[WorkerPool]:
+    """One thread on the CPU."""
+    pool = WorkerPool("cpu", 1)
+    yield pool
+    pool.close()
+
+
+class Gate:
+    """Work that begins, tells so, and waits until it may end."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self) -> str:
+        self.begun.set()
+        assert self.open.wait(PATIENCE_S)
+        return "done"
+
+
+def hold(pool: WorkerPool) -> tuple[Gate, Future[Any]]:
+    """Keep a thread of the pool busy."""
+    gate = Gate()
+    future = pool.submit(gate)
+    assert gate.begun.wait(PATIENCE_S)
+    return gate, future
+
+
+class TestWork:
+    def test_runs_on_the_pools_own_threads(self, pool: WorkerPool) -> None:
+        names = {pool.submit(lambda: threading.current_thread().name).result(PATIENCE_S) for _ in range(20)}
+        assert names <= {"akidb-mlx-0", "akidb-mlx-1"}
+
+    def test_side_by_side(self, pool: WorkerPool) -> None:
+        together = threading.Barrier(2)
+        futures = [pool.submit(lambda: together.wait(PATIENCE_S)) for _ in range(2)]
+        assert sorted(future.result(PATIENCE_S) for future in futures) == [0, 1]
+
+    @pytest.mark.parametrize("error", [ValueError("bad"), MemoryError("full"), SystemExit(3), KeyboardInterrupt()])
+    def test_an_exception_reaches_who_waits_and_the_thread_lives_on(
+        self, single: WorkerPool, error: BaseException
+    ) -> None:
+        def fail() -> None:
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            single.submit(fail).result(PATIENCE_S)
+        assert caught.value is error
+        assert single.submit(lambda: 5).result(PATIENCE_S) == 5
+
+    def test_short_work_goes_first_and_the_rest_in_order(self, single: WorkerPool) -> None:
+        gate, _ = hold(single)
+        done: list[str] = []
+        long = [single.submit(lambda i=i: done.append(f"long {i}"), short=False) for i in range(3)]  # type: ignore[misc]
+        short = [single.submit(lambda i=i: done.append(f"short {i}")) for i in range(3)]  # type: ignore[misc]
+        gate.open.set()
+        for future in long + short:
+            future.result(PATIENCE_S)
+        assert done == ["short 0", "short 1", "short 2", "long 0", "long 1", "long 2"]
+
+    def test_cancelled_work_is_not_done(self, single: WorkerPool) -> None:
+        gate, _ = hold(single)
+        done: list[int] = []
+        futures = [single.submit(lambda i=i: done.append(i)) for i in range(3)]  # type: ignore[misc]
+        assert futures[1].cancel()
+        gate.open.set()
+        futures[2].result(PATIENCE_S)
+        assert done == [0, 2]
+
+    def test_nothing_of_it_is_kept(self, single: WorkerPool) -> None:
+        class Big:
+            pass
+
+        big = Big()
+        gone = weakref.ref(big)
+        single.submit(lambda big=big: None).result(PATIENCE_S)  # type: ignore[misc]
+        del big
+        # What a thread has just done it forgets before it takes up the next piece.
+        single.submit(lambda: None).result(PATIENCE_S)
+        assert gone() is None
+
+    def test_cores_are_shared_among_what_runs(self, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+        given: list[int] = []
+        monkeypatch.setattr(workers, "set_blas_threads", given.append)
+        monkeypatch.setattr(pool, "_cores", 8)
+        pool.submit(lambda: None).result(PATIENCE_S)
+        pool.submit(lambda: None).result(PATIENCE_S)
+        gate, _ = hold(pool)
+        pool.submit(lambda: None).result(PATIENCE_S)
+        gate.open.set()
+        assert given == [8, 8, 8, 4]
+
+    def test_there_is_a_core(self) -> None:
+        assert core_count() >= 1
+        assert WorkerPool("cpu", 0).size == 1
+
+
+class TestEnd:
+    def test_what_was_submitted_is_done(self) -> None:
+        pool = WorkerPool("cpu", 1)
+        gate, first = hold(pool)
+        later = [pool.submit(lambda i=i: i, short=i % 2 == 0) for i in range(6)]  # type: ignore[misc]
+        closing = threading.Thread(target=pool.close)
+        closing.start()
+        gate.open.set()
+        closing.join(PATIENCE_S)
+        assert not closing.is_alive()
+        assert [first.result(0), *(future.result(0) for future in later)] == ["done", *range(6)]
+
+    def test_the_threads_are_gone(self) -> None:
+        pool = WorkerPool("cpu", 3)
+        threads = pool._threads
+        pool.submit(lambda: np.array(mx.ones(5) + 1)).result(PATIENCE_S)
+        pool.close()
+        pool.close()
+        assert not [thread for thread in threads if thread.is_alive()]
+        with pytest.raises(ServiceUnavailableError, match="closed"):
+            pool.submit(lambda: None)
+
+    def test_work_may_close_its_own_pool(self) -> None:
+        pool = WorkerPool("cpu", 1)
+        pool.submit(pool.close).result(PATIENCE_S)
+        pool._threads[0].join(PATIENCE_S)
+        assert not pool._threads[0].is_alive()
+
+    def test_an_interpreter_that_ends_waits_for_what_runs(self) -> None:
+        printed = run_python(
+            """
+            import threading, time
+            from akidb_mlx_plugin.workers import WorkerPool
+            import mlx.core as mx
+            begun = threading.Event()
+            def work():
+                begun.set()
+                time.sleep(0.2)
+                mx.eval(mx.ones((200, 200)) @ mx.ones((200, 200)))
+                print("done", flush=True)
+            pools = [WorkerPool("cpu", 2) for _ in range(2)]
+            pools[0].submit(work)
+            begun.wait()
+            """
+        )
+        assert printed == "done\n"
+
+    def test_a_forked_child_may_not_use_it_and_ends(self) -> None:
+        printed = run_python(
+            """
+            import os, signal
+            from akidb_mlx_plugin import ServiceUnavailableError
+            from akidb_mlx_plugin.workers import WorkerPool
+            signal.alarm(60)
+            pool = WorkerPool("cpu", 2)
+            with pool._lock:
+                child = os.fork()
+            if child == 0:
+                for use in (lambda: pool.submit(print), lambda: WorkerPool("cpu", 1)):
+                    try:
+                        use()
+                    except ServiceUnavailableError:
+                        print("refused", flush=True)
+                pool.close()
+                raise SystemExit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pool.submit(lambda: "alive").result())
+            """
+        )
+        assert printed == "refused\nrefused\n7 alive\n"
