@@ -87,9 +87,12 @@ class DocumentCheck:
             )
 
 
-def split_documents(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    """Yield chunks of up to `size` documents and about `CHUNK_CHARACTERS` characters, in order.
+def split_documents(documents: Iterable[Document], size: Callable[[], int]) -> Iterator[list[Document]]:
+    """Yield chunks of documents, of about `CHUNK_CHARACTERS` characters at most, in order.
 
+    Args:
+        documents: a sequence, or a stream of any length.
+        size: asked before each document for the most there may be in a chunk.
     Raises:
         InvalidInputError: something in between that is no Document.
     """
@@ -100,7 +103,7 @@ def split_documents(documents: Iterable[Document], size: int) -> Iterator[list[D
             raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
         chunk.append(document)
         characters += len(document.text) if isinstance(document.text, str) else 0
-        if len(chunk) == size or characters >= CHUNK_CHARACTERS:
+        if len(chunk) >= size() or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
     if chunk:

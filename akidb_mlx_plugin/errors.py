@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 
 class EmbeddingError(Exception):
@@ -34,6 +36,9 @@ class DimensionMismatchError(EmbeddingError, ValueError):
         self.actual = actual
         super().__init__(message or f"expected vectors of {expected} dimensions, got {actual}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), expected=self.expected, actual=self.actual), self.args
+
 
 class ServiceUnavailableError(EmbeddingError, RuntimeError):
     """The service cannot answer now: closed, full, past its deadline, forked, or its worker is gone."""
@@ -54,3 +59,7 @@ class UpsertError(EmbeddingError):
         self.not_written = list(not_written)
         self.written_count = written_count
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(type(self), written=self.written, not_written=self.not_written, written_count=self.written_count)
+        return make, self.args

@@ -6,10 +6,11 @@ from akidb_mlx_plugin.collections import Source, Target
 from akidb_mlx_plugin.documents import split_documents
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, UpsertError
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
-from akidb_mlx_plugin.upserts import DEFAULT_CHUNK, Upsert
+from akidb_mlx_plugin.upserts import Upsert
 
 # Kept in the new collection's metadata: the source it is filled from, so that a second run continues that and no other.
 SOURCE_KEY = "akidb_mlx:source"
+_PAGE = 1000
 
 
 def default_name(source_name: str, info: ModelInfo) -> str:
@@ -71,7 +72,7 @@ def _check_complete(source: Source, target: Target) -> None:
     """Read both again: every document there, with its text and metadata, and no other."""
     missing: list[str] = []
     count = 0
-    for page in split_documents(source.read_all(), DEFAULT_CHUNK):
+    for page in split_documents(source.read_all(), lambda: _PAGE):
         stored = target.read([document.id for document in page])
         for document in page:
             found = stored.get(document.id)

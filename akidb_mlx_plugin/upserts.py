@@ -19,8 +19,10 @@ from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, Inva
 from akidb_mlx_plugin.spaces import as_vector
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Document, UpsertResponse, Vector
 
-# Enough that texts of one length meet and a write is worth its commit; little to lose when the process is killed.
-DEFAULT_CHUNK = 1024
+# Chunks of about this long: the bar moves, and a process that is killed loses little. Up to so many documents, which is
+# enough that texts of one length meet and a write is worth its commit; the first chunk tells how fast the model is.
+_CHUNK_S = 10.0
+_FIRST_CHUNK, _SMALLEST_CHUNK, LARGEST_CHUNK = 256, 32, 1024
 # Written ids that are remembered of a stream, which cannot be asked for them again.
 _REMEMBERED = 10_000
 _FULL_QUEUE_WAIT_S = 0.1
@@ -67,7 +69,7 @@ class Upsert:
             target: where the documents go.
             documents: a sequence, or a stream of any length.
             show_progress: draw a bar.
-            batch_size: documents embedded and written together; None: as many as pack well.
+            batch_size: documents embedded and written together; None: what the model embeds in ten seconds.
             skip_unchanged: embed no text that is stored already, and write no document that is stored as it is.
             total: how many documents a stream will have, for the bar.
         Raises:
@@ -84,7 +86,8 @@ class Upsert:
         self._is_stream = not isinstance(documents, Sequence)
         self._show_progress = show_progress
         self._total = len(documents) if isinstance(documents, Sized) else total
-        self._size = batch_size or DEFAULT_CHUNK
+        self._size = batch_size or _FIRST_CHUNK
+        self._is_size_given = batch_size is not None
         self._skip_unchanged = skip_unchanged
         self._check = DocumentCheck(
             target.label, target.dimension, can_embed=target.can_embed, check_host=target.check_document
@@ -137,7 +140,7 @@ class Upsert:
             batch.embedding.cancel()
 
     def _run_chunks(self, writer: ThreadPoolExecutor) -> None:
-        for chunk in split_documents(self._documents, self._size):
+        for chunk in split_documents(self._documents, lambda: self._size):
             self._open.append(chunk)
             self._refuse_cancelled()
             # Read and checked while the batch before is embedded.
@@ -207,10 +210,16 @@ class Upsert:
             self._embedded += len(batch.missing)
             self._tokens += response.usage.total_tokens
             self._truncated += response.usage.truncated
+            self._adapt_size(len(batch.missing), response.usage.duration_ms / 1e3)
         rows = self._fill(batch, vectors)
         self._batch = None
         self._wait_for_write()
         self._writing = writer.submit(self._write, batch.documents, rows)
+
+    def _adapt_size(self, texts: int, seconds: float) -> None:
+        if not self._is_size_given:
+            size = LARGEST_CHUNK if seconds <= 0 else round(texts / seconds * _CHUNK_S)
+            self._size = max(_SMALLEST_CHUNK, min(size, LARGEST_CHUNK))
 
     def _fill(self, batch: _Batch, embedded: Vector | None) -> Vector:
         """Return (N, D) float32: vectors given and vectors made, in the order of the documents."""

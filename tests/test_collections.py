@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pickle
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +123,31 @@ class TestFilling:
         shown = capsys.readouterr().err
         assert "collection 'memory'" in shown
         assert "50/50" in shown
+
+
+class TestChunks:
+    @pytest.mark.parametrize(("texts_per_s", "expected"), [(1, 32), (20, 200), (1e6, 1024)])
+    def test_last_ten_seconds_whatever_the_model(self, target: MemoryTarget, texts_per_s: float, expected: int) -> None:
+        service = target.service
+        assert service is not None
+        submit = service.submit
+
+        def timed(request: Any, **options: Any) -> Any:
+            response = submit(request, **options).result()
+            taken = replace(response, usage=replace(response.usage, duration_ms=len(request) / texts_per_s * 1e3))
+            future: Future[Any] = Future()
+            future.set_result(taken)
+            return future
+
+        service.submit = timed  # type: ignore[method-assign]
+        Upsert(target, texts(5000)).run()
+        sizes = [len(write.ids) for write in target.writes]
+        assert sizes[0] == 256
+        assert set(sizes[2:-1]) == {expected}
+
+    def test_a_size_that_is_given_stays(self, target: MemoryTarget) -> None:
+        Upsert(target, texts(100), batch_size=7).run()
+        assert {len(write.ids) for write in target.writes[:-1]} == {7}
 
 
 class TestOverlap:
@@ -385,7 +413,7 @@ class TestBackground:
 )
 def test_chunks_hold_everything_in_order_within_bounds(sizes: list[int], size: int) -> None:
     documents = [Document(id=str(i), text="x" * length) for i, length in enumerate(sizes)]
-    chunks = list(split_documents(iter(documents), size))
+    chunks = list(split_documents(iter(documents), lambda: size))
     assert [document for chunk in chunks for document in chunk] == documents
     for chunk in chunks:
         assert 0 < len(chunk) <= size
@@ -486,3 +514,15 @@ def test_a_response_of_another_width_is_refused(target: MemoryTarget, provider: 
     with pytest.raises(DimensionMismatchError):
         Upsert(target, texts(3)).run()
     assert target.rows == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DimensionMismatchError("other", expected=3, actual=4),
+        UpsertError("midway", written=["a"], not_written=["b"], written_count=1),
+    ],
+)
+def test_errors_travel_between_processes(error: Exception) -> None:
+    there = pickle.loads(pickle.dumps(error))
+    assert (type(there), str(there), vars(there)) == (type(error), str(error), vars(error))
