@@ -16,7 +16,7 @@ from akidb_mlx_plugin.errors import EmbeddingError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLOT_REMEDY = "no plot without matplotlib: pip install 'akidb-mlx-plugin[bench]'"
+PLOT_REMEDY = "no plot without matplotlib: pip install matplotlib"
 
 
 @dataclass(frozen=True)

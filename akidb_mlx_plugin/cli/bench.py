@@ -19,12 +19,13 @@ from akidb_mlx_plugin.cli.bench_options import (
     TimeoutOption,
     collect,
     describe_settings,
+    measuring_bar,
     parse_numbers,
     prepare,
     publish,
     read_texts,
 )
-from akidb_mlx_plugin.cli.output import JsonOption, print_error, progress
+from akidb_mlx_plugin.cli.output import JsonOption, print_error
 
 app = typer.Typer(help="Measure this machine with real text.", no_args_is_help=True)
 _WARM_UP = 32
@@ -133,7 +134,7 @@ def load(
     documents = read_texts(corpus)
     queries = documents if whole else first_lines(documents)
     due_s = (uniform_arrivals if arrivals == "uniform" else poisson_arrivals)(qps, seconds)
-    with open_subject(config, queries[:_WARM_UP]) as subject, progress("requests") as bar:
+    with open_subject(config, queries[:_WARM_UP]) as subject, measuring_bar("requests") as bar:
         task = bar.add_task("load", total=len(due_s))
         memory_bytes = {"start": resident_bytes()}
         record = OpenLoop(
@@ -175,7 +176,7 @@ def soak(
 
     config = prepare(model, device, threads)
     documents = read_texts(corpus)
-    with open_subject(config, documents[:_WARM_UP]) as subject, progress("seconds") as bar:
+    with open_subject(config, documents[:_WARM_UP]) as subject, measuring_bar("seconds") as bar:
         task = bar.add_task("soak", total=round(minutes * 60))
         record = run_soak(
             subject.service,

@@ -13,6 +13,7 @@ from akidb_mlx_plugin.cli.output import print_error, print_rows, progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.progress import Progress
 
     from akidb_mlx_plugin.benchmarks.report import Report
     from akidb_mlx_plugin.config import EmbeddingConfig
@@ -77,11 +78,19 @@ def describe_settings(config: EmbeddingConfig, threads: int | None, corpus: Path
     }
 
 
+def measuring_bar(unit: str) -> Progress:
+    """Return a progress bar that keeps out of the way: drawing takes time from what is measured."""
+    bar = progress(unit)
+    bar.live.refresh_per_second = 1
+    bar.disable = not sys.stderr.isatty()
+    return bar
+
+
 def read_texts(corpus: Path | None) -> list[str]:
     """Return the corpus; reading the standard library takes some seconds, and a bar says so."""
     from akidb_mlx_plugin.benchmarks.texts import read_corpus
 
-    with progress("texts") as bar:
+    with measuring_bar("texts") as bar:
         bar.add_task("reading the corpus", total=None)
         return read_corpus(corpus)
 
@@ -104,7 +113,7 @@ def parse_numbers(text: str, option: str, kind: type[_Number]) -> list[_Number]:
 def collect(results: Iterator[_Found], total: int, unit: str) -> tuple[list[_Found], bool]:
     """Return what a benchmark hands out, with a bar meanwhile, and whether the user ended it early."""
     found: list[_Found] = []
-    with progress(unit) as bar:
+    with measuring_bar(unit) as bar:
         task = bar.add_task("measuring", total=total)
         try:
             for result in results:
