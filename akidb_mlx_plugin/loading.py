@@ -113,11 +113,10 @@ def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantize
     parameters = _count(encoder)
     tensors: dict[str, mx.array] = {}
     for file in find_weight_files(checkpoint.folder):
-        tensors.update(_read_tensors(file))
+        tensors.update(read_tensors(file))
     dense = _build_dense(checkpoint, tensors)
     weights = encoder.sanitize({name: value for name, value in tensors.items() if not name.startswith("dense.")})
-    stored = {id(value): name for name, value in tensors.items()}
-    names = {name: stored[id(value)] for name, value in weights.items() if id(value) in stored}
+    names = original_names(weights, tensors)
     bits = _take_quantized(encoder, weights, keep=not cpu if keep_quantized is None else keep_quantized)
     target = _choose_dtype(encoder, weights, dtype, cpu=cpu, quantized=bool(bits))
     load_strictly(encoder, weights, str(checkpoint.folder), names)
@@ -204,16 +203,24 @@ def _dense_weights(
 ) -> tuple[dict[str, mx.array], dict[str, str]]:
     """Return a dense layer's tensors by its own names, and their names in the file."""
     if spec.folder is not None:
-        weights = {
-            name: value for file in find_weight_files(spec.folder) for name, value in _read_tensors(file).items()
-        }
+        weights = {name: value for file in find_weight_files(spec.folder) for name, value in read_tensors(file).items()}
         return weights, {}
     names = {f"linear.{name.removeprefix(prefix)}": name for name in tensors if name.startswith(prefix)}
     return {name: tensors[original] for name, original in names.items()}, names
 
 
-def _read_tensors(file: Path) -> dict[str, mx.array]:
-    """Return a file's tensors, lazy."""
+def original_names(weights: Mapping[str, mx.array], tensors: Mapping[str, mx.array]) -> dict[str, str]:
+    """Return what sanitized tensors are called in the checkpoint, those that were only renamed."""
+    stored = {id(value): name for name, value in tensors.items()}
+    return {name: stored[id(value)] for name, value in weights.items() if id(value) in stored}
+
+
+def read_tensors(file: Path) -> dict[str, mx.array]:
+    """Return a safetensors file's tensors, lazy.
+
+    Raises:
+        ModelNotFoundError: it is damaged.
+    """
     # MLX would notice a file that was cut off only when it gets there.
     read_header(file)
     try:

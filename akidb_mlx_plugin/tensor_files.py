@@ -36,21 +36,28 @@ def find_weight_files(folder: Path) -> list[Path]:
         ModelNotFoundError: there is none, or the index names one that is missing.
     """
     whole, index = folder / "model.safetensors", folder / INDEX_NAME
-    if index.is_file() and not whole.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelNotFoundError(f"{index} cannot be read as an index of tensors: {error!r}") from error
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ModelNotFoundError(f"{index} names {', '.join(missing)}, which {folder} does not have")
+    names = _names_in(index) if index.is_file() else []
+    missing = [name for name in names if not (folder / name).is_file()]
+    if names and not missing:
         return [folder / name for name in names]
     files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    if missing and files != [whole]:
+        raise ModelNotFoundError(f"{index} names {', '.join(missing)}, which {folder} does not have")
     if not files:
         raise ModelNotFoundError(
             f"{folder} has no *.safetensors; convert other formats with transformers' save_pretrained"
         )
     return files
+
+
+def _names_in(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a file lies outside")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelNotFoundError(f"{index} cannot be read as an index of tensors: {error!r}") from error
+    return names
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

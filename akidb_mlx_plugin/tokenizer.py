@@ -38,6 +38,8 @@ class TextTokenizer:
         """
         # Deferred: an adapter may be imported and built without ever embedding a text.
         from tokenizers import Tokenizer
+        from tokenizers.normalizers import Lowercase
+        from tokenizers.normalizers import Sequence as InOrder
 
         file = folder / "tokenizer.json"
         if not file.is_file():
@@ -48,9 +50,12 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises bare Exception
             raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
-        self._lowercase = lowercase
-        self._end_id = self._missing_end_id(end_token)
+        if lowercase:
+            # Inside the tokenizer, so that special tokens in a text stay what they are.
+            present = self._tokenizer.normalizer
+            self._tokenizer.normalizer = InOrder([Lowercase(), *([present] if present else [])])
         self._tokenizer.no_padding()
+        self._end_id = self._missing_end_id(end_token)
         self._tokenizer.enable_truncation(max_length=max_tokens - (self._end_id is not None))
 
     def encode(self, texts: Sequence[str]) -> TokenRows:
@@ -61,8 +66,6 @@ class TextTokenizer:
         Raises:
             InvalidInputError: a text makes no token at all.
         """
-        if self._lowercase:
-            texts = [text.lower() for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         ids = [encoding.ids for encoding in encodings]
         if self._end_id is not None:

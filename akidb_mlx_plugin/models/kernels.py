@@ -1,4 +1,4 @@
-"""Activations, softmax and layer norm that vectorise on a CPU and use MLX's own kernels elsewhere.
+"""Activations and softmax that vectorise on a CPU and use MLX's own kernels elsewhere.
 
 MLX computes erf, exp and tanh one element at a time on a CPU (10 to 25 ns each). Here they are sums and products,
 which it vectorises, accurate to 1e-6.

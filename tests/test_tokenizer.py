@@ -1,0 +1,125 @@
+"""Token rows: ends, truncation, prompts, case."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from golden_models import GOLDEN
+from tokenizers import Tokenizer
+
+from akidb_mlx_plugin.checkpoint import read_checkpoint
+from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.registry import list_models
+from akidb_mlx_plugin.tokenizer import TextTokenizer
+
+END = 0  # of the tiny Qwen3, where it is the padding token too; "<|im_end|>", its eos_token, is 2
+
+
+def folder_of(name: str) -> Path:
+    return GOLDEN / name / "model"
+
+
+def without_template(folder: Path) -> Path:
+    """Copy the tiny Qwen3's tokenizer as upstream first released it: nothing is put at the end of a text."""
+    shutil.copytree(folder_of("qwen3"), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    tokenizer["padding"] = {
+        "strategy": {"Fixed": 20},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+class TestTheEndOfATextOfQwen3:
+    TEXTS = ("", "a", "the water of the river", "stone " * 100)
+
+    def test_is_there_once_whether_or_not_the_template_puts_it(self, tmp_path: Path) -> None:
+        with_template = TextTokenizer(folder_of("qwen3"), 48, end_token="<|endoftext|>").encode(self.TEXTS)
+        appended = TextTokenizer(without_template(tmp_path / "m"), 48, end_token="<|endoftext|>").encode(self.TEXTS)
+        assert with_template.ids == appended.ids
+        assert with_template.truncated == appended.truncated == 1
+        for row in appended.ids:
+            assert row[-1] == END
+            assert row.count(END) == 1
+        assert [len(row) for row in appended.ids[:2]] == [1, 2]
+        assert len(appended.ids[3]) == 48
+
+    def test_is_missed_without_care(self, tmp_path: Path) -> None:
+        rows = TextTokenizer(without_template(tmp_path / "m"), 48).encode(["a"])
+        assert END not in rows.ids[0]
+
+    def test_is_asked_for_by_the_registry(self) -> None:
+        (spec,) = [spec for spec in list_models() if spec.name == "qwen3-0.6b-4bit"]
+        assert spec.end_token == "<|endoftext|>"
+        assert read_checkpoint(folder_of("qwen3"), spec=spec).end_token == "<|endoftext|>"
+
+    def test_is_an_error_where_the_tokenizer_has_no_such_token(self) -> None:
+        with pytest.raises(ModelNotFoundError, match="endoftext"):
+            TextTokenizer(folder_of("bert"), 48, end_token="<|endoftext|>")
+
+
+def test_a_text_of_gemma_begins_and_ends() -> None:
+    rows = TextTokenizer(folder_of("gemma3_text"), 48).encode(["", "the river", "stone " * 100]).ids
+    assert [(row[0], row[-1]) for row in rows] == [(2, 1)] * 3
+    assert len(rows[0]) == 2
+    assert len(rows[2]) == 48
+
+
+@pytest.mark.parametrize(("eos", "expected"), [("</s>", "</s>"), ({"content": "</s>"}, "</s>")])
+def test_the_configuration_may_ask_for_an_end(eos: object, expected: str, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(folder_of("llama"), folder)
+    settings = {"eos_token": eos, "add_eos_token": True, "model_max_length": 48}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert read_checkpoint(folder).end_token == expected
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "add_eos_token": False}))
+    assert read_checkpoint(folder).end_token is None
+
+
+def test_nothing_is_padded_and_long_texts_are_counted(minilm_dir: Path) -> None:
+    # This tokenizer.json asks for padding and truncation to 128.
+    tokenizer = TextTokenizer(minilm_dir, 256)
+    rows = tokenizer.encode(["", "hello", "x " * 254, "x " * 255])
+    assert [len(row) for row in rows.ids] == [2, 3, 256, 256]
+    assert rows.truncated == 1
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "qwen3", "gemma3_text", "llama"])
+@pytest.mark.parametrize("prompt", ["the question of time: ", "paper", ""])
+def test_a_prompt_is_as_long_as_what_it_adds(name: str, prompt: str) -> None:
+    tokenizer = TextTokenizer(folder_of(name), 48)
+    plain = Tokenizer.from_file(str(folder_of(name) / "tokenizer.json"))
+    opening = {"qwen3": 0}.get(name, 1)
+    expected = opening + len(plain.encode(prompt, add_special_tokens=False).ids) if prompt else 0
+    assert tokenizer.prompt_length(prompt) == expected
+
+
+def test_case_is_folded_where_it_is_asked_for() -> None:
+    plain, folded = (TextTokenizer(folder_of("roberta"), 48, lowercase=lowercase) for lowercase in (False, True))
+    texts = ["The RIVER", "ÉTÉ"]
+    assert folded.encode(texts).ids == plain.encode(["the river", "été"]).ids != plain.encode(texts).ids
+    # A special token stays one.
+    assert folded.encode(["<MASK> <mask>"]).ids[0].count(4) == plain.encode(["<mask>"]).ids[0].count(4)
+
+
+def test_a_text_without_any_token_is_refused(tmp_path: Path) -> None:
+    tokenizer = TextTokenizer(without_template(tmp_path / "m"), 48)
+    with pytest.raises(InvalidInputError, match="text 1 makes no token"):
+        tokenizer.encode(["a", ""])
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"no tokenizer\.json.*fast tokenizer"):
+        TextTokenizer(tmp_path, 48)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelNotFoundError, match=r"tokenizer\.json cannot be read"):
+        TextTokenizer(tmp_path, 48)
