@@ -46,4 +46,8 @@ def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None
     # The rate is taken over two minutes: a chunk of a slow model may take half of one.
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as progress:
         task = progress.add_task(label, total=total)
-        yield lambda count: progress.advance(task, count)
+        try:
+            yield lambda count: progress.advance(task, count)
+        finally:
+            # A terminal is drawn once more at the end, a notebook's widget is not and would stop short of it.
+            progress.refresh()
