@@ -14,6 +14,7 @@ from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.cli.bench import app as bench_commands
 from akidb_mlx_plugin.cli.cache import app as cache_commands
 from akidb_mlx_plugin.cli.config import app as config_commands
+from akidb_mlx_plugin.cli.convert import convert as convert_command
 from akidb_mlx_plugin.cli.demo import demo as demo_command
 from akidb_mlx_plugin.cli.doctor import doctor as doctor_command
 from akidb_mlx_plugin.cli.metrics import app as metrics_commands
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("demo")(demo_command)
 app.command("doctor")(doctor_command)
 app.command("reembed")(reembed_command)
+app.command("convert")(convert_command)
 app.add_typer(models_commands, name="models")
 app.add_typer(cache_commands, name="cache")
 app.add_typer(config_commands, name="config")
