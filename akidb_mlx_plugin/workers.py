@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -118,16 +119,18 @@ class WorkerPool:
         _, _, work, future = self._queue.get()
         if work is None or future is None:
             return False
-        try:
-            if future.set_running_or_notify_cancel():
+        answer: Callable[[], None] | None = None
+        if future.set_running_or_notify_cancel():
+            try:
                 self._divide_cores()
-                try:
-                    future.set_result(work())
-                except BaseException as error:  # to whoever waits, whatever it is; the thread lives on
-                    future.set_exception(error)
-        finally:
-            with self._lock:
-                self._unfinished -= 1
+                answer = partial(future.set_result, work())
+            except BaseException as error:  # to whoever waits, whatever it is; the thread lives on
+                answer = partial(future.set_exception, error)
+        # Before the answer: who gets it may submit at once, and shall not share the cores with what is done.
+        with self._lock:
+            self._unfinished -= 1
+        if answer:
+            answer()
         return True
 
     def _divide_cores(self) -> None:

@@ -118,6 +118,23 @@ class TestWork:
         gate.open.set()
         assert given == [8, 8, 8, 4]
 
+    def test_but_not_with_what_is_done(self, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+        given: list[int] = []
+        monkeypatch.setattr(workers, "set_blas_threads", given.append)
+        monkeypatch.setattr(pool, "_cores", 8)
+        gate, future = hold(pool)
+        followed = threading.Event()
+
+        def follow(_: Future[Any]) -> None:
+            """Runs on the thread that answers; the other one takes up what is submitted here."""
+            pool.submit(lambda: None).result(PATIENCE_S)
+            followed.set()
+
+        future.add_done_callback(follow)
+        gate.open.set()
+        assert followed.wait(PATIENCE_S)
+        assert given == [8, 8]
+
     def test_there_is_a_core(self) -> None:
         assert core_count() >= 1
         assert WorkerPool("cpu", 0).size == 1
