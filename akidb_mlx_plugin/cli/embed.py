@@ -1,0 +1,106 @@
+"""`akidb-mlx embed`: a file of texts into a file of vectors."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from akidb_mlx_plugin.cli.embed_input import TextSource
+from akidb_mlx_plugin.cli.embed_output import VectorWriter, find_writer, replacing
+from akidb_mlx_plugin.cli.output import JsonOption, print_rows, progress
+from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_plugin.types import Kind
+
+_CHUNK = 512
+
+
+@dataclass
+class _Total:
+    """What was done so far."""
+
+    texts: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+
+def embed(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file of texts; - is standard input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ends in .npy, .jsonl or .parquet.")],
+    model: Annotated[
+        str | None, typer.Option(help="Short name, repository or checkpoint folder; else as configured.")
+    ] = None,
+    kind: Annotated[Kind, typer.Option(help="Which of the model's prompts goes before each text.")] = "document",
+    dimension: Annotated[int | None, typer.Option(help="Length of the vectors; without it, the model's.")] = None,
+    text_field: Annotated[str, typer.Option(help="Where in JSONL and Parquet the text is.")] = "text",
+    vector_field: Annotated[str, typer.Option(help="Where in JSONL and Parquet the vector goes.")] = "vector",
+    input_format: Annotated[
+        Literal["lines", "jsonl", "parquet"] | None, typer.Option(help="Of INPUT, where its name does not say.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed each line of a file, or a field of each row of JSONL or Parquet.
+
+    An .npy file holds the vectors alone, (N, D) float32 in the order of the input; JSONL and Parquet keep the rows and
+    add the vector to each. Any size goes through in little memory. The output appears when it is whole: an interrupted
+    run leaves what was there before.
+
+    Example: akidb-mlx embed texts.txt --output vectors.npy --model minilm-l6-v2
+
+    Example: akidb-mlx embed articles.jsonl --text-field body --output articles.parquet --model minilm-l6-v2
+
+    Example: akidb-mlx embed - --kind query --output queries.jsonl --model minilm-l6-v2
+    """
+    make_writer = find_writer(output)
+    begun = time.perf_counter()
+    with (
+        TextSource(source, input_format, text_field) as texts,
+        _open_service(model, dimension) as service,
+        replacing(output) as file,
+        closing(make_writer(file, texts.schema, vector_field)) as writer,
+    ):
+        total = _embed_all(texts, service, kind, writer)
+        width = service.model_info().dimension
+        writer.finish(width)
+    seconds = time.perf_counter() - begun
+    row = {
+        "output": str(output),
+        "model": service.config.mlx.model if service.config.mode == "mlx" else service.config.mode,
+        "dimension": width,
+        "texts": total.texts,
+        "tokens": total.tokens,
+        "truncated": total.truncated,
+        "seconds": round(seconds, 1),
+        "texts/s": round(total.texts / seconds, 1),
+    }
+    print_rows([row], as_json=as_json)
+
+
+def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer: VectorWriter) -> _Total:
+    total = _Total()
+    with progress() as bar:
+        task = bar.add_task("embedding", total=texts.total)
+        for rows in texts.read_chunks(_CHUNK):
+            response = service.embed_batch([row[texts.text_field] for row in rows], kind=kind)
+            writer.write(rows, response.embeddings)
+            total.texts += len(rows)
+            total.tokens += response.usage.total_tokens
+            total.truncated += response.usage.truncated
+            bar.advance(task, len(rows))
+    return total
+
+
+def _open_service(model: str | None, dimension: int | None) -> EmbeddingService:
+    """Return a service with its model on this machine, so that a download has a bar of its own."""
+    from akidb_mlx_plugin.hub import ensure_model
+
+    service = EmbeddingService(model, dimension=dimension)
+    mlx = service.config.mlx
+    if service.config.mode == "mlx":
+        ensure_model(mlx.model, cache_dir=mlx.cache_dir, show_progress=sys.stderr.isatty())
+    return service

@@ -1,0 +1,132 @@
+"""Texts for `akidb-mlx embed`: lines, JSONL or Parquet, a chunk at a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+
+Format = Literal["lines", "jsonl", "parquet"]
+
+PARQUET_REMEDY = "Parquet needs pyarrow, which LanceDB brings: pip install 'akidb-mlx-plugin[lancedb]'"
+# Rows of a Parquet file that are in memory as Python objects at once.
+_BATCH = 512
+_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+
+
+class TextSource:
+    """Rows with a text each, in order; a context manager that holds the file open.
+
+    Attributes:
+        text_field: where in a row the text is.
+        total: how many rows there are; None: not known beforehand.
+        schema: Arrow's, of Parquet; None: of anything else.
+    """
+
+    def __init__(self, path: str, file_format: Format | None, text_field: str) -> None:
+        """Open a file.
+
+        Args:
+            path: "-" is standard input.
+            file_format: None: by the name's ending; lines if that says nothing.
+            text_field: of JSONL and Parquet; lines are rows with this one field.
+        Raises:
+            InvalidInputError: no such file, or not of its format.
+        """
+        self.text_field = text_field
+        self.total: int | None = None
+        self.schema: Any = None
+        self._label = "standard input" if path == "-" else path
+        self._format = file_format or _FORMATS.get(Path(path).suffix.lower(), "lines")
+        self._close = ExitStack()
+        if self._format == "parquet":
+            self._parquet = self._open_parquet(path)
+        else:
+            self._bytes = sys.stdin.buffer if path == "-" else self._open(path)
+
+    def __enter__(self) -> TextSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close.close()
+
+    def read_chunks(self, size: int) -> Iterator[list[dict[str, Any]]]:
+        """Yield the rows, so many at a time; each has a string in its text field.
+
+        Raises:
+            InvalidInputError: a row that is not of the format, or has no text; it names the row.
+        """
+        readers = {"lines": self._read_lines, "jsonl": self._read_objects, "parquet": self._read_table}
+        numbered = enumerate(readers[self._format](), start=1)
+        while chunk := list(islice(numbered, size)):
+            for number, row in chunk:
+                self._check(number, row)
+            yield [row for _, row in chunk]
+
+    def _read_lines(self) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(self._bytes, start=1):
+            yield {self.text_field: self._decode(number, line).rstrip("\r\n")}
+
+    def _read_objects(self) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(self._bytes, start=1):
+            text = self._decode(number, line)
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                raise InvalidInputError(f"line {number} of {self._label} is not JSON: {error}") from error
+            # A list of texts is written either way.
+            yield {self.text_field: row} if isinstance(row, str) else row
+
+    def _read_table(self) -> Iterator[dict[str, Any]]:
+        for batch in self._parquet.iter_batches(batch_size=_BATCH):
+            yield from batch.to_pylist()
+
+    def _decode(self, number: int, line: bytes) -> str:
+        try:
+            return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"line {number} of {self._label} is not UTF-8: {error}") from error
+
+    def _check(self, number: int, row: Any) -> None:
+        if not isinstance(row, dict):
+            raise InvalidInputError(f"row {number} of {self._label} is {row!r:.40}, not an object with fields")
+        if not isinstance(row.get(self.text_field), str):
+            fields = ", ".join(map(str, row)) or "none"
+            raise InvalidInputError(
+                f"row {number} of {self._label} has no text in field {self.text_field!r}; its fields are {fields}; "
+                "name the right one with --text-field"
+            )
+
+    def _open(self, path: str) -> Any:
+        try:
+            if Path(path).is_file():
+                with open(path, "rb") as file:
+                    self.total = sum(1 for _ in file)
+            return self._close.enter_context(open(path, "rb"))
+        except OSError as error:
+            raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
+
+    def _open_parquet(self, path: str) -> Any:
+        if path == "-":
+            raise InvalidInputError("Parquet cannot be read from a pipe; give the file")
+        try:
+            from pyarrow import ArrowException
+            from pyarrow.parquet import ParquetFile
+        except ImportError as error:
+            raise EmbeddingError(PARQUET_REMEDY) from error
+        try:
+            file = self._close.enter_context(ParquetFile(path))
+        except OSError as error:
+            raise InvalidInputError(f"cannot read {path}: {error.strerror or error}") from error
+        except ArrowException as error:
+            raise InvalidInputError(f"{path} is not Parquet: {error}") from error
+        self.total, self.schema = file.metadata.num_rows, file.schema_arrow
+        return file

@@ -1,0 +1,183 @@
+"""Vectors from `akidb-mlx embed`: npy, JSONL or Parquet, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from akidb_mlx_plugin.cli.embed_input import PARQUET_REMEDY
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.types import Vector
+
+Rows = Sequence[dict[str, Any]]
+
+# Room for the header of an .npy file, which names the number of rows and is written last.
+_NPY_HEADER = 128
+
+
+class VectorWriter(ABC):
+    """Takes rows and their vectors chunk by chunk; to be closed before its file is, also after an error."""
+
+    _inner: Any = None
+
+    def __init__(self, file: BinaryIO, schema: Any, field: str) -> None:
+        """Write to an open file.
+
+        Args:
+            file: open for writing, and seekable.
+            schema: Arrow's, of the rows; None: found out from the first ones.
+            field: where in a row the vector goes.
+        """
+        self._file = file
+        self._schema = schema
+        self._field = field
+
+    @abstractmethod
+    def write(self, rows: Rows, vectors: Vector) -> None:
+        """Append rows with their (N, D) vectors."""
+
+    @abstractmethod
+    def finish(self, dimension: int) -> None:
+        """Write what can only be written at the end.
+
+        Args:
+            dimension: of the vectors, even if there were none.
+        """
+
+    def close(self) -> None:
+        """Let go of what writes the format, if anything does."""
+        if self._inner is not None:
+            self._inner.close()
+
+    def _check_free(self, rows: Rows) -> None:
+        if any(self._field in row for row in rows):
+            raise InvalidInputError(f"the rows have a field {self._field!r} already; choose another --vector-field")
+
+
+class NpyWriter(VectorWriter):
+    """An array (N, D) float32 in the order of the input, and nothing else."""
+
+    _count = 0
+
+    def write(self, rows: Rows, vectors: Vector) -> None:
+        """Append vectors."""
+        if not self._count:
+            self._file.write(b" " * _NPY_HEADER)
+        self._count += len(vectors)
+        self._file.write(vectors.astype("<f4", copy=False).tobytes())
+
+    def finish(self, dimension: int) -> None:
+        """Write the header, in the place that was left for it.
+
+        Source: numpy.lib.format, version 1.0.
+        """
+        shape = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self._count}, {dimension}), }}"
+        self._file.seek(0)
+        self._file.write(b"\x93NUMPY\x01\x00" + (_NPY_HEADER - 10).to_bytes(2, "little"))
+        self._file.write(shape.ljust(_NPY_HEADER - 11).encode("ascii") + b"\n")
+
+
+class JsonlWriter(VectorWriter):
+    """The rows as they came, each with its vector."""
+
+    def write(self, rows: Rows, vectors: Vector) -> None:
+        """Append rows."""
+        self._check_free(rows)
+        for row, vector in zip(rows, vectors, strict=True):
+            # Nine digits are enough for a float32 to come back as it was; str() of one gives fewer where it can.
+            numbers = "[" + ", ".join(map(str, vector)) + "]"
+            line = json.dumps(row, ensure_ascii=False, default=str)
+            comma = ", " if row else ""
+            self._file.write(f"{line[:-1]}{comma}{json.dumps(self._field)}: {numbers}}}\n".encode())
+
+    def finish(self, dimension: int) -> None:
+        """Do nothing: every line is whole."""
+
+
+class ParquetWriter(VectorWriter):
+    """The rows as they came, with a column of fixed-size lists."""
+
+    def write(self, rows: Rows, vectors: Vector) -> None:
+        """Append a row group."""
+        import pyarrow as pa
+
+        self._check_free(rows)
+        try:
+            if self._schema is None:
+                self._schema = pa.Table.from_pylist(rows).schema
+            unknown = {str(key) for row in rows for key in row} - set(self._schema.names)
+            if unknown:
+                raise InvalidInputError(
+                    f"the field {min(unknown)!r} is missing in the first rows; write .jsonl instead"
+                )
+            table = pa.Table.from_pylist(rows, schema=self._schema)
+        except (pa.ArrowException, OverflowError, TypeError) as error:
+            raise InvalidInputError(f"the rows do not fit one table: {error}; write .jsonl instead") from error
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        table = table.append_column(self._field, column)
+        self._open(table.schema).write_table(table)
+
+    def finish(self, dimension: int) -> None:
+        """Close the file's own index; without any rows, write an empty table."""
+        import pyarrow as pa
+
+        schema = self._schema if self._schema is not None else pa.schema([])
+        self._open(schema.append(pa.field(self._field, pa.list_(pa.float32(), dimension)))).close()
+
+    def _open(self, schema: Any) -> Any:
+        from pyarrow.parquet import ParquetWriter as ArrowWriter
+
+        self._inner = self._inner or ArrowWriter(self._file, schema)
+        return self._inner
+
+
+_WRITERS: dict[str, type[VectorWriter]] = {
+    ".npy": NpyWriter,
+    ".jsonl": JsonlWriter,
+    ".ndjson": JsonlWriter,
+    ".parquet": ParquetWriter,
+    ".pq": ParquetWriter,
+}
+
+
+def find_writer(path: Path) -> type[VectorWriter]:
+    """Return what writes a file of this name.
+
+    Raises:
+        InvalidInputError: an ending that names no format.
+        EmbeddingError: Parquet, and no pyarrow.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise InvalidInputError(f"--output {path}: the name must end in one of {', '.join(_WRITERS)}")
+    writer = _WRITERS[path.suffix.lower()]
+    if writer is ParquetWriter:
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise EmbeddingError(PARQUET_REMEDY) from error
+    return writer
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside the wanted one, and put it in that one's place if all went well; otherwise leave nothing.
+
+    Raises:
+        InvalidInputError: it cannot be written there.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        file = open(beside, "wb")  # noqa: SIM115 - closed below, before it is renamed
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
