@@ -46,7 +46,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, titl
         # The first column is a heading to the rows below it that share it.
         table.add_row(*(["", *cells[1:]] if above[:1] == cells[:1] else cells))
         above = cells
-    Console().print(table)
+    # Texts of a database are shown as they are: `[size]` in one is no markup, and `:key:` no emoji.
+    Console(markup=False, emoji=False).print(table)
 
 
 def progress(unit: str = "texts") -> Progress:

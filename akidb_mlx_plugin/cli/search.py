@@ -1,0 +1,116 @@
+"""`akidb-mlx search`: a question to a collection or table that exists."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from akidb_mlx_plugin.cli.databases import open_chroma, open_lancedb
+from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+from akidb_mlx_plugin.errors import EmbeddingError
+
+# Enough to recognize a text by; --json prints all of it.
+_SHOWN = 120
+
+
+def search(
+    text: Annotated[str, typer.Argument(help="What to look for, in your own words.")],
+    chroma: Annotated[str | None, typer.Option(help="Chroma: a folder, or http://host:port.")] = None,
+    collection: Annotated[str | None, typer.Option(help="The Chroma collection.")] = None,
+    lancedb: Annotated[str | None, typer.Option(help="LanceDB: a folder, or s3://bucket/path.")] = None,
+    table: Annotated[str | None, typer.Option(help="The LanceDB table.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most results.")] = 5,
+    model: Annotated[
+        str | None, typer.Option(help="The model its vectors were made with, where it does not say so itself.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a Chroma collection or a LanceDB table; the question is embedded as its documents were.
+
+    Score is cosine similarity: 1 is the same meaning, about 0 nothing in common.
+
+    Example: akidb-mlx search 'parse a date' --chroma ./chroma --collection docs
+
+    Example: akidb-mlx search 'parse a date' --lancedb ./lancedb --table docs --limit 3 --json
+    """
+    in_chroma, in_lancedb = chroma is not None and collection is not None, lancedb is not None and table is not None
+    if in_chroma == in_lancedb:
+        raise typer.BadParameter(
+            "name a collection with --chroma and --collection, or a table with --lancedb and --table"
+        )
+    if in_chroma:
+        rows = _search_collection(str(chroma), str(collection), text, limit, model)
+    else:
+        rows = _search_table(str(lancedb), str(table), text, limit, model)
+    if not as_json:
+        rows = [{**row, "text": _shorten(row["text"]), "metadata": _plain(row["metadata"])} for row in rows]
+    print_rows(rows, as_json=as_json)
+    if not rows and not as_json:
+        typer.echo("nothing in it yet", err=True)
+
+
+def _search_collection(source: str, name: str, text: str, limit: int, model: str | None) -> list[dict[str, Any]]:
+    client = open_chroma(source)
+    from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
+    from chromadb.errors import ChromaError
+
+    try:
+        collection = get_collection(client, name, MLXEmbeddingFunction(model=model) if model else None)
+        found = collection.query(query_texts=[text], n_results=limit)
+    except ChromaError as error:
+        raise EmbeddingError(f"{source}: {error}") from error
+    columns: list[Any] = [found["ids"], found["distances"], found["documents"], found["metadatas"]]
+    space = _space(collection.configuration_json)
+    return [
+        {**_score(space, distance), "id": id_, "text": document, "metadata": dict(metadata or {})}
+        for id_, distance, document, metadata in zip(*(column[0] for column in columns), strict=True)
+    ]
+
+
+def _search_table(source: str, name: str, text: str, limit: int, model: str | None) -> list[dict[str, Any]]:
+    db = open_lancedb(source, name)
+    from akidb_mlx_lancedb import MLXEmbeddings, open_table
+    from akidb_mlx_lancedb.target import function_at_hand, open_layout
+
+    own = MLXEmbeddings.create(name=model) if model else None
+    table = open_table(db, name, own)
+    layout = open_layout(table, None)
+    function = own or function_at_hand(layout)
+    assert function is not None, "open_table has refused a table without one"
+    vector = function.compute_query_embeddings(text)[0]
+    hits = table.search(vector, vector_column_name=layout.vector).distance_type("cosine").limit(limit).to_list()
+    own_columns = {layout.vector, layout.text, "id", "_distance"}
+    return [
+        {
+            **_score("cosine", hit["_distance"]),
+            "id": hit.get("id"),
+            "text": hit.get(layout.text) if layout.text else None,
+            "metadata": {key: value for key, value in hit.items() if key not in own_columns},
+        }
+        for hit in hits
+    ]
+
+
+def _space(configuration: Mapping[str, Any]) -> str:
+    index = configuration.get("hnsw") or configuration.get("spann") or {}
+    return str(index.get("space", "l2"))
+
+
+def _score(space: str, distance: float) -> dict[str, float]:
+    """Return what a row begins with: similarity where the distance says it, else the distance."""
+    return {"score": round(1 - distance, 4)} if space == "cosine" else {f"distance ({space})": round(distance, 4)}
+
+
+def _shorten(text: str | None) -> str | None:
+    if text is None:
+        return None
+    # A stored text may hold a terminal's control sequences.
+    line = " ".join("".join(char if char.isprintable() or char.isspace() else "�" for char in text).split())
+    return line if len(line) <= _SHOWN or not sys.stdout.isatty() else f"{line[: _SHOWN - 1]}…"
+
+
+def _plain(metadata: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in metadata.items() if value is not None)
