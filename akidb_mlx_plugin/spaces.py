@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.errors import DimensionMismatchError, DownloadError, EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
 from akidb_mlx_plugin.stored import config_of, settings_of
 from akidb_mlx_plugin.types import ModelInfo
@@ -90,18 +90,11 @@ def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
         InvalidInputError: the stored values cannot be used.
     """
     stamp = _read_stamp(stored)
-    if stored.dimension and stamp.dimension and stored.dimension != stamp.dimension:
-        raise DimensionMismatchError(
-            f"{stored.label} was made for vectors of {stamp.dimension} dimensions ({stamp.model}), but its first "
-            f"write, past this package, brought {stored.dimension}, and the database holds all others against that; "
-            "make a new one",
-            expected=stamp.dimension,
-            actual=stored.dimension,
-        )
+    _check_fixed(stored, stamp)
     held = stored.dimension or stamp.dimension
-    if service is None:
+    info = None if service is None else _describe(service, stored, held)
+    if service is None or info is None:
         return held
-    info = service.model_info()
     model = stamp.model or _settings_model(stored)
     if held and info.dimension and held != info.dimension:
         holds = f"{stored.label} holds vectors of {held} dimensions" + (f" ({model})" if model else "")
@@ -180,6 +173,30 @@ def _read_stamp(stored: StoredSpace) -> _Stamp:
             f"the metadata of {stored.label} has {DIMENSION_KEY} = {texts[DIMENSION_KEY]!r}, which is no dimension"
         )
     return _Stamp(str(texts[MODEL_KEY] or ""), dimension, str(texts[FINGERPRINT_KEY] or ""))
+
+
+def _check_fixed(stored: StoredSpace, stamp: _Stamp) -> None:
+    if stored.dimension and stamp.dimension and stored.dimension != stamp.dimension:
+        raise DimensionMismatchError(
+            f"{stored.label} was made for vectors of {stamp.dimension} dimensions ({stamp.model}), but its first "
+            f"write, past this package, brought {stored.dimension}, and the database holds all others against that; "
+            "make a new one",
+            expected=stamp.dimension,
+            actual=stored.dimension,
+        )
+
+
+def _describe(service: EmbeddingService, stored: StoredSpace, held: int) -> ModelInfo | None:
+    """Return what a function makes; None: it is the collection's own, and its model cannot be had now.
+
+    Such a collection can still be given vectors; whoever brings a text is told what is the matter before any write.
+    """
+    try:
+        return service.model_info()
+    except DownloadError:
+        if held and stored.settings and settings_of(config_of(stored.settings)) == settings_of(service.config):
+            return None
+        raise
 
 
 def _same_space(stored: StoredSpace, stamp: _Stamp, service: EmbeddingService, info: ModelInfo) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import pickle
 import threading
@@ -21,12 +22,14 @@ from akidb_mlx_plugin import (
     BatchEmbeddingResponse,
     DimensionMismatchError,
     Document,
+    DownloadError,
     EmbeddingService,
     InvalidInputError,
     ModelInfo,
     UpsertError,
 )
 from akidb_mlx_plugin.background import run_in_background
+from akidb_mlx_plugin.batching import QueueFullError
 from akidb_mlx_plugin.documents import CHUNK_CHARACTERS, split_documents
 from akidb_mlx_plugin.mock import hash_texts
 from akidb_mlx_plugin.spaces import StoredSpace, as_vector, check_query_vector, check_space, make_stamp, without_stamp
@@ -38,6 +41,14 @@ PATIENCE_S = 30
 
 def texts(count: int, start: int = 0) -> list[Document]:
     return [Document(id=f"d{i}", text=f"text {i}") for i in range(start, start + count)]
+
+
+def fill_queue(service: EmbeddingService) -> list[Future[BatchEmbeddingResponse]]:
+    taken = []
+    with contextlib.suppress(QueueFullError):
+        while True:
+            taken.append(service.submit(["busy"] * 50))
+    return taken
 
 
 @pytest.fixture
@@ -105,8 +116,8 @@ class TestFilling:
 
         provider.before = hold
         with counting_service(provider, queue_size=60) as service:
-            others = [service.submit(["busy"] * 50) for _ in range(2)]
-            upsert = threading.Thread(target=Upsert(MemoryTarget(service), texts(40)).run)
+            others = fill_queue(service)
+            upsert = threading.Thread(target=Upsert(MemoryTarget(service), texts(55)).run)
             upsert.start()
             upsert.join(0.3)
             assert upsert.is_alive()
@@ -114,7 +125,7 @@ class TestFilling:
             upsert.join(PATIENCE_S)
             assert not upsert.is_alive()
             assert all(other.result().embeddings.shape == (50, DIMENSION) for other in others)
-        assert provider.texts.count("text 39") == 1
+        assert provider.texts.count("text 54") == 1
 
     def test_a_bar_is_drawn_when_asked_for(self, target: MemoryTarget, capsys: pytest.CaptureFixture[str]) -> None:
         Upsert(target, texts(5)).run()
@@ -479,6 +490,17 @@ class TestSpaces:
         settings = {"model": "somebody/unknown-model", "mode": "mlx"}
         with pytest.raises(DimensionMismatchError, match=r"somebody/unknown-model.*mock"):
             check_space(StoredSpace("c", settings=settings), mock)
+
+    def test_a_model_that_cannot_be_had_now(self, mock: EmbeddingService, monkeypatch: pytest.MonkeyPatch) -> None:
+        def offline() -> ModelInfo:
+            raise DownloadError("no network")
+
+        monkeypatch.setattr(mock, "model_info", offline)
+        own = StoredSpace("c", settings=settings_of(mock.config), dimension=8)
+        assert check_space(own, mock) == 8
+        for stored in (replace(own, dimension=0), replace(own, settings={"mode": "mock", "dimension": 9})):
+            with pytest.raises(DownloadError):
+                check_space(stored, mock)
 
     def test_a_dimension_that_was_fixed_past_us(self, mock: EmbeddingService) -> None:
         with pytest.raises(DimensionMismatchError, match=r"made for vectors of 8 .*brought 3.*make a new one"):

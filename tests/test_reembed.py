@@ -191,7 +191,7 @@ class TestBothHosts:
 
         monkeypatch.setattr(target, "write", lose)
         with pytest.raises(UpsertError, match="2 of 300 documents") as raised:
-            host.module.reembed(source, new)
+            host.module.reembed(source, new, batch_size=300)
         assert raised.value.not_written == ["d298", "d299"]
         monkeypatch.undo()
         assert len(host.read(host.module.reembed(source, new))) == 300
