@@ -7,7 +7,9 @@ Whatever is read back is data from a stranger, and is checked like any other inp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from akidb_mlx_plugin.config import EmbeddingConfig
@@ -26,7 +28,7 @@ def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
     later version changes no existing collection.
     """
     if config.mode == "mlx":
-        settings = {"model": config.mlx.model, "mode": "mlx"}
+        settings = {"model": _lasting_name(config.mlx.model), "mode": "mlx"}
         return settings | {key: getattr(config.mlx, key) for key in _MLX_KEYS} | {"dimension": _dimension(config)}
     section = config.mock if config.mode == "mock" else config.user_provided
     model = None if config.mode == "mock" else config.user_provided.model
@@ -90,3 +92,11 @@ def _dimension(config: EmbeddingConfig) -> int | None:
         return config.mlx.dimension
     known = (spec.dimension for spec in list_models() if config.mlx.model in (spec.name, spec.repo))
     return next(known, None)
+
+
+def _lasting_name(model: str) -> str:
+    """Return a relative folder as an absolute one: who reopens the database may stand elsewhere."""
+    if model in (".", "..") or model.startswith(("./", "../")):
+        with suppress(OSError):  # the current folder has been removed
+            return os.path.abspath(model)
+    return model

@@ -92,6 +92,15 @@ class TestThisMachine:
             monkeypatch.setenv(f"AKIDB_EMBEDDING__{key}", value)
         assert settings_of(config_of(MINILM)) == MINILM
 
+    def test_a_relative_folder_is_stored_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who reopens the database may stand elsewhere, and find no model or another one."""
+        (tmp_path / "below").mkdir()
+        monkeypatch.chdir(tmp_path / "below")
+        for model, folder in (("./m", "below/m"), ("../m", "m"), (".", "below"), ("..", "")):
+            assert settings_of(EmbeddingConfig.from_arguments(model))["model"] == str(tmp_path / folder)
+        (tmp_path / "below").rmdir()
+        assert settings_of(EmbeddingConfig.from_arguments("./m"))["model"] == "./m"
+
     @pytest.mark.parametrize("model", [" ", "~nobody-of-that-name/m", "/" + "x" * 5000, "a\0b"])
     def test_settings_look_at_no_file(self, model: str) -> None:
         """A database that asks for the settings takes any exception for a function of the old kind."""
