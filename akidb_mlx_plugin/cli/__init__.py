@@ -17,10 +17,12 @@ from akidb_mlx_plugin.cli.config import app as config_commands
 from akidb_mlx_plugin.cli.convert import convert as convert_command
 from akidb_mlx_plugin.cli.demo import demo as demo_command
 from akidb_mlx_plugin.cli.doctor import doctor as doctor_command
+from akidb_mlx_plugin.cli.embed import embed as embed_command
 from akidb_mlx_plugin.cli.metrics import app as metrics_commands
 from akidb_mlx_plugin.cli.models import app as models_commands
 from akidb_mlx_plugin.cli.output import print_error
 from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
+from akidb_mlx_plugin.cli.search import search as search_command
 from akidb_mlx_plugin.errors import EmbeddingError
 
 app = typer.Typer(
@@ -34,6 +36,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo_command)
 app.command("doctor")(doctor_command)
+app.command("embed")(embed_command)
+app.command("search")(search_command)
 app.command("reembed")(reembed_command)
 app.command("convert")(convert_command)
 app.add_typer(models_commands, name="models")
