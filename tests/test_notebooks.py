@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,15 +48,26 @@ def test_runs_from_top_to_bottom(path: Path, tmp_path: Path, temporary: Path) ->
     pytest.importorskip("ipykernel", reason=_REMEDY)
     work = tmp_path / "work"
     work.mkdir()
+    notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
-        nbformat.read(path, as_version=4),
+        notebook,
         timeout=_TIMEOUT_S,
         kernel_name="python3",
         resources={"metadata": {"path": str(work)}},
     )
     client.execute()
     assert list(work.iterdir()) == []
+    assert all(done == total for done, total in _progress_bars(notebook))
     assert [entry.name for entry in temporary.iterdir() if entry.name != _MLX_KERNELS] == []
+
+
+def _progress_bars(notebook: Any) -> list[tuple[str, str]]:
+    """Return the last count and the total that each progress widget shows; what it shows then stays in the notebook."""
+    kind = "application/vnd.jupyter.widget-state+json"
+    state = notebook.metadata.get("widgets", {}).get(kind, {}).get("state", {})
+    shown = [output for widget in state.values() for output in widget["state"].get("outputs", [])]
+    texts = [output["data"]["text/plain"] for output in shown if "text/plain" in output.get("data", {})]
+    return [match.groups() for text in texts for match in re.finditer(r"(\d+)/(\d+)", text)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

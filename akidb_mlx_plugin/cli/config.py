@@ -25,7 +25,10 @@ def show(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print every key with its value and where it comes from: a default, the file, or a variable."""
+    """Print every key with its value and where it comes from: a default, the file, or a variable.
+
+    Example: akidb-mlx config show --config config.yaml
+    """
     from akidb_mlx_plugin.config import flatten_config, load_with_origins
 
     config, origins = load_with_origins(file)

@@ -11,7 +11,10 @@ app = typer.Typer(help="List the metrics, or print a Grafana dashboard for them.
 
 @app.command("list")
 def list_metrics(as_json: JsonOption = False) -> None:
-    """List the metrics with their meaning."""
+    """List the metrics with their meaning.
+
+    Example: akidb-mlx metrics list
+    """
     from akidb_mlx_plugin.metric_specs import METRICS
 
     rows = [
@@ -23,7 +26,10 @@ def list_metrics(as_json: JsonOption = False) -> None:
 
 @app.command()
 def dashboard() -> None:
-    """Print the Grafana dashboard as JSON: akidb-mlx metrics dashboard > dashboard.json."""
+    """Print the Grafana dashboard as JSON, to be imported there.
+
+    Example: akidb-mlx metrics dashboard > dashboard.json
+    """
     from akidb_mlx_plugin.metrics import dashboard_json
 
     typer.echo(dashboard_json(), nl=False)

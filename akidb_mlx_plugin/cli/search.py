@@ -86,7 +86,7 @@ def _search_table(source: str, name: str, text: str, limit: int, model: str | No
     return [
         {
             **_score("cosine", hit["_distance"]),
-            "id": hit.get("id"),
+            **({"id": hit["id"]} if "id" in hit else {}),
             "text": hit.get(layout.text) if layout.text else None,
             "metadata": {key: value for key, value in hit.items() if key not in own_columns},
         }
