@@ -26,7 +26,9 @@ ModelOption = Annotated[str, typer.Option(help="Short name, org/repo or checkpoi
 DeviceOption = Annotated[str | None, typer.Option(help="gpu, cpu or auto; if not given, as configured.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="Cores to run on, all if not given (Linux).")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Most texts in a batch; if not given, as configured.")]
-TimeoutOption = Annotated[float | None, typer.Option(help="As in the configuration; if not given, what it says.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option(help="Longest that a batch under way holds others up; if not given, as configured.")
+]
 QpsOption = Annotated[float, typer.Option(min=0.1, help="Queries per second.")]
 CorpusOption = Annotated[
     Path | None,

@@ -5,7 +5,8 @@
 
 A peer that is not installed is left out, and the table says so. One that lives in another environment is named with
 --python, for all of them (`peers=PATH`) or one (`sentence_transformers_cpu=PATH`). Everything takes about an hour on
-two cores; --quick takes minutes and shows that it works, its figures mean little.
+two cores, 10 GB of memory and 5 GB of disk; --quick takes minutes and shows that it works, its figures mean little.
+Nothing else should run meanwhile: what shares the cores slows the peers more, whose threads wait for each other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from setting import Setting
 
+from akidb_mlx_plugin.benchmarks.machine import describe_machine
 from akidb_mlx_plugin.benchmarks.report import PLOT_REMEDY, Report, write_json, write_plot
 from akidb_mlx_plugin.cache import default_cache_dir
 
@@ -102,6 +104,8 @@ def publish(outcomes: list[Outcome], options: argparse.Namespace, interrupted: b
             print(PLOT_REMEDY, file=sys.stderr)
     print_table(outcomes, options.quick)
     print("written:", *written, file=sys.stderr)
+    if interrupted:
+        print("interrupted; this is what there was by then", file=sys.stderr)
 
 
 def print_table(outcomes: list[Outcome], quick: bool) -> None:
@@ -109,18 +113,29 @@ def print_table(outcomes: list[Outcome], quick: bool) -> None:
     rows = [outcome.row() for outcome in outcomes]
     if not rows:
         return
+    title = f"Measured on {name_machine()}" + (", quickly: fewer texts than the bars are about" if quick else "")
     if not sys.stdout.isatty():
+        print(f"{title}.\n")
         print("|", " | ".join(rows[0]), "|")
         print("|" + "---|" * len(rows[0]))
         for row in rows:
             print("|", " | ".join(row.values()), "|")
         return
-    table = Table(title="quick run: fewer texts than the bars are about" if quick else "akidb-mlx beside its peers")
+    table = Table(title=title, title_justify="left")
     for column in rows[0]:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row.values(), style={"yes": "green", "no": "red", "": None}[row["met"]])
     Console().print(table)
+
+
+def name_machine() -> str:
+    """Return this machine in a few words."""
+    machine = describe_machine()
+    words = ("processor", "cores", "memory_gb", "system", "mlx", "blas", "device")
+    units = {"cores": " cores", "memory_gb": " GB"}
+    names = {"mlx": "MLX ", "blas": "BLAS ", "device": "device "}
+    return ", ".join(f"{names.get(word, '')}{machine[word]}{units.get(word, '')}" for word in words if word in machine)
 
 
 def draw(figure: Figure, report: Report) -> None:

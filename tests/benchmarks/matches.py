@@ -14,6 +14,7 @@ from pairs import Ratio, alternate, least_cosine, median_seconds, total_seconds
 from setting import Setting, count_tokens
 
 _SAME_COSINE = 0.999
+# Texts for warming up, choosing batch sizes and comparing vectors: a quarter of them, at most so many.
 _SAMPLE = 64
 _MINILM_TOKENS = 256
 
@@ -149,7 +150,7 @@ def play(setting: Setting, keys: Sequence[str], wanted: Collection[str]) -> Iter
 
 def _measure(setting: Setting, match: Match, workers: Mapping[str, Worker]) -> Iterator[Outcome]:
     texts = setting.write_texts(match.texts, "texts")
-    sample = setting.write_texts(match.texts[:_SAMPLE], "sample")
+    sample = setting.write_texts(match.texts[: min(_SAMPLE, -(-len(match.texts) // 4))], "sample")
     for name, worker in workers.items():
         setting.say(f"{worker.contender.name}: warming up")
         worker.choose_batch_size(sample)
