@@ -154,7 +154,7 @@ class Upsert:
         """Check a chunk, leave out what need not be written, and find out which vectors are missing."""
         if self._is_stream:
             self._check.check(chunk)
-        stored = self._target.read([document.id for document in chunk]) if self._skip_unchanged else {}
+        stored = self._read(chunk) if self._skip_unchanged else {}
         documents: list[Document] = []
         known: dict[int, Vector] = {}
         for document in chunk:
@@ -167,6 +167,11 @@ class Upsert:
                 known[len(documents)] = vector
             documents.append(document)
         return _Batch(documents, known, [index for index in range(len(documents)) if index not in known])
+
+    def _read(self, chunk: list[Document]) -> dict[str, StoredDocument]:
+        """Return what is stored, less what a chunk before this one is about to replace."""
+        coming = {document.id for part in self._open if part is not chunk for document in part}
+        return self._target.read([document.id for document in chunk if document.id not in coming])
 
     def _is_unchanged(self, document: Document, vector: Vector, old: StoredDocument) -> bool:
         return (

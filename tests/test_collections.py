@@ -381,6 +381,12 @@ class TestSkipping:
     def test_without_it_everything_is_written(self, filled: MemoryTarget, provider: CountingProvider) -> None:
         assert Upsert(filled, texts(10)).run().embeddings_generated == 10
 
+    def test_the_last_of_two_in_a_stream_counts(self, filled: MemoryTarget) -> None:
+        stored = Document(id="d1", text="text 1", metadata={"n": 1})
+        stream = iter([Document(id="d1", text="other"), *texts(1, start=50), stored, *texts(3, start=51)])
+        Upsert(filled, stream, batch_size=2, skip_unchanged=True).run()
+        assert filled.rows["d1"].text == "text 1"
+
     def test_a_row_without_its_vector_is_embedded(self, filled: MemoryTarget) -> None:
         filled.rows["d1"] = type(filled.rows["d1"])("text 1", None, {"n": 1})
         assert Upsert(filled, [Document("d1", "text 1", metadata={"n": 1})], skip_unchanged=True).run().inserted == 1
