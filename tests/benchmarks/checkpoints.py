@@ -42,7 +42,6 @@ def find_full_shape(work: Path, name: str) -> tuple[Path, Path]:
     """Return a full shape in 4 bits and in float32; written first where needed."""
     quantized, plain = work / name, work / f"{name}-as-float32"
     if not (quantized.is_dir() and plain.is_dir()):
-        work.mkdir(parents=True, exist_ok=True)
         # In a process of its own: gigabytes pass through it.
         _run([sys.executable, str(HERE / "checkpoints.py"), name, str(work)])
     return quantized, plain
@@ -58,6 +57,7 @@ def write_full_shape(name: str, work: Path) -> None:
     """Write both folders; a name is there only when what it names is whole."""
     from full_shape import make_full_shape
 
+    work.mkdir(parents=True, exist_ok=True)
     quantized, plain = work / name, work / f"{name}-as-float32"
     for folder in (quantized, plain):
         shutil.rmtree(folder, ignore_errors=True)
