@@ -22,7 +22,7 @@ from akidb_mlx_plugin.packing import Block, TokenBatch
 _MAX_SCORES = 1 << 22
 # Where a query does not see every key, shorter slices leave more of the unseen ones out; below this, the matrix
 # products of a slice become too small to be efficient.
-_MASKED_QUERIES = 256
+_MASKED_QUERIES = 128
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ def _attend_sliced(
     groups = k.shape[2]
     # (B, L, H, d) -> (B, K, H/K, L, d); the query heads of one key head are rows of one matrix product.
     q = (q * scale).reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
-    # (B, L, K, d) -> (B, K, d, L) and (B, K, L, d)
-    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    # (B, L, K, d) -> (B, K, L, d); in one piece, or every slice of queries would copy its keys and values.
+    k, v = (mx.contiguous(x.transpose(0, 2, 1, 3)) for x in (k, v))
     step = max(16, _MAX_SCORES // (rows * heads * length))
     if causal or window is not None:
         step = min(step, _MASKED_QUERIES)
@@ -163,7 +163,7 @@ def _attend_sliced(
         stop = min(start + step, length)
         first = 0 if window is None else max(0, start - window + 1)
         last = stop if causal else length if window is None else min(length, stop + window - 1)
-        scores = q[:, :, :, start:stop].reshape(rows, groups, -1, size) @ k[..., first:last]
+        scores = q[:, :, :, start:stop].reshape(rows, groups, -1, size) @ k[:, :, first:last].swapaxes(-1, -2)
         scores = scores.reshape(rows, groups, -1, stop - start, last - first)
         visible = _visible(start, stop, first, last, lengths, causal, window)
         if visible is not None:

@@ -4,6 +4,8 @@ The real weights are gigabytes from a hub that not every machine reaches; these 
 them, laid out as mlx-community stores them, and say what loading takes and that what comes out is sound:
 
     python tests/benchmarks/full_shape.py [qwen3-0.6b-4bit | gemma-300m-4bit] [FOLDER]
+
+`full_shape_torch.py` beside it compares the vectors with torch's.
 """
 
 from __future__ import annotations
@@ -131,7 +133,10 @@ def _tokenizer(first: dict[str, int], last: dict[str, int]) -> Tokenizer:
 
 
 def check(folder: Path) -> dict[str, float]:
-    """Load a checkpoint, embed a few texts alone and together, and return what that took and whether it is sound."""
+    """Load a checkpoint, embed a few texts alone and together, and return what that took and whether it is sound.
+
+    The vectors are left in the folder, in `vectors.npy`, one row per line of `texts.txt`.
+    """
     texts = ["a", "the quick brown fox", "x" * 300, "how do I parse a date from a string?", "y" * 700]
     begun = time.perf_counter()
     with Embedder.load(folder, device="cpu") as embedder:
@@ -139,6 +144,8 @@ def check(folder: Path) -> dict[str, float]:
         first_vector_s = time.perf_counter() - begun
         alone += [embedder.embed([text]).embeddings[0] for text in texts[1:]]
         together = embedder.embed(texts[::-1]).embeddings[::-1]
+        np.save(folder / "vectors.npy", together)
+        (folder / "texts.txt").write_text("\n".join(texts))
         return {
             "load_s": embedder.load_seconds,
             "first_vector_s": first_vector_s,
