@@ -18,7 +18,7 @@ from typing import Any
 
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.manifest import digest_of_folder
-from akidb_mlx_plugin.registry import ModelSpec
+from akidb_mlx_plugin.registry import ModelSpec, trained_dimensions
 from akidb_mlx_plugin.sentence_modules import (
     DenseLayer,
     Module,
@@ -151,8 +151,9 @@ class Checkpoint:
     @property
     def allowed_dimensions(self) -> range | tuple[int, ...]:
         """Lengths its vectors may have."""
-        if self.spec and self.spec.dimensions:
-            return self.spec.dimensions
+        known = self.spec.dimensions if self.spec else trained_dimensions(self.repo)
+        if known:
+            return known
         trained = self.config.get("matryoshka_dimensions") or ()
         return tuple(sorted({*map(int, trained), self.default_dimension, self.native_dimension}))
 

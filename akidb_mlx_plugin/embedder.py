@@ -109,7 +109,7 @@ class Embedder:
             tokenizer = TextTokenizer(
                 checkpoint.folder,
                 checkpoint.max_tokens,
-                end_token=checkpoint.spec.end_token if checkpoint.spec else None,
+                end_token=checkpoint.end_token,
                 lowercase=checkpoint.lowercase,
             )
             workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS) if chosen == "cpu" else 1)

@@ -148,6 +148,14 @@ _SPECS = (
         ),
     ),
 )
+# Repositories without a short name whose vectors may be cut too, which their files do not say: README of
+# QwenLM/Qwen3-Embedding, model card of google/embeddinggemma-300m. Nothing here lets a stranger have them downloaded.
+_TRAINED_DIMENSIONS: dict[str, range | tuple[int, ...]] = {
+    "Qwen/Qwen3-Embedding-0.6B": range(32, 1025),
+    "Qwen/Qwen3-Embedding-4B": range(32, 2561),
+    "Qwen/Qwen3-Embedding-8B": range(32, 4097),
+    "google/embeddinggemma-300m": (128, 256, 512, 768),
+}
 _BY_NAME = {spec.name: spec for spec in _SPECS}
 _BY_REPO = {spec.repo: spec for spec in _SPECS}
 
@@ -155,6 +163,12 @@ _BY_REPO = {spec.repo: spec for spec in _SPECS}
 def list_models() -> list[ModelSpec]:
     """Return the models that have a short name, the default first."""
     return list(_SPECS)
+
+
+def trained_dimensions(repo: str) -> range | tuple[int, ...]:
+    """Return the lengths that a repository's vectors may be cut to; empty where none are known."""
+    spec = _BY_REPO.get(repo)
+    return spec.dimensions if spec else _TRAINED_DIMENSIONS.get(repo, ())
 
 
 def resolve(model: str | Path) -> ModelSource:

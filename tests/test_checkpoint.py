@@ -275,6 +275,10 @@ class TestDimensions:
     def test_without_training_for_it_there_is_one(self, folder: Path) -> None:
         assert read_checkpoint(folder).allowed_dimensions == (32,)
 
+    def test_of_repositories_that_do_not_say_it(self, folder: Path) -> None:
+        assert read_checkpoint(folder, repo="Qwen/Qwen3-Embedding-4B").allowed_dimensions == range(32, 2561)
+        assert read_checkpoint(folder, repo="google/embeddinggemma-300m").allowed_dimensions == (128, 256, 512, 768)
+
     def test_of_the_checkpoint_itself(self, folder: Path) -> None:
         change(folder / "config_sentence_transformers.json", truncate_dim=16)
         checkpoint = read_checkpoint(folder)
