@@ -18,8 +18,9 @@ from akidb_mlx_plugin.models.kernels import on_cpu, softmax
 from akidb_mlx_plugin.packing import Block, TokenBatch
 
 # Scores of one attention step on a CPU, in elements: longer texts attend in slices of queries, so that memory grows
-# with the length and not with its square. 4 Mi float32 are 16 MiB.
-_MAX_SCORES = 1 << 22
+# with the length and not with its square. 1 Mi float32 are 4 MiB, which stays in the cache and well inside one heap of
+# the allocator: what outgrows a heap is given back and paged in anew with every batch.
+_MAX_SCORES = 1 << 20
 # Where a query does not see every key, shorter slices leave more of the unseen ones out; below this, the matrix
 # products of a slice become too small to be efficient.
 _MASKED_QUERIES = 128
