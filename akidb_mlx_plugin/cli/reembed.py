@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+from typing import Annotated
 
 import typer
 
+from akidb_mlx_plugin.cli.databases import open_chroma, open_lancedb
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.errors import EmbeddingError
 from akidb_mlx_plugin.types import UpsertResponse
-
-_CHROMA_PORT = 8000
-_URI = re.compile(r"[a-z][a-z0-9+]*://")
 
 
 def reembed(
@@ -68,7 +63,7 @@ def _reembed_collection(
     except ImportError as error:
         raise EmbeddingError(f"--collection needs Chroma ({error}): pip install 'akidb-mlx-plugin[chroma]'") from error
     try:
-        found = _chroma_client(source).get_collection(collection)
+        found = open_chroma(source).get_collection(collection)
         made, response = reembed_collection(
             found,
             MLXEmbeddingFunction(model=model, dimension=dimension),
@@ -85,18 +80,12 @@ def _reembed_table(
     source: str, table: str, model: str, dimension: int | None, name: str | None, batch_size: int | None, on: str
 ) -> tuple[str, UpsertResponse]:
     try:
-        import lancedb
         from akidb_mlx_lancedb import MLXEmbeddings
         from akidb_mlx_lancedb.reembed import reembed_table
     except ImportError as error:
         raise EmbeddingError(f"--table needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
-    if not _URI.match(source) and not Path(source).expanduser().is_dir():
-        raise InvalidInputError(f"no LanceDB database at {source}: there is no such folder")
-    db: Any = lancedb.connect(source)
-    if table not in db:
-        raise InvalidInputError(f"no table {table!r} in {source}")
     made, response = reembed_table(
-        db.open_table(table),
+        open_lancedb(source, table).open_table(table),
         MLXEmbeddings.create(name=model, dimension=dimension),
         name=name,
         show_progress=sys.stderr.isatty(),
@@ -104,26 +93,3 @@ def _reembed_table(
         on=on,
     )
     return made.name, response
-
-
-def _chroma_client(source: str) -> Any:
-    """Return a client for a server's address, or for a folder that holds a database already."""
-    import chromadb
-    from chromadb.config import Settings
-
-    settings = Settings(anonymized_telemetry=False)
-    if not _URI.match(source):
-        folder = Path(source).expanduser()
-        # Chroma would make a new, empty database of any folder.
-        if not (folder / "chroma.sqlite3").is_file():
-            raise InvalidInputError(f"no Chroma database at {source}: the folder has no chroma.sqlite3")
-        return chromadb.PersistentClient(str(folder), settings=settings)
-    address = urlsplit(source)
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise InvalidInputError(f"a Chroma server's address is http://host:port, got {source!r}")
-    try:
-        return chromadb.HttpClient(
-            address.hostname, address.port or _CHROMA_PORT, ssl=address.scheme == "https", settings=settings
-        )
-    except ValueError as error:
-        raise EmbeddingError(f"{source}: {error}") from error

@@ -37,7 +37,7 @@ class TestTraps:
             raise PermissionError(13, "Permission denied", str(self))
 
         monkeypatch.setattr(Path, "is_dir", refuse)
-        assert MLXEmbeddingFunction("/root/model").get_config()["model"] == "/root/model"
+        assert MLXEmbeddingFunction("/a/model").get_config()["model"] == "/a/model"
 
     def test_no_warning_on_any_path(
         self, chroma: ClientAPI, name: str, function: MLXEmbeddingFunction, recwarn: pytest.WarningsRecorder
