@@ -272,6 +272,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config.get("model_type"), str) or not isinstance(config.get("hidden_size"), int):
         raise ModelNotFoundError(f"{file} has no model_type or no hidden_size; is it a text encoder?")
+    if "AutoModel" in (config.get("auto_map") or {}):
+        raise ModelNotFoundError(
+            f"{file} has auto_map: the model is computed by code of its own, which this package does not run; the "
+            "architecture's usual code would give other vectors"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ModelNotFoundError(
+            f"{folder} holds an adapter beside the model; merge it (peft's merge_and_unload, then save_pretrained)"
+        )
     return config
 
 

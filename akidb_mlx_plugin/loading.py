@@ -63,6 +63,8 @@ def load_model(
     """
     model = _build(checkpoint, device, dtype, keep_quantized)
     check_memory(model.nbytes, checkpoint.name)
+    if device == "gpu" or (device is None and not on_cpu()):
+        check_memory(model.nbytes, checkpoint.name, available=_available_on_gpu())
     # Evaluated here and now: an array that is still lazy can only be evaluated by the thread that made it. One by one,
     # so that what a matrix is made of is freed before the next is read.
     for module in (model.encoder, *model.dense):
@@ -76,6 +78,12 @@ def estimate_memory(
 ) -> int:
     """Return the bytes that the weights will take once loaded; reads headers alone. Arguments as `load_model`."""
     return _build(checkpoint, device, dtype, keep_quantized).nbytes
+
+
+def _available_on_gpu() -> int | None:
+    """Return what the GPU may still take at a good speed; None where MLX does not tell."""
+    limit = mx.device_info().get("max_recommended_working_set_size")
+    return None if limit is None else int(limit) - mx.get_active_memory()
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], origin: str, names: Mapping[str, str]) -> None:

@@ -21,7 +21,7 @@ def check_memory(needed: int, name: str, *, available: int | None = None) -> Non
     Args:
         needed: bytes of its weights.
         name: the model, for the message.
-        available: bytes left; None: `available_memory`.
+        available: bytes left of another memory than this machine's own; None: of that.
     Raises:
         ServiceUnavailableError: less is left than it needs.
     """

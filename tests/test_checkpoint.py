@@ -323,6 +323,16 @@ class TestRefusals:
         with pytest.raises(ModelNotFoundError, match=r"config\.json"):
             read_checkpoint(folder)
 
+    def test_code_of_its_own(self, folder: Path) -> None:
+        change(folder / "config.json", auto_map={"AutoModel": "org/repo--modeling.Model"})
+        with pytest.raises(ModelNotFoundError, match="auto_map"):
+            read_checkpoint(folder)
+
+    def test_an_adapter(self, folder: Path) -> None:
+        write(folder / "adapter_config.json", {})
+        with pytest.raises(ModelNotFoundError, match="merge"):
+            read_checkpoint(folder)
+
     @pytest.mark.parametrize("changes", [{"model_type": None}, {"hidden_size": None}, {"hidden_size": "32"}])
     def test_no_text_encoder(self, changes: dict[str, Any], folder: Path) -> None:
         change(folder / "config.json", **changes)

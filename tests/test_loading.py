@@ -368,6 +368,15 @@ class TestMemory:
         with pytest.raises(ServiceUnavailableError, match=r"needs 0\.09 GiB of memory and 0\.00 GiB are left"):
             load_model(read_golden("bert").checkpoint)
 
+    def test_what_the_gpu_cannot_take_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        checkpoint = read_golden("bert").checkpoint
+        monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 1 << 20})
+        with pytest.raises(ServiceUnavailableError, match=r"0\.00 GiB are left"):
+            load_model(checkpoint, device="gpu")
+        load_model(checkpoint, device="cpu")
+        monkeypatch.setattr(mx, "device_info", dict)
+        load_model(checkpoint, device="gpu")
+
 
 def test_vectors_do_not_depend_on_what_was_loaded_before() -> None:
     golden = read_golden("qwen3")

@@ -76,6 +76,7 @@ class TestAgainstSentenceTransformers:
     def test_vectors_are_the_same_in_slices_of_few_scores(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(base, "_MAX_SCORES", 1)
         monkeypatch.setattr(base, "_MASKED_QUERIES", 7)
+        monkeypatch.setattr(base, "_FEWEST_QUERIES", 5)
         golden = read_golden(name)
         vectors = embed(golden.checkpoint, load_model(golden.checkpoint), golden.texts, packing=pack_padded)
         assert farthest(vectors, golden.vectors["document"]) < 1e-5

@@ -21,9 +21,9 @@ from akidb_mlx_plugin.packing import Block, TokenBatch
 # with the length and not with its square. 1 Mi float32 are 4 MiB, which stays in the cache and well inside one heap of
 # the allocator: what outgrows a heap is given back and paged in anew with every batch.
 _MAX_SCORES = 1 << 20
-# Where a query does not see every key, shorter slices leave more of the unseen ones out; below this, the matrix
+# Where a query does not see every key, shorter slices leave more of the unseen ones out; below some length, the matrix
 # products of a slice become too small to be efficient.
-_MASKED_QUERIES = 128
+_MASKED_QUERIES, _FEWEST_QUERIES = 128, 32
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _attend_sliced(
     q = (q * scale).reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     # (B, L, K, d) -> (B, K, L, d); in one piece, or every slice of queries would copy its keys and values.
     k, v = (mx.contiguous(x.transpose(0, 2, 1, 3)) for x in (k, v))
-    step = max(16, _MAX_SCORES // (rows * heads * length))
+    step = max(_FEWEST_QUERIES, _MAX_SCORES // (rows * heads * length))
     if causal or window is not None:
         step = min(step, _MASKED_QUERIES)
     outputs = []

@@ -18,6 +18,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,14 @@ def _tokenizer(first: dict[str, int], last: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
-def check(folder: Path) -> dict[str, float]:
-    """Load a checkpoint, embed a few texts alone and together, and return what that took and whether it is sound.
+TEXTS = ("a", "the quick brown fox", "x" * 300, "how do I parse a date from a string?", "y" * 700)
+
+
+def check(folder: Path, texts: Sequence[str] = TEXTS) -> dict[str, float]:
+    """Load a checkpoint, embed texts alone and together, and return what that took and whether it is sound.
 
     The vectors are left in the folder, in `vectors.npy`, one row per line of `texts.txt`.
     """
-    texts = ["a", "the quick brown fox", "x" * 300, "how do I parse a date from a string?", "y" * 700]
     begun = time.perf_counter()
     with Embedder.load(folder, device="cpu") as embedder:
         alone = [embedder.embed([texts[0]]).embeddings[0]]
