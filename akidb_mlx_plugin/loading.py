@@ -83,7 +83,7 @@ def estimate_memory(
 def _available_on_gpu() -> int | None:
     """Return what the GPU may still take at a good speed; None where MLX does not tell."""
     limit = mx.device_info().get("max_recommended_working_set_size")
-    return None if limit is None else int(limit) - mx.get_active_memory()
+    return None if limit is None else max(0, int(limit) - mx.get_active_memory())
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], origin: str, names: Mapping[str, str]) -> None:

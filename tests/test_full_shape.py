@@ -1,4 +1,4 @@
-"""The full shapes of the two models this package is named for, with random weights: they load and make sound vectors."""
+"""The full shapes of the two models this package is named for, with random weights: they load, vectors are sound."""
 
 from __future__ import annotations
 
