@@ -77,7 +77,6 @@ __all__ = [
     "ModelNotFoundError",
     "ServiceUnavailableError",
     "UpsertError",
-    "UpsertError",
     "UpsertResponse",
     "Usage",
     "__version__",

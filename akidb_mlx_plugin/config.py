@@ -34,7 +34,8 @@ def _to_path(value: Any) -> Any:
 
 
 def _to_name(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    # A path is a folder, however it is spelt: as the bare string "bert/model" it would name a repository on the hub.
+    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
 
 
 def _default_cache_dir() -> Path:

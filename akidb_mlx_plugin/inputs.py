@@ -31,6 +31,10 @@ def check_request(request: BatchEmbeddingRequest) -> None:
         InvalidInputError: no texts, an input that is not a string, a lone surrogate, an unknown kind, or a dimension
             that is no positive whole number. The message names the position, never the text.
     """
+    if isinstance(request.inputs, str | bytes):
+        raise InvalidInputError(
+            f"texts must be a list of strings, got {type(request.inputs).__name__}; put a single text in [ ]"
+        )
     if not request.inputs:
         raise InvalidInputError("there are no texts to embed; give at least one")
     for index, text in enumerate(request.inputs):

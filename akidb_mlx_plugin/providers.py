@@ -143,9 +143,9 @@ class MLXProvider(EmbeddingProvider):
         return embedder
 
     def _acquire(self) -> Embedder:
-        from akidb_mlx_plugin.embedders import acquire_embedder
-
         try:
+            from akidb_mlx_plugin.embedders import acquire_embedder
+
             embedder = acquire_embedder(
                 self._config.model,
                 device=self._config.device,

@@ -82,6 +82,12 @@ class TestValues:
         assert EmbeddingConfig.from_arguments(Path("m"), dimension=9).mock.dimension == 9
 
 
+def test_a_relative_path_is_a_folder_and_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = EmbeddingConfig.from_arguments(Path("bert/model"))
+    assert config.mlx.model == str(tmp_path / "bert" / "model")
+
+
 class TestPrecedence:
     def test_argument_over_environment_over_file_over_default(self, write: Any, monkeypatch: Any) -> None:
         file = write("embedding: {mlx: {model: from-file, batch_size: 1, device: cpu}}")

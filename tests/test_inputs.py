@@ -54,3 +54,8 @@ def test_unusable_dimension(dimension: Any) -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(InvalidInputError, match="'document' or 'query', got 'title'"):
         check_request(BatchEmbeddingRequest(["a"], kind="title"))  # type: ignore[arg-type]
+
+
+def test_a_bare_string_in_a_request_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"put a single text in \[ \]"):
+        check_request(BatchEmbeddingRequest("abc"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -54,7 +55,9 @@ def demo(
 
     download_model(model, show_progress=sys.stderr.isatty())
     folder = path or default_cache_dir().parent / "demo"
-    version = f"python_{sys.version_info.major}_{sys.version_info.minor}_{model.replace('/', '_')}"
+    # What both databases accept as a name, whatever the model's is.
+    short = re.sub(r"[^A-Za-z0-9]+", "_", model).strip("_")[-60:]
+    version = f"python_{sys.version_info.major}_{sys.version_info.minor}_{short}"
     corpus = popular_docstrings(_TEXTS)
     stores = [_open_chroma(folder / "chroma", version, model), _open_lancedb(folder / "lancedb", version, model)]
     with progress() as bar:
