@@ -41,9 +41,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one turn took: seconds of the call, or of each text where they went one by one."""
+    """What one turn took.
+
+    Attributes:
+        seconds: of the call, or of each text where they went one by one.
+        cpu_seconds: processor time of all threads, of which some may have waited spinning.
+        peak_bytes: most memory of the process so far.
+    """
 
     seconds: list[float]
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -96,15 +103,14 @@ class Worker:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         message = self._read()
-        return Timing(message["seconds"], message["peak_bytes"])
+        return Timing(message["seconds"], message["cpu_seconds"], message["peak_bytes"])
 
-    def choose_batch_size(self, sample: Path) -> None:
-        """Take the fastest of the contender's batch sizes, by the better of two turns on a few texts."""
+    def choose_batch_size(self, texts: Path) -> None:
+        """Take the fastest of the contender's batch sizes on these texts."""
         found: dict[int, float] = {}
-        for batch_size in self.contender.batch_sizes * 2:
+        for batch_size in self.contender.batch_sizes:
             self.batch_size = batch_size
-            seconds = sum(self.embed(sample).seconds)
-            found[batch_size] = min(found.get(batch_size, seconds), seconds)
+            found[batch_size] = sum(self.embed(texts).seconds)
         if found:
             self.batch_size = min(found, key=lambda size: found[size])
 

@@ -3,7 +3,7 @@
     python -m peers.worker MODULE FOLDER --cores N [--blas LIBRARY]
 
 Lines of JSON. First it says {"ready": true} or {"error": …}. A request names a JSON file with the texts; the answer has
-the wall time of the whole call, or of each text where they go one by one, and the peak of the process's memory.
+the wall time of the whole call, or of each text where they go one by one, the processor time, and the peak of memory.
 """
 
 from __future__ import annotations
@@ -59,16 +59,18 @@ def _measure(embed: Callable[[list[str], int | None], Any], request: dict[str, A
     batch_size = request["batch_size"]
     calls = [[text] for text in texts] if request["apart"] else [texts]
     seconds, vectors = [], []
+    cpu_begun = time.process_time()
     for call in calls:
         begun = time.perf_counter()
         result = embed(call, batch_size)
         seconds.append(time.perf_counter() - begun)
         vectors.extend(result)
+    cpu_seconds = time.process_time() - cpu_begun
     if request["save"]:
         import numpy as np
 
         np.save(request["save"], np.asarray(vectors, dtype=np.float32))
-    return {"seconds": seconds, "peak_bytes": _peak_bytes()}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": _peak_bytes()}
 
 
 def _peak_bytes() -> int:
