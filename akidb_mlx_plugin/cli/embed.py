@@ -7,15 +7,17 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from akidb_mlx_plugin.cli.embed_input import TextSource
 from akidb_mlx_plugin.cli.embed_output import VectorWriter, find_writer, replacing
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows, progress
-from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.types import Kind
+
+if TYPE_CHECKING:
+    from akidb_mlx_plugin.service import EmbeddingService
 
 _CHUNK = 512
 
@@ -98,6 +100,8 @@ def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer:
 def _open_service(model: str | None, dimension: int | None) -> EmbeddingService:
     """Return a service with its model on this machine, so that a download has a bar of its own."""
     from akidb_mlx_plugin.hub import ensure_model
+
+    from akidb_mlx_plugin.service import EmbeddingService
 
     service = EmbeddingService(model, dimension=dimension)
     mlx = service.config.mlx

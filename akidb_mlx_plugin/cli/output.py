@@ -61,4 +61,6 @@ def progress(unit: str = "texts") -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        # In a pipe even an invisible bar would leave an empty line behind.
+        disable=not sys.stderr.isatty(),
     )
