@@ -100,7 +100,6 @@ def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer:
 def _open_service(model: str | None, dimension: int | None) -> EmbeddingService:
     """Return a service with its model on this machine, so that a download has a bar of its own."""
     from akidb_mlx_plugin.hub import ensure_model
-
     from akidb_mlx_plugin.service import EmbeddingService
 
     service = EmbeddingService(model, dimension=dimension)
