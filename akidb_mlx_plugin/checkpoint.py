@@ -270,6 +270,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelNotFoundError(f"{folder} is no checkpoint: it has no config.json")
     config = read_json(file)
+    # So older decoders call it.
+    config.setdefault("hidden_size", config.get("n_embd") or config.get("d_model"))
     if not isinstance(config.get("model_type"), str) or not isinstance(config.get("hidden_size"), int):
         raise ModelNotFoundError(f"{file} has no model_type or no hidden_size; is it a text encoder?")
     if "AutoModel" in (config.get("auto_map") or {}):

@@ -6,6 +6,8 @@ import gzip
 import importlib.util
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -190,10 +192,40 @@ class TestModelsOfMlxLm:
             vectors = embed(golden.checkpoint, model, golden.texts, packing=packing)
             assert farthest(vectors, golden.vectors["document"]) < 1e-5
 
+    def test_the_rest_of_mlx_lm_stays_out(self) -> None:
+        code = (
+            "import resource, sys; limit = resource.getrlimit(resource.RLIMIT_NOFILE); "
+            "from akidb_mlx_plugin.models import find_encoder; "
+            "from akidb_mlx_plugin.models.causal_lm import _import_part; "
+            "find_encoder('mistral'); assert _import_part('cache'); "
+            "assert resource.getrlimit(resource.RLIMIT_NOFILE) == limit; "
+            "assert not {'transformers', 'mlx_lm', 'mlx_lm.utils'} & sys.modules.keys()"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
     @pytest.mark.parametrize("model_type", ["no-such", "base", "cache", "../llama", "llama.x", ""])
     def test_an_architecture_that_nobody_has(self, model_type: str) -> None:
         with pytest.raises(ModelNotFoundError, match="not supported"):
             find_encoder(model_type)
+
+    def test_rope_settings_of_transformers_5_reach_it(self) -> None:
+        golden = read_golden("llama")
+        rope = {"rope_type": "default", "rope_theta": 100.0}
+        vectors = []
+        for changes in ({"rope_parameters": rope}, {"rope_parameters": None, "rope_theta": 100.0}):
+            changed = replace(golden.checkpoint, config={**golden.checkpoint.config, **changes})
+            vectors.append(embed(changed, load_model(changed), golden.texts))
+        assert np.array_equal(*vectors)
+        assert farthest(vectors[0], golden.vectors["document"]) > 1e-3
+        by_layer = {**golden.checkpoint.config, "rope_parameters": {"full_attention": rope}}
+        with pytest.raises(ModelNotFoundError, match="by layer type"):
+            load_model(replace(golden.checkpoint, config=by_layer))
+
+    def test_an_architecture_that_needs_something_else(self) -> None:
+        # mlx-lm's module for it exits the interpreter where another package is missing.
+        if importlib.util.find_spec("hf_olmo") is None:
+            with pytest.raises(ModelNotFoundError, match="olmo cannot be imported"):
+                find_encoder("olmo")
 
     def test_an_encoder_in_disguise_is_refused(self) -> None:
         checkpoint = read_golden("llama").checkpoint

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from threading import Lock
 from types import ModuleType
@@ -69,7 +69,8 @@ class CausalEncoder(Encoder):
         if module is None:
             raise ModelNotFoundError(f"the installed mlx-lm has no architecture {model_type!r}")
         try:
-            model = module.Model(module.ModelArgs.from_dict(_with_flat_rope(config)))
+            known = module.ModelArgs.__dataclass_fields__
+            model = module.Model(module.ModelArgs.from_dict(_with_flat_rope(config, known)))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ModelNotFoundError(f"mlx-lm's {model_type} cannot be built from config.json: {error}") from error
         if not any(callable(model.get(name)) for name in _BODIES):
@@ -102,9 +103,10 @@ class CausalEncoder(Encoder):
 
     def _run(self, body: nn.Module, ids: mx.array) -> mx.array:
         if ids.shape[1] <= _PIECE:
-            return body(ids)
-        cache_module = import_module("mlx_lm.models.cache")
-        cache = cache_module.make_prompt_cache(self.model)
+            return body(ids, cache=None)
+        caches = _import_part("cache")
+        assert caches is not None
+        cache = caches.make_prompt_cache(self.model)
         pieces = []
         for start in range(0, ids.shape[1], _PIECE):
             pieces.append(body(ids[:, start : start + _PIECE], cache=cache))
@@ -113,32 +115,44 @@ class CausalEncoder(Encoder):
         return mx.concatenate(pieces, axis=1)
 
 
-def _with_flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration with `rope_parameters`, transformers 5's layout, also in the one before it."""
-    flat = dict(config)
+def _with_flat_rope(config: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return the configuration with `rope_parameters`, transformers 5's layout, also in the one before it.
+
+    Args:
+        config: `config.json`.
+        known: settings that mlx-lm's architecture reads.
+    Raises:
+        ModelNotFoundError: there are parameters by layer type, which it would not see.
+    """
     rope = config.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        flat.setdefault("rope_theta", rope["rope_theta"])
-        if rope.get("rope_type", "default") != "default":
-            flat.setdefault("rope_scaling", dict(rope))
-    return flat
+    if "rope_parameters" in known or not rope:
+        return dict(config)
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise ModelNotFoundError(f"rope_parameters by layer type are not read by mlx-lm's {config['model_type']}")
+    scaling = {"rope_scaling": dict(rope)} if rope.get("rope_type", "default") != "default" else {}
+    return {**scaling, **rope, **config}
 
 
 def _import_architecture(model_type: str) -> ModuleType | None:
-    """Import one architecture's module of mlx-lm, without the rest of mlx-lm; None if there is no such module.
+    """Import mlx-lm's module for an architecture; None if it has none."""
+    # It comes from a file that may be a stranger's.
+    if not _NAME.fullmatch(model_type):
+        return None
+    module = _import_part(_SAME_AS.get(model_type, model_type))
+    return module if hasattr(module, "Model") and hasattr(module, "ModelArgs") else None
+
+
+def _import_part(part: str) -> ModuleType | None:
+    """Import one module of `mlx_lm.models`, without the rest of mlx-lm; None if there is no such module.
 
     Importing `mlx_lm` itself takes seconds, for it imports transformers, and lowers the process's limit of open files
     for good. Its architectures need neither, so the package is stood in for while one of them is imported.
     """
-    # It comes from a file that may be a stranger's.
-    if not _NAME.fullmatch(model_type):
-        return None
-    name = f"mlx_lm.models.{_SAME_AS.get(model_type, model_type)}"
     with _import_lock:
         package = importlib.util.find_spec("mlx_lm")
         if package is None or package.submodule_search_locations is None:
             raise ModelNotFoundError(
-                f"architecture {model_type!r} is not one of this package's own, and mlx-lm, which may have it, is not "
+                f"architecture {part!r} is not one of this package's own, and mlx-lm, which may have it, is not "
                 f"installed: {REMEDY}"
             )
         stand_in = "mlx_lm" not in sys.modules
@@ -146,8 +160,10 @@ def _import_architecture(model_type: str) -> ModuleType | None:
             sys.modules["mlx_lm"] = module = ModuleType("mlx_lm")
             module.__path__ = list(package.submodule_search_locations)
         try:
-            found = import_module(name) if importlib.util.find_spec(name) else None
+            name = f"mlx_lm.models.{part}"
+            return import_module(name) if importlib.util.find_spec(name) else None
+        except (ImportError, SystemExit) as error:  # one of its modules exits where something it needs is missing
+            raise ModelNotFoundError(f"mlx-lm's {part} cannot be imported: {error}") from error
         finally:
             if stand_in:
                 del sys.modules["mlx_lm"]
-    return found if hasattr(found, "Model") and hasattr(found, "ModelArgs") else None
