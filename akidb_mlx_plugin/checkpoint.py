@@ -163,6 +163,7 @@ class Checkpoint:
             "weights": self.weights_digest,
             "max_tokens": self.max_tokens,
             "pooling": list(self.pooling),
+            "pool_prompt": self.pool_prompt,
             "prompts": {kind: prompts[kind] for kind in ("document", "query")},
             "dimension": dimension,
             "normalize": normalize,

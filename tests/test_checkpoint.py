@@ -296,9 +296,11 @@ class TestFingerprint:
         assert first == fingerprint() == fingerprint(dimension=32, normalize=True)
         assert first == fingerprint(device="gpu", dtype="bfloat16")
         others = {fingerprint(normalize=False), fingerprint(prompts={"query": "q: "})}
+        change(folder / "1_Pooling" / "config.json", include_prompt=False)
+        others.add(fingerprint())
         change(folder / "1_Pooling" / "config.json", pooling_mode="cls")
         others.add(fingerprint())
-        assert len(others | {first}) == 4
+        assert len(others | {first}) == 5
 
     def test_follows_the_weights_and_not_the_place(self, folder: Path, tmp_path: Path) -> None:
         first = read_checkpoint(folder).info().fingerprint

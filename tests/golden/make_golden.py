@@ -220,7 +220,7 @@ def fill(model: torch.nn.Module, seed: int, *, norms_around: float) -> None:
 def texts_of(tokenizer: Tokenizer, lengths: tuple[int, ...], seed: int) -> list[str]:
     """Return texts of about these numbers of tokens, special ones included, and a few odd ones."""
     rng = random.Random(seed)
-    texts = ["a", "Naïve ☃ 日本", "the the the the", "Stone, paper; water? (river) 42"]
+    texts = ["", "a", "Naïve ☃ 日本", "the the the the", "Stone, paper; water? (river) 42"]
     for length in lengths:
         words = [rng.choice(WORDS)]
         while len(tokenizer.encode(" ".join(words)).ids) < length:
