@@ -63,7 +63,20 @@ def test_gated_activation(name: str) -> None:
     gate, up = mx.array(POINTS), mx.array(POINTS[::-1].copy() / 100)
     expected = np.array(ACTIVATIONS[name](gate)) * np.array(up)
     assert np.abs(np.array(GATED_ACTIVATIONS[name](gate, up)) - expected).max() < 1e-4
-    assert GATED_ACTIVATIONS[name](gate.astype(mx.bfloat16), up.astype(mx.bfloat16)).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_narrow_formats_are_rounded_once(name: str) -> None:
+    gate, up = mx.array(POINTS[:20_001]).astype(mx.bfloat16), mx.array(POINTS[:20_001][::-1].copy()).astype(mx.bfloat16)
+    exact = ACTIVATIONS[name](gate.astype(mx.float32))
+    for narrow, wide in (
+        (ACTIVATIONS[name](gate), exact),
+        (GATED_ACTIVATIONS[name](gate, up), exact * up.astype(mx.float32)),
+    ):
+        assert narrow.dtype == mx.bfloat16
+        assert np.array_equal(
+            np.array(narrow.astype(mx.float32)), np.array(wide.astype(mx.bfloat16).astype(mx.float32))
+        )
 
 
 @pytest.mark.parametrize("spread", [0.1, 3.0, 50.0, 1e4])

@@ -92,13 +92,20 @@ _FORMS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.
 
 
 def _activation(name: str) -> Callable[[mx.array], mx.array]:
-    on_a_cpu, elsewhere = (mx.compile(form, shapeless=True) for form in _FORMS[name])
+    def fuse(form: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
+        # In float32 inside, or a narrow format is rounded after every operation; in one kernel that costs nothing.
+        fused: Callable[[mx.array], mx.array]
+        fused = mx.compile(lambda x: form(x.astype(mx.float32)).astype(x.dtype), shapeless=True)
+        return fused
+
+    on_a_cpu, elsewhere = (fuse(form) for form in _FORMS[name])
     return lambda x: on_a_cpu(x) if on_cpu() else elsewhere(x)
 
 
 def _gated(name: str) -> Callable[[mx.array, mx.array], mx.array]:
     def fuse(form: Callable[[mx.array], mx.array]) -> Callable[[mx.array, mx.array], mx.array]:
-        fused: Callable[[mx.array, mx.array], mx.array] = mx.compile(lambda x, y: form(x) * y, shapeless=True)
+        fused: Callable[[mx.array, mx.array], mx.array]
+        fused = mx.compile(lambda x, y: (form(x.astype(mx.float32)) * y).astype(y.dtype), shapeless=True)
         return fused
 
     on_a_cpu, elsewhere = (fuse(form) for form in _FORMS[name])
