@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -93,3 +96,26 @@ def test_softmax_gives_a_hidden_key_nothing() -> None:
     weights = np.array(softmax(mx.array(scores)))
     assert np.abs(weights[:, 0] - 1).max() < 1e-6
     assert weights[:, 1:].max() == 0
+
+
+_MANY_SHAPES = """
+import os, random
+import akidb_mlx_plugin, mlx.core as mx
+from akidb_mlx_plugin.models.kernels import softmax
+
+mx.set_default_device(mx.cpu)
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+random.seed(1)
+seen = []
+for step in range(3000):
+    mx.eval(softmax(mx.zeros((random.randint(1, 30), 12, 1, random.randint(1, 60), random.randint(1, 60)))))
+    if step in (999, 2999):
+        seen.append(resident())
+print(seen[1] - seen[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of memory")
+def test_softmax_keeps_nothing_of_the_shapes_it_has_seen() -> None:
+    done = subprocess.run([sys.executable, "-c", _MANY_SHAPES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20_000_000

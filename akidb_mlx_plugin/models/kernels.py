@@ -34,9 +34,12 @@ def _exp_nonpositive(x: mx.array) -> mx.array:
     return e + 1.0
 
 
-@mx.compile
+# Compiled once for all shapes: a reduction inside would be compiled, and kept, for every shape of scores anew.
+_fused_exp = mx.compile(_exp_nonpositive, shapeless=True)
+
+
 def _softmax_last(scores: mx.array) -> mx.array:
-    weights = _exp_nonpositive(scores - mx.max(scores, axis=-1, keepdims=True))
+    weights = _fused_exp(scores - mx.max(scores, axis=-1, keepdims=True))
     return weights / mx.sum(weights, axis=-1, keepdims=True)
 
 
