@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -163,21 +162,35 @@ def find_writer(path: Path) -> type[VectorWriter]:
     return writer
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside the wanted one, and put it in that one's place if all went well; otherwise leave nothing.
+class replacing:  # noqa: N801 - used as a context manager, named like contextlib's
+    """A file beside the wanted one, put in that one's place if all went well; otherwise nothing is left.
 
-    Raises:
-        InvalidInputError: it cannot be written there.
+    A class and no generator: an interrupt may come while it is entered, and then nobody would run the generator's end.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        file = open(beside, "wb")  # noqa: SIM115 - closed below, before it is renamed
-    except OSError as error:
-        raise InvalidInputError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def __enter__(self) -> BinaryIO:
+        """Open the file.
+
+        Raises:
+            InvalidInputError: it cannot be written there.
+        """
+        try:
+            self._file = open(self._beside, "wb")
+            return self._file
+        except OSError as error:
+            raise InvalidInputError(f"cannot write {self._path}: {error.strerror}") from error
+        except BaseException:
+            self._beside.unlink(missing_ok=True)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._file.close()
+            if kind is None:
+                self._beside.replace(self._path)
+        finally:
+            self._beside.unlink(missing_ok=True)
