@@ -64,9 +64,7 @@ def main(folder: Path) -> None:
         for weight in dense:
             pooled = weight @ pooled
         pooled = torch.nn.functional.normalize(pooled, dim=0).numpy()
-        print(
-            f"{len(ids)} tokens: difference {np.abs(pooled - vector).max():.1e}, cosine {pooled @ vector:.7f}"
-        )
+        print(f"{len(ids)} tokens: difference {np.abs(pooled - vector).max():.1e}, cosine {pooled @ vector:.7f}")
 
 
 if __name__ == "__main__":
