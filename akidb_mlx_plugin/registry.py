@@ -196,7 +196,7 @@ def resolve(model: str | Path) -> ModelSource:
     if _REPO_ID.fullmatch(model) and ".." not in model:
         return ModelSource(model, spec=_BY_REPO.get(model), repo=model)
     raise ModelNotFoundError(
-        f"unknown model {model!r}; {_nearest(model)}. A Hugging Face repository is named as 'org/repo', "
+        f"unknown model {model!r}; {_nearest(model)} A Hugging Face repository is named as 'org/repo', "
         "a local checkpoint by its folder ('./folder' or '/folder')"
     )
 
@@ -211,4 +211,4 @@ def _nearest(model: str) -> str:
     close = difflib.get_close_matches(model.lower(), _BY_NAME, n=2, cutoff=0.4)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
-    return "known names are " + ", ".join(_BY_NAME)
+    return "known names are " + ", ".join(_BY_NAME) + "."
