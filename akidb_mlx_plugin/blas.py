@@ -32,7 +32,9 @@ REMEDY = (
 )
 _SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblaso.so.0", "libopenblasp.so.0", "libopenblas.so")
 _THREAD_SETTERS = ("MKL_Set_Num_Threads", "openblas_set_num_threads", "bli_thread_set_num_threads")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Processors by OpenBLAS's names for which it has kernels that take small matrices as they lie.
+_SMALL_KERNEL_CORES = {b"SkylakeX", b"Cooperlake", b"SapphireRapids"}
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 1 << 30
 
 _log = logging.getLogger(__name__)
@@ -45,10 +47,12 @@ class Blas:
     Attributes:
         name: "mkl", "openblas", "accelerate", "custom" or "reference".
         path: file it was loaded from; "" where the platform brings it.
+        small_kernels: whether it multiplies small matrices as they lie, without copying them first.
     """
 
     name: str
     path: str = ""
+    small_kernels: bool = False
 
 
 _lock = threading.Lock()
@@ -160,7 +164,14 @@ def _open(path: str, name: str) -> Blas:
         raise OSError(f"{path} has no cblas_sgemm")
     _set_threads = _thread_setter(library)
     _log.info("matrix products by %s (%s)", name, path)
-    return Blas(name, path)
+    return Blas(name, path, _has_small_kernels(library))
+
+
+def _has_small_kernels(library: ctypes.CDLL) -> bool:
+    if not hasattr(library, "openblas_get_corename"):
+        return False
+    library.openblas_get_corename.restype = ctypes.c_char_p
+    return library.openblas_get_corename() in _SMALL_KERNEL_CORES
 
 
 def _keep_freed_pages() -> None:
@@ -168,9 +179,11 @@ def _keep_freed_pages() -> None:
 
     MLX allocates every intermediate result anew with malloc, and glibc by default gives megabytes back to the system at
     once: clearing fresh pages then costs several times the arithmetic on them (12 ns against 3 ns per element of an
-    activation). At most 1 GiB of freed memory is kept.
+    activation). At most 1 GiB of freed memory is kept. All threads allocate from one arena: with one each, what one has
+    freed is of no use to the others, and memory creeps up for hours as each meets its own largest batch.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc; musl has none
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_ARENA_MAX, 1)

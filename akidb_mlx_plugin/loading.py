@@ -10,11 +10,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from akidb_mlx_plugin.blas import load_blas
 from akidb_mlx_plugin.checkpoint import Checkpoint
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.memory import check_memory
+from akidb_mlx_plugin.memory import available_memory, check_memory
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.base import Encoder
+from akidb_mlx_plugin.models.cpu_layers import use_cpu_layers
 from akidb_mlx_plugin.models.dense import Dense
 from akidb_mlx_plugin.models.kernels import on_cpu
 from akidb_mlx_plugin.pooling import check_modes
@@ -23,6 +25,8 @@ from akidb_mlx_plugin.sentence_modules import DenseLayer
 from akidb_mlx_plugin.tensor_files import find_weight_files, read_header
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+# Of the memory that is left beside the weights, this part may go to second copies of weights that make queries faster.
+_SPARE_PART = 4
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,15 @@ def estimate_memory(
     return _build(checkpoint, device, dtype, keep_quantized).nbytes
 
 
+def _spare_bytes(needed: int) -> int:
+    """Return the memory that second copies of weights may take beside them, where the BLAS has a use for such."""
+    return max(0, (available_memory() or 0) - needed) // _SPARE_PART if load_blas().small_kernels else 0
+
+
+def _count_bytes(*modules: nn.Module) -> int:
+    return sum(value.nbytes for module in modules for _, value in tree_flatten(module.parameters()))
+
+
 def _available_on_gpu() -> int | None:
     """Return what the GPU may still take at a good speed; None where MLX does not tell."""
     limit = mx.device_info().get("max_recommended_working_set_size")
@@ -130,11 +143,13 @@ def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantize
     load_strictly(encoder, weights, str(checkpoint.folder), names)
     encoder.prepare()
     _cast(encoder, target, keep_tables=encoder.keeps_tables)
+    if cpu:
+        use_cpu_layers(encoder, spare_bytes=_spare_bytes(_count_bytes(encoder, *dense)))
     encoder.eval()
     for layer in dense:
         parameters += _count(layer)
         _cast(layer, mx.float32, keep_tables=False)
-    nbytes = sum(value.nbytes for part in (encoder, *dense) for _, value in tree_flatten(part.parameters()))
+    nbytes = _count_bytes(encoder, *dense)
     described = str(target).removeprefix("mlx.core.")
     if bits:
         described += f", {'/'.join(map(str, sorted(bits)))}-bit weights"

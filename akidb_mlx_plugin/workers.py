@@ -7,9 +7,9 @@ at exit. Callers therefore never touch MLX; they hand work to a pool and wait fo
 from __future__ import annotations
 
 import atexit
+import heapq
 import itertools
 import os
-import queue
 import threading
 import weakref
 from collections.abc import Callable
@@ -23,19 +23,25 @@ from akidb_mlx_plugin.blas import load_blas, set_blas_threads
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.forking import ForkGuard
 
-_STOP_PRIORITY = 2
 _JOIN_SECONDS = 10.0
 
 
 def core_count() -> int:
-    """Return the number of processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of processors this process may use.
+
+    Those of its affinity, and no more than `OMP_NUM_THREADS`: by that Ray and other launchers of many processes on one
+    machine tell each its share.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(cores, int(share)) if share.isdigit() and int(share) else cores
 
 
 class WorkerPool:
-    """A few threads with a stream each, and a queue in which short work goes first."""
+    """A few threads with a stream each, and a queue in which short work goes first.
+
+    Of the idle threads the first always takes the work: one call after another finds its weights in that core's cache.
+    """
 
     def __init__(self, device: str, count: int) -> None:
         """Start the threads.
@@ -50,15 +56,17 @@ class WorkerPool:
         load_blas()
         self._device = mx.gpu if device == "gpu" else mx.cpu
         self._pid = os.getpid()
-        self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], Any] | None, Future[Any] | None]]
-        self._queue = queue.PriorityQueue()
+        self._queue: list[tuple[int, int, Callable[[], Any], Future[Any]]] = []
         self._ticket = itertools.count()
         self._closed = False
         self._lock = threading.Lock()
         self._unfinished = 0
         self._cores = core_count()
+        self._idle: set[int] = set()
+        self._wake = [threading.Condition(self._lock) for _ in range(max(count, 1))]
         self._threads = [
-            threading.Thread(target=self._work, name=f"akidb-mlx-{i}", daemon=True) for i in range(max(count, 1))
+            threading.Thread(target=self._work, args=(i,), name=f"akidb-mlx-{i}", daemon=True)
+            for i in range(len(self._wake))
         ]
         for thread in self._threads:
             thread.start()
@@ -88,7 +96,11 @@ class WorkerPool:
             if self._closed:
                 raise ServiceUnavailableError("the model has been closed; load it again")
             self._unfinished += 1
-            self._queue.put((0 if short else 1, next(self._ticket), work, future))
+            heapq.heappush(self._queue, (0 if short else 1, next(self._ticket), work, future))
+            if self._idle:
+                first = min(self._idle)
+                self._idle.remove(first)
+                self._wake[first].notify()
         return future
 
     def close(self) -> None:
@@ -100,25 +112,30 @@ class WorkerPool:
             if self._closed:
                 return
             self._closed = True
-            for _ in self._threads:
-                self._queue.put((_STOP_PRIORITY, next(self._ticket), None, None))
+            for wake in self._wake:
+                wake.notify()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_JOIN_SECONDS)
 
-    def _work(self) -> None:
+    def _work(self, index: int) -> None:
         stream = mx.new_stream(self._device)
         with mx.stream(stream):
-            while self._run_next():
+            while self._run_next(index):
                 pass
         mx.synchronize(stream)
         mx.clear_streams()
 
-    def _run_next(self) -> bool:
+    def _run_next(self, index: int) -> bool:
         """Run one piece of work; return False when told to stop. Locals die with each piece, and so do its arrays."""
-        _, _, work, future = self._queue.get()
-        if work is None or future is None:
-            return False
+        with self._lock:
+            while not self._queue:
+                if self._closed:
+                    return False
+                self._idle.add(index)
+                self._wake[index].wait()
+                self._idle.discard(index)
+            _, _, work, future = heapq.heappop(self._queue)
         answer: Callable[[], None] | None = None
         if future.set_running_or_notify_cancel():
             try:

@@ -139,6 +139,15 @@ class TestWork:
         assert core_count() >= 1
         assert WorkerPool("cpu", 0).size == 1
 
+    @pytest.mark.parametrize(("share", "cores"), [("1", 1), ("1,4", 1), ("999", None), ("", None), ("all", None)])
+    def test_share_of_a_launcher_is_kept_to(
+        self, share: str, cores: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        own = core_count()
+        monkeypatch.setenv("OMP_NUM_THREADS", share)
+        assert core_count() == (cores or own)
+
 
 class TestEnd:
     def test_what_was_submitted_is_done(self) -> None:

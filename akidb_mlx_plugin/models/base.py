@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from akidb_mlx_plugin.models.kernels import on_cpu, softmax
+from akidb_mlx_plugin.models.kernels import on_cpu, softmax_parts, swap_outer_axes
 from akidb_mlx_plugin.packing import Block, TokenBatch
 
 # Scores of one attention step on a CPU, in elements: longer texts attend in slices of queries, so that memory grows
@@ -24,6 +24,8 @@ _MAX_SCORES = 1 << 20
 # Where a query does not see every key, shorter slices leave more of the unseen ones out; below some length, the matrix
 # products of a slice become too small to be efficient.
 _MASKED_QUERIES, _FEWEST_QUERIES = 128, 32
+# Tokens from which computing a layer takes longer than waking the thread that waits for it.
+_SETTLED_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,15 @@ def attend(
     Returns:
         (T, H * d).
     """
-    attend_block = _attend_sliced if on_cpu() else _attend_fused
+    if on_cpu():
+        return _attend_sliced(q * scale, k, v, blocks, causal, window)
     outputs = []
     for block in blocks:
         # (T, H, d) -> (B, L, H, d)
         queries, keys, values = (
             x[block.start : block.stop].reshape(block.rows, block.length, x.shape[-2], x.shape[-1]) for x in (q, k, v)
         )
-        out = attend_block(queries, keys, values, block.lengths, scale, causal, window)
+        out = _attend_fused(queries, keys, values, block.lengths, scale, causal, window)
         outputs.append(out.reshape(block.rows * block.length, -1))
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
@@ -141,39 +144,39 @@ def _attend_fused(
 
 
 def _attend_sliced(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    lengths: tuple[int, ...] | None,
-    scale: float,
-    causal: bool,
-    window: int | None,
+    q: mx.array, k: mx.array, v: mx.array, blocks: tuple[Block, ...], causal: bool, window: int | None
 ) -> mx.array:
-    """Scores, softmax and mixing over (B, L, H, d), by slices of queries that see only the keys they can reach."""
-    rows, length, heads, size = q.shape
-    groups = k.shape[2]
-    # (B, L, H, d) -> (B, K, H/K, L, d); the query heads of one key head are rows of one matrix product.
-    q = (q * scale).reshape(rows, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
-    # (B, L, K, d) -> (B, K, L, d); in one piece, or every slice of queries would copy its keys and values.
-    k, v = (mx.contiguous(x.transpose(0, 2, 1, 3)) for x in (k, v))
-    step = max(_FEWEST_QUERIES, _MAX_SCORES // (rows * heads * length))
-    if causal or window is not None:
-        step = min(step, _MASKED_QUERIES)
+    """Scores, softmax and mixing over (T, H, d), q scaled, by slices of queries that see only the keys they reach."""
+    heads, groups, size = q.shape[1], k.shape[1], q.shape[2]
+    # Heads first in one go for all blocks: a matrix product copies what is not in one piece.
+    q, k, v = (swap_outer_axes(x) for x in (q, k, v))
     outputs = []
-    for start in range(0, length, step):
-        stop = min(start + step, length)
-        first = 0 if window is None else max(0, start - window + 1)
-        last = stop if causal else length if window is None else min(length, stop + window - 1)
-        scores = q[:, :, :, start:stop].reshape(rows, groups, -1, size) @ k[:, :, first:last].swapaxes(-1, -2)
-        scores = scores.reshape(rows, groups, -1, stop - start, last - first)
-        visible = _visible(start, stop, first, last, lengths, causal, window)
-        if visible is not None:
-            hidden = mx.where(visible, 0.0, -mx.inf).astype(scores.dtype)
-            scores = scores + (hidden if hidden.ndim == 2 else hidden[:, None, None])
-        # (B, K, H/K * Q, L) @ (B, K, L, d) -> (B, Q, K, H/K, d)
-        mixed = softmax(scores).reshape(rows, groups, -1, last - first) @ v[:, :, first:last]
-        outputs.append(mixed.reshape(rows, groups, -1, stop - start, size).transpose(0, 3, 1, 2, 4))
-    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
+    for block in blocks:
+        rows, length = block.rows, block.length
+        # (H, T, d) -> (K, H/K, B, L, d)
+        queries, keys, values = (
+            x[:, block.start : block.stop].reshape(groups, -1, rows, length, size) for x in (q, k, v)
+        )
+        step = max(_FEWEST_QUERIES, _MAX_SCORES // (rows * heads * length))
+        if causal or window is not None:
+            step = min(step, _MASKED_QUERIES)
+        slices = []
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            first = 0 if window is None else max(0, start - window + 1)
+            last = stop if causal else length if window is None else min(length, stop + window - 1)
+            scores = queries[..., start:stop, :] @ keys[..., first:last, :].swapaxes(-1, -2)
+            visible = _visible(start, stop, first, last, block.lengths, causal, window)
+            if visible is not None:
+                # (Q, K) or (B, Q, K), against (K, H/K, B, Q, K)
+                scores = scores + mx.where(visible, 0.0, -mx.inf).astype(scores.dtype)
+            weights, total = softmax_parts(scores)
+            # Divided once they are mixed: mostly fewer numbers, and never more passes.
+            slices.append((weights @ values[..., first:last, :]) / total)
+        out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=-2)
+        outputs.append(out.reshape(heads, -1, size))
+    mixed = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
+    return swap_outer_axes(mixed).reshape(-1, heads * size)
 
 
 def _visible(
@@ -205,6 +208,22 @@ def _visible(
             real = real | (key == query)
         visible = real if visible is None else visible & real
     return visible
+
+
+def settle(x: mx.array) -> mx.array:
+    """Have a layer's output computed on a CPU before the next layer is described; returns it.
+
+    MLX on a CPU lets only so many operations of all streams together wait their turn. Whoever adds more sleeps until
+    there are fewer, and where two threads compute side by side one sleeps while its own stream runs dry: a fifth of
+    their time. A layer at a time stays below. For the few tokens of a query waiting would cost more than it saves: its
+    layers are computed while the next are described. A GPU gets the whole graph at once.
+    """
+    if on_cpu():
+        if len(x) >= _SETTLED_TOKENS:
+            mx.eval(x)
+        else:
+            mx.async_eval(x)  # type: ignore[no-untyped-call]
+    return x
 
 
 class Rotary:

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, Tokens, attend
+from akidb_mlx_plugin.models.base import Encoder, Tokens, attend, settle
 from akidb_mlx_plugin.models.kernels import ACTIVATIONS
 from akidb_mlx_plugin.models.settings import check_activation, take_fields
 from akidb_mlx_plugin.packing import Block
@@ -143,7 +143,7 @@ class Stack(nn.Module):
 
     def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
         for layer in self.layer:
-            x = layer(x, blocks)
+            x = settle(layer(x, blocks))
         return x
 
 

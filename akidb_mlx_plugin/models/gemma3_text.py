@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate
+from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate, settle
 from akidb_mlx_plugin.models.kernels import GATED_ACTIVATIONS
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
 
@@ -160,5 +160,5 @@ class Gemma3Encoder(Encoder):
         x = self.embed_tokens(tokens.ids).astype(dtype) * mx.array(self.hidden_size**0.5, dtype)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
         for layer in self.layers:
-            x = layer(x, angles[layer.is_local], tokens)
+            x = settle(layer(x, angles[layer.is_local], tokens))
         return self.norm(x)

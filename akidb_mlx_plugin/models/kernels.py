@@ -6,6 +6,8 @@ which it vectorises, accurate to 1e-6.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -17,75 +19,126 @@ def on_cpu() -> bool:
     return bool(mx.default_device() == mx.cpu)
 
 
+def swap_outer_axes(x: mx.array) -> mx.array:
+    """(A, B, d) -> (B, A, d), copied by 8 bytes at a time where numbers can be paired."""
+    dtype = x.dtype
+    pairs = x.shape[-1] * dtype.size % 8 == 0
+    x = mx.contiguous((x.view(mx.uint64) if pairs else x).transpose(1, 0, 2))
+    return x.view(dtype) if pairs else x
+
+
+# A kernel compiled for one shape is worth its compilation from so many elements on; and so many are kept.
+_LEAST_ELEMENTS, _KEPT_SHAPES = 1 << 17, 8
+
+
+class _Fused:
+    """Sums and products in one pass over memory.
+
+    MLX compiles a function for one shape or for all. That for all spreads its constants in memory and costs three times
+    as much; those for one are kept for ever, with 45 kB each. So a thread keeps the last few, for large arrays, which
+    come again in the next layer at once, and small ones share the form for all. Minima, maxima and reductions belong
+    outside: they do not vectorise in a compiled kernel.
+    """
+
+    def __init__(self, function: Callable[..., mx.array]) -> None:
+        self._function = function
+        self._for_all: Callable[..., mx.array] = mx.compile(function, shapeless=True)
+        self._of_thread = threading.local()
+
+    def __call__(self, *inputs: mx.array) -> mx.array:
+        if inputs[0].size < _LEAST_ELEMENTS:
+            return self._for_all(*inputs)
+        kept: OrderedDict[tuple[int, ...], Callable[..., mx.array]] = self._of_thread.__dict__.setdefault(
+            "kept", OrderedDict()
+        )
+        shape = inputs[0].shape
+        if shape not in kept:
+            kept[shape] = mx.compile(self._function)
+            if len(kept) > _KEPT_SHAPES:
+                kept.popitem(last=False)
+        kept.move_to_end(shape)
+        return kept[shape](*inputs)
+
+
 # exp(t) - 1 = t + C2 t^2 + C3 t^3 + C4 t^4, fitted by reweighted least squares so that the error of exp(32 t) is least.
 _EXP_C2, _EXP_C3, _EXP_C4 = 0.49999487, 0.16644867, 0.03915204
+_LEAST_EXPONENT = -40.0
 
 
-def _exp_nonpositive(x: mx.array) -> mx.array:
-    """exp(x) for x <= 0, absolute error below 2e-7: a polynomial of x/32, squared five times; 0 below -40.
+@_Fused
+def _exp_in_range(x: mx.array) -> mx.array:
+    """exp(x) for -40 <= x <= 0, absolute error below 2e-7: a polynomial of x/32, squared five times; 0 at -40.
 
     The powers are carried less one, (1 + e)^2 - 1 = e (e + 2), or squaring would double the rounding error of numbers
     close to one five times.
     """
-    t = mx.maximum(x, -40.0) * (1.0 / 32.0)
+    t = x * (1.0 / 32.0)
     e = t * (1.0 + t * (_EXP_C2 + t * (_EXP_C3 + t * _EXP_C4)))
     for _ in range(5):
         e = e * (e + 2.0)
     return e + 1.0
 
 
-# Compiled once for all shapes: a reduction inside would be compiled, and kept, for every shape of scores anew.
-_fused_exp = mx.compile(_exp_nonpositive, shapeless=True)
+def softmax_parts(scores: mx.array) -> tuple[mx.array, mx.array]:
+    """Softmax over the last axis as its numerators and their sum; -inf gets nothing, a row needs a finite entry."""
+    below = mx.maximum(scores - mx.max(scores, axis=-1, keepdims=True), _LEAST_EXPONENT)
+    weights = _exp_in_range(below)
+    return weights, mx.sum(weights, axis=-1, keepdims=True)
 
 
-def _softmax_last(scores: mx.array) -> mx.array:
-    weights = _fused_exp(scores - mx.max(scores, axis=-1, keepdims=True))
-    return weights / mx.sum(weights, axis=-1, keepdims=True)
-
-
-def softmax(scores: mx.array) -> mx.array:
-    """Softmax over the last axis; an entry of -inf gets nothing, and every row needs one finite entry."""
-    return _softmax_last(scores) if on_cpu() else mx.softmax(scores, axis=-1, precise=True)
-
-
-# gelu(x) = x (1/2 + x P(x^2) / Q(x^2)) for |x| <= 5.2; beyond, the normal distribution is 0 or 1 within 1e-7. Fitted
-# to erf in double precision by iteratively reweighted least squares in a Chebyshev basis, minimax error 2.6e-7.
+# gelu(x) = x (1/2 + r P(r^2) / Q(r^2)) with r = x held within 5.2, where the normal distribution is 0 or 1 within 1e-7.
+# Fitted to erf in double precision by iteratively reweighted least squares in a Chebyshev basis, minimax error 2.6e-7.
 _GELU_RANGE = 5.2
-_GELU_P = (0.39893904, 0.07581327, 0.0071090516, 0.0005818521, 7.6201873e-06, -2.1936755e-08)
-_GELU_Q = (1.0, 0.35666734, 0.052315116, 0.0042008800, 0.00019881083)
+_P0, _P1, _P2, _P3, _P4, _P5 = (0.39893904, 0.07581327, 0.0071090516, 0.0005818521, 7.6201873e-06, -2.1936755e-08)
+_Q0, _Q1, _Q2, _Q3, _Q4 = (1.0, 0.35666734, 0.052315116, 0.0042008800, 0.00019881083)
 
 
-def _horner(s: mx.array, coefficients: tuple[float, ...]) -> mx.array:
-    value = coefficients[-1] * s + coefficients[-2]
-    for coefficient in coefficients[-3::-1]:
-        value = value * s + coefficient
-    return value
-
-
-def _rational_gelu(x: mx.array) -> mx.array:
-    r = mx.clip(x, -_GELU_RANGE, _GELU_RANGE)
+@_Fused
+def _normal_less_half(r: mx.array) -> mx.array:
+    # By pairs (Estrin) and not one by one (Horner): MLX cuts a kernel whose operations are more than eleven deep.
     s = r * r
-    return x * (0.5 + r * _horner(s, _GELU_P) / _horner(s, _GELU_Q))
+    s2 = s * s
+    p = (_P0 + _P1 * s) + s2 * ((_P2 + _P3 * s) + s2 * (_P4 + _P5 * s))
+    q = (_Q0 + _Q1 * s) + s2 * ((_Q2 + _Q3 * s) + s2 * _Q4)
+    return r * p / q
 
 
-def _sigmoid(x: mx.array) -> mx.array:
-    """1 / (1 + exp(-x)), from the exponential of a non-positive number on both sides of zero."""
-    e = _exp_nonpositive(-mx.abs(x))
-    return mx.where(x >= 0, 1.0, e) / (1.0 + e)
+@_Fused
+def _times_half_more(x: mx.array, y: mx.array) -> mx.array:
+    return x * (0.5 + y)
+
+
+def _gelu(x: mx.array) -> mx.array:
+    return _times_half_more(x, _normal_less_half(mx.clip(x, -_GELU_RANGE, _GELU_RANGE)))
+
+
+@_Fused
+def _times_sigmoid(x: mx.array, size: mx.array, e: mx.array) -> mx.array:
+    """x / (1 + exp(-y)) from |x| and e = exp(-|y|), where x and y have the same sign."""
+    return ((x + size) + (x - size) * e) / (2.0 + 2.0 * e)
+
+
+def _swish(x: mx.array, y: mx.array) -> mx.array:
+    return _times_sigmoid(x, mx.abs(x), _exp_in_range(mx.maximum(-mx.abs(y), _LEAST_EXPONENT)))
 
 
 def _silu(x: mx.array) -> mx.array:
-    return x * _sigmoid(x)
+    return _swish(x, x)
+
+
+@_Fused
+def _gelu_tanh_argument(x: mx.array) -> mx.array:
+    # (1 + tanh(y)) / 2 = sigmoid(2 y)
+    return 1.5957691216057308 * (x + 0.044715 * x * x * x)
 
 
 def _gelu_tanh(x: mx.array) -> mx.array:
-    # (1 + tanh(y)) / 2 = sigmoid(2 y)
-    return x * _sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return _swish(x, _gelu_tanh_argument(x))
 
 
 # (on a CPU, elsewhere), by Hugging Face's names.
 _FORMS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]] = {
-    "gelu": (_rational_gelu, nn.gelu),
+    "gelu": (_gelu, nn.gelu),
     "gelu_new": (_gelu_tanh, nn.gelu_approx),
     "gelu_pytorch_tanh": (_gelu_tanh, nn.gelu_approx),
     "relu": (nn.relu, nn.relu),
@@ -95,24 +148,18 @@ _FORMS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.
 
 
 def _activation(name: str) -> Callable[[mx.array], mx.array]:
-    def fuse(form: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
-        # In float32 inside, or a narrow format is rounded after every operation; in one kernel that costs nothing.
-        fused: Callable[[mx.array], mx.array]
-        fused = mx.compile(lambda x: form(x.astype(mx.float32)).astype(x.dtype), shapeless=True)
-        return fused
-
-    on_a_cpu, elsewhere = (fuse(form) for form in _FORMS[name])
-    return lambda x: on_a_cpu(x) if on_cpu() else elsewhere(x)
+    on_a_cpu, elsewhere = _FORMS[name]
+    # In float32 inside, or a narrow format is rounded after every operation; in one kernel that costs nothing.
+    fused: Callable[[mx.array], mx.array]
+    fused = mx.compile(lambda x: elsewhere(x.astype(mx.float32)).astype(x.dtype), shapeless=True)
+    return lambda x: on_a_cpu(x.astype(mx.float32)).astype(x.dtype) if on_cpu() else fused(x)
 
 
 def _gated(name: str) -> Callable[[mx.array, mx.array], mx.array]:
-    def fuse(form: Callable[[mx.array], mx.array]) -> Callable[[mx.array, mx.array], mx.array]:
-        fused: Callable[[mx.array, mx.array], mx.array]
-        fused = mx.compile(lambda x, y: (form(x.astype(mx.float32)) * y).astype(y.dtype), shapeless=True)
-        return fused
-
-    on_a_cpu, elsewhere = (fuse(form) for form in _FORMS[name])
-    return lambda x, y: on_a_cpu(x, y) if on_cpu() else elsewhere(x, y)
+    on_a_cpu, elsewhere = _FORMS[name]
+    fused: Callable[[mx.array, mx.array], mx.array]
+    fused = mx.compile(lambda x, y: (elsewhere(x.astype(mx.float32)) * y).astype(y.dtype), shapeless=True)
+    return lambda x, y: (on_a_cpu(x.astype(mx.float32)) * y).astype(y.dtype) if on_cpu() else fused(x, y)
 
 
 # f(x), and f(x) * y in one pass.

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate, split_linear
+from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate, settle, split_linear
 from akidb_mlx_plugin.models.kernels import GATED_ACTIVATIONS
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
 
@@ -164,5 +164,5 @@ class ModernBertEncoder(Encoder):
         x = self.embeddings(tokens.ids)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
         for layer in self.layers:
-            x = layer(x, angles[layer.is_local], tokens)
+            x = settle(layer(x, angles[layer.is_local], tokens))
         return self.final_norm(x)

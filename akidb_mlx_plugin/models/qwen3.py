@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate
+from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate, settle
 from akidb_mlx_plugin.models.kernels import GATED_ACTIVATIONS
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
 
@@ -134,5 +134,5 @@ class Qwen3Encoder(Encoder):
         x = self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
         angles = self._rotary.angles(tokens)
         for layer in self.layers:
-            x = layer(x, angles, tokens)
+            x = settle(layer(x, angles, tokens))
         return self.norm(x)
