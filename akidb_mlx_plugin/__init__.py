@@ -8,8 +8,7 @@ with EmbeddingService("minilm-l6-v2") as service:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.blas import load_blas_before_mlx
@@ -22,6 +21,7 @@ from akidb_mlx_plugin.errors import (
     ServiceUnavailableError,
     UpsertError,
 )
+from akidb_mlx_plugin.lazy import import_when_asked
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.cache import cache_size_gb, cleanup_cache, list_cached_models
@@ -88,10 +88,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"akidb_mlx_plugin.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = import_when_asked(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

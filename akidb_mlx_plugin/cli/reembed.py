@@ -58,7 +58,7 @@ def _reembed_collection(
 ) -> tuple[str, UpsertResponse]:
     try:
         from akidb_mlx_chroma import MLXEmbeddingFunction
-        from akidb_mlx_chroma.reembed import reembed_collection
+        from akidb_mlx_chroma.reembedding import reembed_collection
         from chromadb.errors import ChromaError
     except ImportError as error:
         raise EmbeddingError(f"--collection needs Chroma ({error}): pip install 'akidb-mlx-plugin[chroma]'") from error
@@ -81,7 +81,7 @@ def _reembed_table(
 ) -> tuple[str, UpsertResponse]:
     try:
         from akidb_mlx_lancedb import MLXEmbeddings
-        from akidb_mlx_lancedb.reembed import reembed_table
+        from akidb_mlx_lancedb.reembedding import reembed_table
     except ImportError as error:
         raise EmbeddingError(f"--table needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
     made, response = reembed_table(

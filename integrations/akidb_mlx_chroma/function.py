@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
@@ -11,9 +11,11 @@ from chromadb.utils.embedding_functions import register_embedding_function
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.service import EmbeddingService, shared_service
 from akidb_mlx_plugin.stored import check_same_space, check_settings, config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo
+
+if TYPE_CHECKING:
+    from akidb_mlx_plugin.service import EmbeddingService
 
 
 @register_embedding_function
@@ -93,6 +95,9 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     @property
     def service(self) -> EmbeddingService:
         """The process-wide service behind this function."""
+        # Imported with the first text: opening a database takes half as long without.
+        from akidb_mlx_plugin.service import shared_service
+
         return shared_service(self._config, trusted=self._trusted)
 
     def __call__(self, input: Documents) -> Embeddings:

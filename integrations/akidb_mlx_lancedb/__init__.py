@@ -1,8 +1,13 @@
 """MLX embeddings for LanceDB. Importing this registers the function as "akidb-mlx", so that stored tables find it."""
 
+from typing import TYPE_CHECKING
+
 from akidb_mlx_lancedb.function import MLXEmbeddings
-from akidb_mlx_lancedb.reembed import reembed
-from akidb_mlx_lancedb.tables import aupsert, create_table, open_table, table_schema, upsert, validate_table
+from akidb_mlx_plugin.lazy import import_when_asked
+
+if TYPE_CHECKING:
+    from akidb_mlx_lancedb.reembedding import reembed
+    from akidb_mlx_lancedb.tables import aupsert, create_table, open_table, table_schema, upsert, validate_table
 
 __all__ = [
     "MLXEmbeddings",
@@ -14,3 +19,10 @@ __all__ = [
     "upsert",
     "validate_table",
 ]
+
+_HELPERS = ("aupsert", "create_table", "open_table", "table_schema", "upsert", "validate_table")
+__getattr__ = import_when_asked(__name__, {**dict.fromkeys(_HELPERS, "tables"), "reembed": "reembedding"})
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from lancedb.embeddings import TextEmbeddingFunction
@@ -17,9 +17,11 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.inputs import list_inputs
-from akidb_mlx_plugin.service import EmbeddingService, shared_service
 from akidb_mlx_plugin.stored import config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
+
+if TYPE_CHECKING:
+    from akidb_mlx_plugin.service import EmbeddingService
 
 
 @register("akidb-mlx")  # type: ignore[no-untyped-call]
@@ -106,6 +108,9 @@ class MLXEmbeddings(TextEmbeddingFunction):
     @property
     def service(self) -> EmbeddingService:
         """The process-wide service behind this function."""
+        # Imported with the first text: opening a database takes half as long without.
+        from akidb_mlx_plugin.service import shared_service
+
         if self._config is None:
             self._config = config_of(settings_of_fields(self.model_dump()))
         return shared_service(self._config, trusted=self._trusted)

@@ -188,7 +188,7 @@ def read_layout(name: str, schema: pa.Schema, on: str | None) -> TableLayout:
 def _check_id_column(label: str, schema: pa.Schema, on: str) -> None:
     if on not in schema.names:
         raise InvalidInputError(
-            f"{label} has no column {on!r} to tell documents apart by; name one with on=, or add one with "
+            f"{label} has no column {on!r} to tell documents apart by; name one with on= (--on), or add one with "
             f"table.add_columns({{{on!r}: 'uuid()'}})"
         )
     if not _is_text(schema.field(on).type):
