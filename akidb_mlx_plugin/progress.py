@@ -13,7 +13,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -40,8 +39,8 @@ def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        # Time left while it runs, and time taken once it is done.
+        TimeRemainingColumn(elapsed_when_finished=True),
     )
     # The rate is taken over two minutes: a chunk of a slow model may take half of one.
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as progress:

@@ -12,6 +12,7 @@ import typer
 
 from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.cli.bench import app as bench_commands
+from akidb_mlx_plugin.cli.bulk import bulk as bulk_command
 from akidb_mlx_plugin.cli.cache import app as cache_commands
 from akidb_mlx_plugin.cli.config import app as config_commands
 from akidb_mlx_plugin.cli.convert import convert as convert_command
@@ -38,6 +39,7 @@ app.command("demo")(demo_command)
 app.command("doctor")(doctor_command)
 app.command("embed")(embed_command)
 app.command("search")(search_command)
+app.command("bulk")(bulk_command)
 app.command("reembed")(reembed_command)
 app.command("convert")(convert_command)
 app.add_typer(models_commands, name="models")
@@ -67,7 +69,9 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 an error told in one line, 2 wrong usage, 130 interrupted."""
+    """Run the command line: 0 done, 1 an error told in one line, 2 wrong usage, 130 interrupted, 143 terminated."""
+    # As an exception, so that whoever holds a half-written file removes it.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         app(standalone_mode=True)
     except EmbeddingError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _QUESTIONS = (
     "how do I parse a date from a string",
-    "run a program and read what it prints",
+    "split a path into folder and file name",
     "remove duplicates but keep the most common items",
 )
 _TEXTS = 1000

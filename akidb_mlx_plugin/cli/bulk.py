@@ -1,0 +1,219 @@
+"""`akidb-mlx bulk`: a corpus into a table or collection, by many workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from akidb_mlx_plugin.cli.bulk_target import parse_target
+from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+
+if TYPE_CHECKING:
+    from akidb_mlx_ray.planning import Plan
+    from akidb_mlx_ray.results import BulkResult
+    from ray.data import Dataset
+
+_PATIENCE_S = 10.0
+
+
+def bulk(
+    to: Annotated[
+        str, typer.Option(help="lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE or chroma://HOST:PORT/NAME.")
+    ],
+    source: Annotated[
+        list[str], typer.Option("--input", help="Parquet or JSONL: a file, a pattern, a folder, or s3://bucket/path.")
+    ],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="More input.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that embed, each with a model of its own.")] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster, ray://HOST:10001 or auto; without it, this machine.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Short name, repository or checkpoint folder; else the target's, or as configured."),
+    ] = None,
+    dimension: Annotated[int | None, typer.Option(help="Length of the vectors; without it, the model's.")] = None,
+    on: Annotated[str, typer.Option(help="The column that tells rows apart.")] = "id",
+    text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = "text",
+    vector_column: Annotated[str, typer.Option(help="The column that vectors go to.")] = "vector",
+    columns: Annotated[
+        str | None, typer.Option(help="Other columns to keep, comma-separated; without it, all of them.")
+    ] = None,
+    cpus: Annotated[float | None, typer.Option(help="Processors, and so threads, of each worker.")] = None,
+    gpus: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at rows that cannot be embedded.")] = False,
+    rejects: Annotated[
+        Path | None, typer.Option(help="Where rows that cannot be embedded go; else NAME.rejected.jsonl here.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: count rows, embed a sample, reckon time and disk.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed a corpus with many workers, on this machine or a Ray cluster, into a LanceDB table or a Chroma server.
+
+    A run that was interrupted goes on when it is started again: rows whose ids the target has are not embedded again.
+    Rows without id or text, and all but the first of those with one id, go to a side file.
+
+    Example: akidb-mlx bulk --input 'data/*.parquet' --to lancedb://lancedb/docs --workers 2 --model minilm-l6-v2
+
+    Example: akidb-mlx bulk --input docs.jsonl --to chroma://localhost:8000/docs --dry-run
+    """
+    target = parse_target(to)
+    try:
+        import ray
+        from akidb_mlx_ray.dataset import Workers
+        from akidb_mlx_ray.planning import plan
+        from akidb_mlx_ray.runs import Options, run
+    except ImportError as error:
+        raise EmbeddingError(f"this needs Ray ({error}): pip install 'akidb-mlx-plugin[ray]'") from error
+    paths = _find_files([*source, *(more or [])])
+    _start_ray(address, workers)
+    try:
+        ds = _read(paths, [on, text_column, vector_column, *columns.split(",")] if columns else None)
+        opened = target.open(model, dimension, on=on, text_column=text_column, vector_column=vector_column)
+        team = Workers(workers, cpus, gpus)
+        path = rejects or Path(f"{target.name}.rejected.jsonl")
+        if dry_run:
+            print_rows([_describe_plan(plan(ds, opened, team, path), workers)], as_json=as_json)
+        else:
+            print_rows(_describe_result(run(ds, opened, team, Options(strict, path)), to), as_json=as_json)
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(address: str | None, workers: int) -> None:
+    import logging
+
+    import ray
+
+    # Ray sends what it learns of its use to its makers unless told otherwise.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # One more than there are workers, for reading and writing beside them.
+        quiet |= {"num_cpus": max(os.cpu_count() or 1, workers + 1), "include_dashboard": False}
+    else:
+        _check_answers(address)
+    try:
+        ray.init(address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise EmbeddingError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nobody listens: Ray would try again for many minutes."""
+    import socket
+
+    server = urlsplit(address if "://" in address else f"ray://{address}")
+    if server.hostname is None or server.port is None:
+        return  # "auto" and the like, which Ray looks up itself
+    try:
+        socket.create_connection((server.hostname, server.port), timeout=_PATIENCE_S).close()
+    except OSError as error:
+        raise EmbeddingError(f"no Ray cluster at {address}: {error}; ray start --head starts one") from error
+
+
+def _find_files(patterns: list[str]) -> list[str]:
+    """Return the files that patterns name.
+
+    Raises:
+        InvalidInputError: there are none, or of two formats.
+    """
+    paths = [path for pattern in patterns for path in _expand(pattern)]
+    if len({_format_of(path) for path in paths}) > 1:
+        raise InvalidInputError(f"the input mixes Parquet and JSONL: {', '.join(paths[:4])}; one format in a run")
+    return paths
+
+
+def _read(paths: list[str], columns: list[str] | None) -> Dataset:
+    """Return the rows of files of one format; of their columns, those that are wanted."""
+    import ray
+
+    try:
+        is_jsonl = _format_of(paths[0]) == "jsonl"
+        ds = ray.data.read_json(paths, lines=True) if is_jsonl else ray.data.read_parquet(paths)
+        present = ds.columns() or []
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"cannot read {', '.join(paths[:4])}: {error}") from error
+    return ds.select_columns([name for name in columns if name in present]) if columns else ds
+
+
+def _expand(pattern: str) -> list[str]:
+    import glob
+
+    if "://" in pattern:
+        return [pattern]
+    found = sorted(glob.glob(os.path.expanduser(pattern)))
+    if not found:
+        raise InvalidInputError(f"no file {pattern}")
+    return [os.path.abspath(path) for path in found]
+
+
+def _format_of(path: str) -> str:
+    if Path(path).is_dir():
+        names = [name.suffix for name in Path(path).iterdir()]
+        return "jsonl" if ".jsonl" in names or ".ndjson" in names else "parquet"
+    return "jsonl" if path.endswith((".jsonl", ".ndjson", ".jsonl.gz")) else "parquet"
+
+
+def _describe_plan(made: Plan, workers: int) -> dict[str, Any]:
+    return {
+        "rows": made.rows,
+        "rejected": _spell(made.rejected),
+        "rejected rows": str(made.rejects or ""),
+        "already there": made.already_there,
+        "to write": made.to_write,
+        "sample": made.sample,
+        "tokens": made.tokens,
+        "workers": workers,
+        "texts/s": round(made.texts_per_second, 1),
+        "seconds": round(made.seconds),
+        "disk MB": round(made.disk_bytes / 1e6, 1),
+    }
+
+
+def _describe_result(result: BulkResult, to: str) -> list[dict[str, Any]]:
+    whole = {
+        "to": to,
+        "worker": "all",
+        "rows": result.rows,
+        "written": result.written,
+        "already there": result.already_there,
+        "rejected": _spell(result.rejected),
+        "rejected rows": str(result.rejects or ""),
+        "texts": sum(worker.texts for worker in result.workers),
+        "tokens": result.total_tokens,
+        "truncated": result.truncated,
+        "seconds": round(result.seconds, 1),
+        "texts/s": round(result.written / result.seconds, 1) if result.seconds else 0.0,
+        "embedding": f"{result.embedding_share:.0%}",
+    }
+    each = [
+        dict.fromkeys(whole)
+        | {
+            "to": to,
+            "worker": worker.worker[:8],
+            "texts": worker.texts,
+            "tokens": worker.tokens,
+            "truncated": worker.truncated,
+            "seconds": round(worker.seconds, 1),
+            "texts/s": round(worker.texts_per_second, 1),
+        }
+        for worker in result.workers
+    ]
+    return [whole, *each]
+
+
+def _spell(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())

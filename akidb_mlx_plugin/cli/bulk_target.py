@@ -1,0 +1,76 @@
+"""Where `akidb-mlx bulk` writes to, as one address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from akidb_mlx_plugin.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from akidb_mlx_ray.runs import BulkTarget
+
+_CHROMA_PORT = 8000
+_FORMS = "lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE or chroma://HOST:PORT/NAME"
+
+
+@dataclass(frozen=True)
+class LanceAddress:
+    """A table of a LanceDB database."""
+
+    uri: str
+    name: str
+
+    def open(
+        self, model: str | None, dimension: int | None, *, on: str, text_column: str, vector_column: str
+    ) -> BulkTarget:
+        """Return the table, which may not exist yet, with the function of a model; None: its own, or the default."""
+        from akidb_mlx_lancedb import MLXEmbeddings
+        from akidb_mlx_ray.lancedb import BulkTable
+
+        chosen = model is not None or dimension is not None
+        function = MLXEmbeddings.create(name=model, dimension=dimension) if chosen else None
+        return BulkTable(self.uri, self.name, on, function, text_column, vector_column)
+
+
+@dataclass(frozen=True)
+class ChromaAddress:
+    """A collection of a Chroma server."""
+
+    host: str
+    port: int
+    name: str
+
+    def open(
+        self, model: str | None, dimension: int | None, *, on: str, text_column: str, vector_column: str
+    ) -> BulkTarget:
+        """Return the collection, as `LanceAddress.open`."""
+        from akidb_mlx_chroma import MLXEmbeddingFunction
+        from akidb_mlx_ray.chroma import BulkCollection, Server
+
+        chosen = model is not None or dimension is not None
+        function = MLXEmbeddingFunction(model, dimension) if chosen else None
+        server = Server(self.host, self.port)
+        return BulkCollection(server, self.name, on, function, text_column, vector_column)
+
+
+def parse_target(address: str) -> LanceAddress | ChromaAddress:
+    """Return what an address names.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    scheme, _, rest = address.partition("://")
+    uri, _, name = rest.rstrip("/").rpartition("/")
+    if scheme == "lancedb" and name and uri:
+        return LanceAddress(uri, name)
+    if scheme == "chroma" and name and uri:
+        server = urlsplit(f"http://{uri}")
+        try:
+            port = server.port or _CHROMA_PORT
+        except ValueError as error:
+            raise InvalidInputError(f"--to {address}: {error}") from error
+        if server.hostname:
+            return ChromaAddress(server.hostname, port, name)
+    raise InvalidInputError(f"--to {address} is no target; it is {_FORMS}")

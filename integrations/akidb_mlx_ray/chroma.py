@@ -1,0 +1,227 @@
+"""A dataset into a collection of a Chroma server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import numpy as np
+import pyarrow as pa
+from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, get_collection
+from akidb_mlx_chroma.target import function_at_hand, read_space
+from chromadb.api import ClientAPI
+from chromadb.config import Settings
+from chromadb.errors import NotFoundError
+from ray.data import Dataset, TaskPoolStrategy
+
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.results import BulkResult
+from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
+
+_PORT = 8000
+_WRITE_ROWS = 1000
+_WRITER_CPUS = 0.1
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a Chroma server is and how it is asked; hashable, so that each worker keeps one client for it."""
+
+    host: str
+    port: int
+    ssl: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    tenant: str = "default_tenant"
+    database: str = "default_database"
+
+    def __repr__(self) -> str:
+        # Headers may carry a token.
+        return f"{self.host}:{self.port}"
+
+
+def write_chroma(
+    ds: Dataset,
+    host: str = "localhost",
+    port: int = _PORT,
+    collection: str = "",
+    on: str = "id",
+    *,
+    embedding_function: MLXEmbeddingFunction | None = None,
+    text_column: str = "text",
+    vector_column: str = "vector",
+    concurrency: int = 1,
+    num_cpus: float | None = None,
+    num_gpus: float = 0.0,
+    batch_size: int = 1024,
+    writers: int = 2,
+    strict: bool = False,
+    rejects: str | Path | None = None,
+    ssl: bool = False,
+    headers: Mapping[str, str] | None = None,
+    tenant: str = "default_tenant",
+    database: str = "default_database",
+) -> BulkResult:
+    """Embed what a collection does not have of a dataset, by id, and write it there, vectors given.
+
+    The collection is made if it is not there, with its embedding function and stamp. A run that was interrupted and is
+    started again embeds what is missing alone. A server is needed: Chroma's files are not for several processes.
+
+    Args:
+        ds: rows with an id and a text each; other columns, of strings, numbers or booleans, become metadata. A
+            vector that a row brings is taken as it is.
+        host, port: of the server, as every worker sees it.
+        collection: its name.
+        on: the column that tells rows apart; strings, or whole numbers, which become strings.
+        embedding_function: None: the one that the collection stores, or the default model for a new one.
+        text_column, vector_column, concurrency, num_cpus, num_gpus, batch_size: as `write_lancedb`.
+        writers: requests to the server at the same time.
+        strict, rejects: as `write_lancedb`.
+        ssl, headers, tenant, database: as `chromadb.HttpClient`.
+    Returns:
+        What was done.
+    Raises:
+        As `write_lancedb`; EmbeddingError as well if no server answers.
+    """
+    server = Server(host, port, ssl, tuple((headers or {}).items()), tenant, database)
+    target = BulkCollection(server, collection, on, embedding_function, text_column, vector_column, writers)
+    path = Path(rejects) if rejects else Path(f"{collection}.rejected.jsonl")
+    return run(ds, target, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
+
+
+class BulkCollection(BulkTarget):
+    """A collection that may not exist yet."""
+
+    def __init__(
+        self,
+        server: Server,
+        name: str,
+        on: str = "id",
+        function: MLXEmbeddingFunction | None = None,
+        text_column: str = "text",
+        vector_column: str = "vector",
+        writers: int = 2,
+    ) -> None:
+        """Hold the function against the collection, if there is one; nothing is made. Arguments as `write_chroma`."""
+        if writers < 1:
+            raise InvalidInputError(f"writers must be at least 1, got {writers}")
+        if not name:
+            raise InvalidInputError("name the collection: collection=")
+        self.label = f"collection {name!r}"
+        self._server, self._name, self._writers = server, name, writers
+        self._client = connect(server)
+        self.trusted = function is not None
+        self._exists = True
+        try:
+            found = get_collection(self._client, name, function)
+            function = function or function_at_hand(found, read_space(found))
+        except NotFoundError:
+            self.trusted, self._exists = True, False
+        self._function = function or MLXEmbeddingFunction()
+        self.service = self._function.service
+        self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
+
+    def check_columns(self, given: Mapping[str, Any]) -> None:
+        """Refuse columns that are no metadata to Chroma."""
+        own = (self.columns.id, self.columns.text, self.columns.vector)
+        for name, column_type in given.items():
+            if name not in own and not _is_metadata(column_type):
+                raise InvalidInputError(
+                    f"column {name!r} holds {column_type}, and Chroma's metadata are strings, numbers and booleans; "
+                    f"convert it, or leave it out with ds.drop_columns([{name!r}])"
+                )
+
+    def make(self, given: Mapping[str, Any]) -> None:
+        """Make the collection if it is not there."""
+        if not self._exists:
+            create_collection(self._client, self._name, self._function)
+            self._exists = True
+
+    def drop_present(self, ds: Dataset) -> Dataset:
+        """Look ids up in the collection, so many at a time."""
+        if not self._exists or not _collection(self._server, self._name).count():
+            return ds
+        arguments = {"server": self._server, "name": self._name, "on": self.columns.id}
+        return ds.map_batches(_drop_present, fn_kwargs=arguments, batch_format="pyarrow", batch_size=_WRITE_ROWS)
+
+    def write(self, ds: Dataset, rows: int) -> int:
+        """Upsert, by so many tasks at the same time."""
+        limit = int(self._client.get_max_batch_size())
+        counts = ds.map_batches(
+            _upsert,
+            fn_kwargs={"server": self._server, "name": self._name, "columns": self.columns},
+            batch_format="pyarrow",
+            batch_size=min(_WRITE_ROWS, limit) if limit > 0 else _WRITE_ROWS,
+            compute=TaskPoolStrategy(size=self._writers),
+            num_cpus=_WRITER_CPUS,
+        )
+        return int(counts.sum("written") or 0)
+
+
+def connect(server: Server) -> ClientAPI:
+    """Return a client.
+
+    Raises:
+        EmbeddingError: no server answers, or it refuses.
+    """
+    try:
+        return chromadb.HttpClient(
+            server.host,
+            server.port,
+            ssl=server.ssl,
+            headers=dict(server.headers) or None,
+            settings=Settings(anonymized_telemetry=False),
+            tenant=server.tenant,
+            database=server.database,
+        )
+    except ValueError as error:
+        raise EmbeddingError(f"{server}: {error}; start one with: chroma run --path FOLDER") from error
+
+
+@lru_cache(maxsize=4)
+def _collection(server: Server, name: str) -> Any:
+    """Open a collection once in each worker."""
+    return connect(server).get_collection(name)
+
+
+def _drop_present(rows: pa.Table, server: Server, name: str, on: str) -> pa.Table:
+    ids = rows[on].to_pylist()
+    if not ids:
+        return rows
+    present = set(_collection(server, name).get(ids=ids, include=[])["ids"])
+    return rows.filter(pa.array(np.array([id_ not in present for id_ in ids], dtype=bool)))
+
+
+def _upsert(rows: pa.Table, server: Server, name: str, columns: Any) -> pa.Table:
+    if rows.num_rows:
+        vectors = rows[columns.vector].combine_chunks()
+        texts = rows[columns.text].to_pylist() if columns.text in rows.column_names else [None] * rows.num_rows
+        others = rows.select([c for c in rows.column_names if c not in (columns.id, columns.text, columns.vector)])
+        metadatas = [
+            {key: value for key, value in row.items() if value is not None} or None for row in others.to_pylist()
+        ] or [None] * rows.num_rows
+        _collection(server, name).upsert(
+            ids=rows[columns.id].to_pylist(),
+            embeddings=list(vectors.flatten().to_numpy().reshape(rows.num_rows, columns.dimension)),
+            documents=texts if any(text is not None for text in texts) else None,
+            metadatas=metadatas if any(metadatas) else None,
+        )
+    return pa.table({"written": pa.array([rows.num_rows], pa.int64())})
+
+
+def _is_metadata(column_type: Any) -> bool:
+    return isinstance(column_type, pa.DataType) and any(
+        check(column_type)
+        for check in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_integer,
+            pa.types.is_floating,
+            pa.types.is_boolean,
+            pa.types.is_null,
+        )
+    )

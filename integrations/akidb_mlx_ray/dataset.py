@@ -1,0 +1,124 @@
+"""A dataset with a column of vectors, made by a pool of actors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from akidb_mlx_plugin.cache import default_cache_dir
+from akidb_mlx_plugin.config import EmbeddingConfig
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_plugin.stored import settings_of
+from akidb_mlx_plugin.types import Kind
+from akidb_mlx_ray.embedder import TextEmbedder
+
+_BATCH_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The actors that embed.
+
+    Attributes:
+        concurrency: how many.
+        num_cpus: processors of each, and so its threads; None: one, or less where the cluster has too few for one to be
+            left over for reading and writing.
+        num_gpus: GPUs of each.
+        batch_size: rows given to the model at a time.
+    """
+
+    concurrency: int = 1
+    num_cpus: float | None = None
+    num_gpus: float = 0.0
+    batch_size: int = _BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise InvalidInputError(f"concurrency must be at least 1, got {self.concurrency}")
+        if self.batch_size < 1:
+            raise InvalidInputError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def cpus_each(self) -> float:
+        """Return the processors that each actor asks Ray for."""
+        if self.num_cpus is not None:
+            return self.num_cpus
+        total = float(ray.cluster_resources().get("CPU", 1.0))
+        # Actors that take every processor would leave none to read their rows with, and wait for ever.
+        return min(1.0, max(total - 1, 0.5) / self.concurrency)
+
+
+def embed_dataset(
+    ds: Dataset,
+    model: str | Path | None = None,
+    *,
+    text_column: str = "text",
+    vector_column: str = "vector",
+    kind: Kind = "document",
+    dimension: int | None = None,
+    normalize: bool | None = None,
+    concurrency: int = 1,
+    num_cpus: float | None = None,
+    num_gpus: float = 0.0,
+    batch_size: int = _BATCH_SIZE,
+) -> Dataset:
+    """Return a dataset with vectors beside its texts; as all of Ray Data, it is computed when it is consumed.
+
+    `write_lancedb` and `write_chroma` do this themselves, and embed only what their target does not have.
+
+    Args:
+        ds: rows with a text each, or with a vector already.
+        model: a short name, "org/repo", or a folder that every node has. None: as the environment or the default says.
+        text_column: what is embedded.
+        vector_column: where (D,) float32 vectors go, as Arrow lists of fixed size. If the rows have it already, its
+            vectors are kept and its nulls filled.
+        kind: which of the model's prompts goes before each text.
+        dimension: length of the vectors; None: the model's default.
+        normalize: scale vectors to unit length; None: as configured.
+        concurrency: actors, each with a model of its own.
+        num_cpus: processors of each, and so its threads; None: one, or less where that would leave none for reading.
+        num_gpus: GPUs of each.
+        batch_size: rows given to the model at a time.
+    Raises:
+        InvalidInputError: no such column, or a value that cannot be used.
+        ModelNotFoundError, DownloadError: the model is not here and cannot be fetched; no weights are loaded.
+    """
+    config = EmbeddingConfig.from_arguments(model, dimension=dimension, normalize=normalize)
+    with EmbeddingService(config) as service:
+        service.model_info()
+    if text_column not in (names := ds.columns() or []):
+        raise InvalidInputError(f"the rows have no column {text_column!r}; they have {', '.join(names) or 'none'}")
+    arguments = {
+        **embedder_arguments(config),
+        "text_column": text_column,
+        "vector_column": vector_column,
+        "kind": kind,
+    }
+    return map_embedder(ds, arguments, Workers(concurrency, num_cpus, num_gpus, batch_size))
+
+
+def embedder_arguments(config: EmbeddingConfig) -> dict[str, Any]:
+    """Return arguments of `TextEmbedder` that give a configuration's vectors on any node."""
+    mlx = config.mlx
+    # The default cache lies in another place on a node with another home.
+    cache_dir = str(mlx.cache_dir) if mlx.cache_dir != default_cache_dir() else None
+    return {**settings_of(config), "device": mlx.device, "cache_dir": cache_dir}
+
+
+def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) -> Dataset:
+    """Embed a dataset's rows with so many actors; `arguments` are `TextEmbedder`'s."""
+    # Blocks of a batch each: Ray gives an actor whole blocks, and a small file, which is one, would occupy only one.
+    return ds.repartition(target_num_rows_per_block=workers.batch_size).map_batches(
+        TextEmbedder,
+        fn_constructor_kwargs=dict(arguments),
+        batch_format="pyarrow",
+        batch_size=workers.batch_size,
+        compute=ActorPoolStrategy(size=workers.concurrency),
+        num_cpus=workers.cpus_each(),
+        num_gpus=workers.num_gpus or None,
+    )

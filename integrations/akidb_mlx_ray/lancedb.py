@@ -1,0 +1,235 @@
+"""A dataset into a LanceDB table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import lance
+import lance_ray
+import lancedb
+import numpy as np
+import pyarrow as pa
+from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table
+from akidb_mlx_lancedb.layout import read_layout
+from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
+from ray.data import Dataset
+
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.results import BulkResult
+from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
+
+# Rows that an interruption can cost, and what one file of the table holds: a hundredth of the run, within limits.
+_COMMIT_SHARE = 100
+_MIN_COMMIT_ROWS, _MAX_COMMIT_ROWS = 4096, 500_000
+_LOOKUP_ROWS = 4096
+# From here on ids are looked up by an index, below by reading the column.
+_INDEXED_ROWS = 100_000
+
+
+def write_lancedb(
+    ds: Dataset,
+    uri: str | Path,
+    table: str,
+    on: str = "id",
+    *,
+    embedding_function: MLXEmbeddings | None = None,
+    text_column: str = "text",
+    vector_column: str = "vector",
+    concurrency: int = 1,
+    num_cpus: float | None = None,
+    num_gpus: float = 0.0,
+    batch_size: int = 1024,
+    strict: bool = False,
+    rejects: str | Path | None = None,
+    commit_rows: int | None = None,
+    storage_options: Mapping[str, str] | None = None,
+) -> BulkResult:
+    """Embed what a table does not have of a dataset, by id, and write it there.
+
+    The table is made if it is not there, with its embedding function and stamp, so that it embeds text afterwards as
+    any other does. Rows go in by thousands: a run that was interrupted and is started again goes on after the last of
+    those, and writes no row twice.
+
+    Args:
+        ds: rows with an id and a text each; other columns are kept. A vector that a row brings is taken as it is.
+        uri: the database: a folder that every node sees, or "s3://bucket/path".
+        table: its name.
+        on: the column that tells rows apart; strings, or whole numbers, which become strings.
+        embedding_function: None: the one that the table stores, or the default model for a new one.
+        text_column: what is embedded.
+        vector_column: where the vectors go.
+        concurrency: actors, each with a model of its own.
+        num_cpus: processors of each, and so its threads; None: one, or less where that would leave none for reading.
+        num_gpus: GPUs of each.
+        batch_size: rows given to the model at a time.
+        strict: refuse a dataset with a row that cannot be embedded, before anything is written. Otherwise such rows are
+            left out: those without id or text, with a text that is empty or no string, or the id of an earlier row.
+        rejects: where those rows are written to, as JSON lines; None: TABLE.rejected.jsonl in the current folder.
+        commit_rows: rows written at a time; None: a hundredth of the rows, from 4,096 to 500,000.
+        storage_options: LanceDB's, for object stores.
+    Returns:
+        What was done.
+    Raises:
+        InvalidInputError: a column or a value cannot be used, or, if strict, a row; nothing was written.
+        DimensionMismatchError: the function, or a vector of the dataset's own, does not fit the table; likewise.
+        EmbeddingError: the run ended midway. The same call goes on from there.
+    """
+    target = BulkTable(
+        str(uri), table, on, embedding_function, text_column, vector_column, commit_rows, storage_options
+    )
+    path = Path(rejects) if rejects else Path(f"{table}.rejected.jsonl")
+    return run(ds, target, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
+
+
+class BulkTable(BulkTarget):
+    """A table that may not exist yet."""
+
+    def __init__(
+        self,
+        uri: str,
+        name: str,
+        on: str = "id",
+        function: MLXEmbeddings | None = None,
+        text_column: str = "text",
+        vector_column: str = "vector",
+        commit_rows: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> None:
+        """Hold the function against the table, if there is one; nothing is made. Arguments as `write_lancedb`."""
+        if uri.startswith("db://"):
+            raise InvalidInputError(f"{uri} is LanceDB's cloud, which Lance cannot write to by itself; use table.add")
+        if commit_rows is not None and commit_rows < 1:
+            raise InvalidInputError(f"commit_rows must be at least 1, got {commit_rows}")
+        self.label = f"table {name!r}"
+        self._name = name
+        self._storage_options = dict(storage_options or {})
+        self._commit_rows = commit_rows
+        self._db = cast(Any, lancedb.connect(uri, storage_options=self._storage_options or None))
+        self._table: Any = open_table(self._db, name, function) if name in self._db else None
+        self.trusted = function is not None or self._table is None
+        if self._table is not None:
+            layout = read_layout(name, self._table.schema, on)
+            _check_names(self.label, layout.text, text_column, layout.vector, vector_column)
+            function = function or MLXEmbeddings.from_stored(layout.stored or {})
+        self._function = function or MLXEmbeddings.create()
+        self.service = self._function.service
+        self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
+
+    def check_columns(self, given: Mapping[str, Any]) -> None:
+        """Refuse columns that the table does not have or, if it is new, cannot have."""
+        if self._table is None:
+            self._new_schema(given)
+            return
+        if unknown := [name for name in given if name not in self._table.schema.names]:
+            raise InvalidInputError(
+                f"{self.label} has no column {unknown[0]!r}; add it with table.add_columns, or leave it out with "
+                f"ds.drop_columns([{unknown[0]!r}])"
+            )
+        own = (self.columns.id, self.columns.text, self.columns.vector)
+        for field in self._table.schema:
+            if field.name not in given and field.name not in own and not field.nullable:
+                raise InvalidInputError(f"{self.label} needs {field.name!r}, and the rows have no such column")
+
+    def make(self, given: Mapping[str, Any]) -> None:
+        """Make the table if it is not there."""
+        if self._table is None:
+            schema = self._new_schema(given)
+            self._table = create_table(self._db, self._name, self._function, schema=schema, on=self.columns.id)
+
+    def drop_present(self, ds: Dataset) -> Dataset:
+        """Look ids up in the table as it is now, so many at a time."""
+        rows = 0 if self._table is None else self._table.count_rows()
+        if not rows:
+            return ds
+        if rows >= _INDEXED_ROWS and not any(self.columns.id in i.columns for i in self._table.list_indices()):
+            self._table.create_scalar_index(self.columns.id)
+        arguments = {
+            "uri": self._uri(),
+            "version": self._table.version,
+            "on": self.columns.id,
+            "storage_options": tuple(self._storage_options.items()),
+        }
+        return ds.map_batches(_drop_present, fn_kwargs=arguments, batch_format="pyarrow", batch_size=_LOOKUP_ROWS)
+
+    def write(self, ds: Dataset, rows: int) -> int:
+        """Let `lance_ray` append, a commit for every so many rows."""
+        before = self._table.count_rows()
+        schema = self._table.schema.remove_metadata()
+        commit_rows = min(max(rows // _COMMIT_SHARE, _MIN_COMMIT_ROWS), _MAX_COMMIT_ROWS)
+        lance_ray.write_lance(
+            ds.map_batches(_align, fn_kwargs={"schema": schema}, batch_format="pyarrow"),
+            self._uri(),
+            mode="append",
+            stream=True,
+            batch_size=self._commit_rows or commit_rows,
+            storage_options=self._storage_options or None,
+        )
+        self._table.checkout_latest()
+        return int(self._table.count_rows() - before)
+
+    def _uri(self) -> str:
+        return f"{str(self._db.uri).rstrip('/')}/{self._name}.lance"
+
+    def _new_schema(self, given: Mapping[str, Any]) -> pa.Schema:
+        columns = self.columns
+        own = {
+            columns.id: pa.field(columns.id, pa.string(), nullable=False),
+            columns.text: pa.field(columns.text, pa.string()),
+            columns.vector: pa.field(columns.vector, pa.list_(pa.float32(), columns.dimension)),
+        }
+        others = {name: _field(name, column_type) for name, column_type in given.items() if name not in own}
+        config = EmbeddingFunctionConfig(
+            vector_column=columns.vector, source_column=columns.text, function=self._function
+        )
+        metadata = get_registry().get_table_metadata([config])  # type: ignore[no-untyped-call]
+        return pa.schema([*own.values(), *others.values()], metadata=metadata)
+
+
+def _check_names(label: str, text: str | None, text_column: str, vector: str, vector_column: str) -> None:
+    for what, own, given in (("text", text, text_column), ("vector", vector, vector_column)):
+        if own is not None and own != given:
+            raise InvalidInputError(
+                f"{label} has its {what} in column {own!r}, not {given!r}; give {what}_column={own!r}, and name the "
+                f"dataset's column so with ds.rename_columns"
+            )
+
+
+def _field(name: str, column_type: Any) -> pa.Field:
+    if not isinstance(column_type, pa.DataType) or isinstance(column_type, pa.ExtensionType):
+        raise InvalidInputError(
+            f"column {name!r} holds {column_type}, which LanceDB cannot keep; make plain Arrow values of it, or leave "
+            f"it out with ds.drop_columns([{name!r}])"
+        )
+    return pa.field(name, column_type)
+
+
+def _drop_present(
+    rows: pa.Table, uri: str, version: int, on: str, storage_options: tuple[tuple[str, str], ...]
+) -> pa.Table:
+    ids = rows[on].to_pylist()
+    if not ids:
+        return rows
+    quoted = ", ".join("'" + id_.replace("'", "''") + "'" for id_ in ids)
+    found = _open(uri, version, storage_options).to_table(columns=[on], filter=f"`{on}` IN ({quoted})")
+    present = set(found[on].to_pylist())
+    return rows.filter(pa.array(np.array([id_ not in present for id_ in ids], dtype=bool)))
+
+
+@lru_cache(maxsize=4)
+def _open(uri: str, version: int, storage_options: tuple[tuple[str, str], ...]) -> Any:
+    """Open a table once in each worker; its version is that of the run's beginning."""
+    return lance.dataset(uri, version=version, storage_options=dict(storage_options) or None)
+
+
+def _align(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return rows with a table's columns in its order; what they do not have is null."""
+    columns = [
+        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)

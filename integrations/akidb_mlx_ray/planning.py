@@ -1,0 +1,105 @@
+"""What a run would take: rows, tokens, time and disk, from a measured sample; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.rejects import RejectFile
+from akidb_mlx_ray.results import Tally
+from akidb_mlx_ray.runs import BulkTarget, columns_of, embed, typed_errors
+from akidb_mlx_ray.screening import keep_good, screen
+
+# Texts that are embedded to see how long it takes; of each batch that Ray reads so many are candidates.
+_SAMPLE = 512
+_PER_BATCH = 128
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take.
+
+    Attributes:
+        rows: in the dataset.
+        rejected: rows that could not be embedded, by reason.
+        rejects: the file that says which; None: there are none.
+        already_there: rows whose ids the target has.
+        to_write: rows that it would get.
+        sample: texts that were embedded to find out.
+        tokens: of the rows to be written, from the sample.
+        texts_per_second: of all workers together, from the sample.
+        seconds: of embedding alone; starting Ray, reading and writing come on top.
+        disk_bytes: vectors and columns as they are, without an index.
+    """
+
+    rows: int
+    rejected: Mapping[str, int]
+    rejects: Path | None
+    already_there: int
+    to_write: int
+    sample: int
+    tokens: int
+    texts_per_second: float
+    seconds: float
+    disk_bytes: int
+
+
+def plan(ds: Dataset, target: BulkTarget, workers: Workers, rejects_path: Path) -> Plan:
+    """Look at every row, embed a few of them with the workers of the run, and reckon.
+
+    Raises:
+        As the run itself, for what it would refuse.
+    """
+    with RejectFile(rejects_path) as rejects, typed_errors(target):
+        given = columns_of(ds)
+        target.columns.check_schema(given)
+        target.check_columns(given)
+        screening = screen(ds, target.columns, rejects)
+        good = screening.rows - sum(rejects.counts.values())
+        missing = target.drop_present(keep_good(ds, target.columns, screening))
+        to_write = missing.count()
+        candidates = _gather(missing.map_batches(_take_some, batch_format="pyarrow"))
+        if candidates is None or not candidates.num_rows:
+            return Plan(screening.rows, rejects.counts, rejects.path, good - to_write, to_write, 0, 0, 0.0, 0.0, 0)
+        chosen = np.sort(np.random.default_rng(0).permutation(candidates.num_rows)[:_SAMPLE])
+        sample = candidates.take(pa.array(chosen))
+        tally = Tally()
+        embed(ray.data.from_arrow(sample), target, workers, tally).materialize()
+        reports, _ = tally.read()
+    texts = sum(report.texts for report in reports)
+    seconds = sum(report.seconds for report in reports)
+    # Each worker at the speed of the sample's: they share nothing but the machine, which the sample's shared as well.
+    rate = texts / seconds * workers.concurrency if seconds else 0.0
+    row_bytes = sample.drop_columns([c for c in (target.columns.vector,) if c in sample.column_names]).nbytes / len(
+        sample
+    )
+    return Plan(
+        rows=screening.rows,
+        rejected=rejects.counts,
+        rejects=rejects.path,
+        already_there=good - to_write,
+        to_write=to_write,
+        sample=len(sample),
+        tokens=round(sum(report.tokens for report in reports) / len(sample) * to_write),
+        texts_per_second=rate,
+        seconds=to_write * texts / len(sample) / rate if rate else 0.0,
+        disk_bytes=round(to_write * (row_bytes + target.columns.dimension * _FLOAT_BYTES)),
+    )
+
+
+def _take_some(rows: pa.Table) -> pa.Table:
+    chosen = np.sort(np.random.default_rng(rows.num_rows).permutation(rows.num_rows)[:_PER_BATCH])
+    return rows.take(pa.array(chosen))
+
+
+def _gather(ds: Dataset) -> pa.Table | None:
+    batches = [batch for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow") if batch.num_rows]
+    return pa.concat_tables(batches, promote_options="default") if batches else None

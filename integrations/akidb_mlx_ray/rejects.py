@@ -1,0 +1,52 @@
+"""The side file of rows that cannot be written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from akidb_mlx_plugin.errors import InvalidInputError
+
+
+class RejectFile:
+    """JSON lines of id, text and reason; the file is made with the first of them, in place of an older one."""
+
+    def __init__(self, path: Path) -> None:
+        """Note where it will be."""
+        self._path = path
+        self._file: IO[str] | None = None
+        self._counts: Counter[str] = Counter()
+
+    def __enter__(self) -> RejectFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def path(self) -> Path | None:
+        """Return the file; None: nothing was rejected."""
+        return self._path if self._counts else None
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Return how many were rejected, by reason."""
+        return dict(self._counts.most_common())
+
+    def add(self, id_: Any, text: Any, reason: str) -> None:
+        """Write one down."""
+        if self._file is None:
+            try:
+                self._file = self._path.open("w", encoding="utf-8")
+            except OSError as error:
+                raise InvalidInputError(
+                    f"cannot write {self._path}, the file of rejected rows: {error.strerror}; name another by rejects"
+                ) from error
+        self._counts[reason] += 1
+        line = {"id": id_, "text": text, "reason": reason}
+        self._file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")

@@ -1,0 +1,183 @@
+"""What the ways into both databases share: look at the rows, leave out what is there, embed, write, report."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.data import Dataset
+from ray.exceptions import RayError, RayTaskError
+
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_ray.dataset import Workers, embedder_arguments, map_embedder
+from akidb_mlx_ray.rejects import RejectFile
+from akidb_mlx_ray.results import BulkResult, Tally
+from akidb_mlx_ray.rows import Columns
+from akidb_mlx_ray.screening import keep_good, screen
+
+
+class BulkTarget(ABC):
+    """A table or collection that a dataset goes to; it may not exist yet.
+
+    Attributes:
+        label: what messages call it: "table 'docs'".
+        service: of the function that its vectors are made with.
+        trusted: False where that function is what the database stores.
+        columns: where a row's parts are.
+    """
+
+    label: str
+    service: EmbeddingService
+    trusted: bool
+    columns: Columns
+
+    @abstractmethod
+    def check_columns(self, given: Mapping[str, Any]) -> None:
+        """Hold a dataset's columns, by name with their types, against what it keeps; makes nothing.
+
+        Raises:
+            InvalidInputError: a column cannot be kept, or one is missing.
+        """
+
+    @abstractmethod
+    def make(self, given: Mapping[str, Any]) -> None:
+        """Make it for such columns if it is not there, with its function and stamp."""
+
+    @abstractmethod
+    def drop_present(self, ds: Dataset) -> Dataset:
+        """Return the rows whose ids it does not have now."""
+
+    @abstractmethod
+    def write(self, ds: Dataset, rows: int) -> int:
+        """Write rows that have vectors, and return how many; `rows` is how many there may be."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes about it.
+
+    Attributes:
+        strict: stop at a row that cannot be embedded, before anything is written; else leave such rows out.
+        rejects: the file that says which.
+    """
+
+    strict: bool
+    rejects: Path
+
+
+def run(ds: Dataset, target: BulkTarget, workers: Workers, options: Options) -> BulkResult:
+    """Write what a target lacks of a dataset."""
+    begun = time.perf_counter()
+    with RejectFile(options.rejects) as rejects, typed_errors(target):
+        given = columns_of(ds)
+        target.columns.check_schema(given)
+        target.check_columns(given)
+        screening = screen(ds, target.columns, rejects)
+        if options.strict and rejects.counts:
+            raise InvalidInputError(
+                f"{_spell(rejects.counts)}; they are in {rejects.path}. Nothing was written: mend them, or leave them "
+                "out by running without strict"
+            )
+        target.make(given)
+        missing = target.drop_present(keep_good(ds, target.columns, screening))
+        tally = Tally()
+        good = screening.rows - sum(rejects.counts.values())
+        written = target.write(embed(missing, target, workers, tally), good)
+        reports, failures = tally.read()
+        for failure in failures:
+            rejects.add(failure.id, failure.text, failure.reason)
+        if options.strict and failures:
+            raise EmbeddingError(
+                f"the model failed on {len(failures)} texts, which are in {rejects.path}; the others are written"
+            )
+    return BulkResult(
+        rows=screening.rows,
+        written=written,
+        already_there=good - written - len(failures),
+        rejected=rejects.counts,
+        rejects=rejects.path,
+        seconds=time.perf_counter() - begun,
+        workers=reports,
+    )
+
+
+def check_service(service: EmbeddingService) -> Columns:
+    """Return columns without names for what a function makes; downloads its model where needed, loads nothing.
+
+    Raises:
+        InvalidInputError: a function that does not know how long its vectors are.
+    """
+    info = service.model_info()
+    if not info.dimension:
+        raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
+    return Columns("", "", "", info.dimension, service.config.mode != "user_provided")
+
+
+def columns_of(ds: Dataset) -> dict[str, Any]:
+    """Return a dataset's columns with their types, Arrow's where Ray knows them.
+
+    Raises:
+        InvalidInputError: it has none.
+    """
+    schema = ds.schema()
+    if schema is None:
+        raise InvalidInputError("the dataset is empty: it has no rows and no columns")
+    return dict(zip(schema.names, schema.types, strict=True))
+
+
+def embed(ds: Dataset, target: BulkTarget, workers: Workers, tally: Tally) -> Dataset:
+    """Return good rows with their vectors, of the target's function; what is done is counted in the tally."""
+    columns = target.columns
+    arguments = {
+        **embedder_arguments(target.service.config),
+        "text_column": columns.text,
+        "vector_column": columns.vector,
+        "id_column": columns.id,
+        "trusted": target.trusted,
+        "tally": tally,
+    }
+    return map_embedder(ds, arguments, workers)
+
+
+@contextmanager
+def typed_errors(target: BulkTarget) -> Iterator[None]:
+    """Let our own errors out of what Ray wraps them in, and say of all others that the run can go on."""
+    try:
+        yield
+    except EmbeddingError as error:
+        # Ray makes exceptions that are of both types, and whose message is a stack trace.
+        raise (_find_own(error) or error) from None
+    except RayError as error:
+        own = _find_own(error)
+        if own is not None:
+            raise own from error
+        raise EmbeddingError(
+            f"{target.label}: the run ended early: {_root(error)}; what was written stays, and the same call goes on "
+            "from there"
+        ) from error
+
+
+def _find_own(error: BaseException | None) -> EmbeddingError | None:
+    while error is not None:
+        if isinstance(error, EmbeddingError) and not isinstance(error, RayTaskError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def _root(error: BaseException) -> str:
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+
+
+def _spell(counts: Mapping[str, int]) -> str:
+    return (
+        f"{sum(counts.values())} rows cannot be embedded (" + ", ".join(f"{n} {why}" for why, n in counts.items()) + ")"
+    )

@@ -1,0 +1,94 @@
+"""`akidb-mlx bulk` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lancedb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from akidb_mlx_plugin.cli import app
+from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress, parse_target
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command starts a cluster of its own, and ends it."""
+    ray.shutdown()
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> list[dict[str, object]]:
+    done = CliRunner().invoke(app, ["bulk", *arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    shown: list[dict[str, object]] = json.loads(done.stdout)
+    return shown
+
+
+def test_dry_run_then_run_then_search(tmp_path: Path, minilm_dir: Path) -> None:
+    texts = ["parse a date from a string", "open a file", "boil the pasta", None]
+    for part in range(2):
+        ids = [4 * part + i for i in range(4)]
+        rows = {"id": ids, "body": [text and f"{text} {part}" for text in texts], "lang": ["en"] * 4, "n": [1] * 4}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(pa.table(rows), tmp_path / "data" / f"{part}.parquet")
+    # A shell that has expanded a pattern leaves the other files as arguments.
+    common = ["--input", "data/0.parquet", "data/1.parquet", "--to", "lancedb://db/docs", "--text-column", "body"]
+    common += ["--columns", "lang", "--model", "minilm-l6-v2"]
+    (planned,) = run(*common, "--dry-run")
+    assert (planned["rows"], planned["to write"], planned["rejected"]) == (8, 6, "2 no text")
+    assert planned["tokens"]
+    assert not list(tmp_path.glob("db/*"))
+    whole, worker = run(*common)
+    assert (whole["rows"], whole["written"], worker["texts"]) == (8, 6, 6)
+    assert len((tmp_path / "docs.rejected.jsonl").read_text().splitlines()) == 2
+    table = lancedb.connect("db").open_table("docs")
+    assert set(table.schema.names) == {"id", "body", "vector", "lang"}
+    found = CliRunner().invoke(app, ["search", "cooking noodles", "--lancedb", "db", "--table", "docs", "--json"])
+    assert "pasta" in json.loads(found.stdout)[0]["text"]
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("lancedb://db/docs", LanceAddress("db", "docs")),
+        ("lancedb:///data/db/docs", LanceAddress("/data/db", "docs")),
+        ("lancedb://s3://bucket/db/docs", LanceAddress("s3://bucket/db", "docs")),
+        ("chroma://localhost:8123/docs", ChromaAddress("localhost", 8123, "docs")),
+        ("chroma://localhost/docs", ChromaAddress("localhost", 8000, "docs")),
+    ],
+)
+def test_targets(address: str, target: object) -> None:
+    assert parse_target(address) == target
+
+
+@pytest.mark.parametrize(
+    "address", ["docs", "lancedb://docs", "chroma://localhost:8000", "chroma://h:x/docs", "s3://b/c"]
+)
+def test_what_is_no_target_is_refused(address: str) -> None:
+    with pytest.raises(InvalidInputError, match="--to"):
+        parse_target(address)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--input", "nothing*.parquet", "--to", "lancedb://db/docs"], InvalidInputError, "no file nothing"),
+        (["--input", "s3://b/a.parquet", "s3://b/b.jsonl", "--to", "lancedb://db/docs"], InvalidInputError, "mixes"),
+        (
+            ["--input", "s3://b/a", "--to", "lancedb://d/t", "--address", "127.0.0.1:1"],
+            EmbeddingError,
+            "no Ray cluster",
+        ),
+    ],
+)
+def test_errors_come_before_any_work(arguments: list[str], error: type[EmbeddingError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, ["bulk", *arguments], catch_exceptions=False)

@@ -1,0 +1,322 @@
+"""The embedder on Ray Data: real Ray with two workers, a real LanceDB, a real Chroma server, the real MiniLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import lancedb
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import ray.data
+from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
+from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
+from akidb_mlx_ray import TextEmbedder, embed_dataset, write_chroma, write_lancedb
+from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.lancedb import BulkTable
+from akidb_mlx_ray.planning import plan
+from chromadb.config import Settings
+from host_helpers import MINILM, run_python
+
+from akidb_mlx_plugin import DimensionMismatchError, EmbeddingService, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.corpus import all_docstrings
+
+pytest_plugins = ("host_fixtures",)
+
+TEXTS = [text for text, _ in zip(all_docstrings(), range(300), strict=False)]
+MOCK = {"mode": "mock", "dimension": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _in_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def corpus(count: int = len(TEXTS)) -> Any:
+    rows = pa.table({"id": [f"d{i}" for i in range(count)], "text": TEXTS[:count], "year": list(range(count))})
+    return ray.data.from_arrow(rows)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_vectors(ids: list[str], vectors: Any, service: EmbeddingService) -> None:
+    wanted = service.embed_batch([TEXTS[int(id_[1:])] for id_ in ids]).embeddings
+    assert (np.asarray(vectors, dtype=np.float32) * wanted).sum(axis=1).min() > 0.99999
+
+
+def test_lancedb_table_gets_every_row_and_embeds_text_afterwards(tmp_path: Path, minilm: EmbeddingService) -> None:
+    result = write_lancedb(
+        corpus(), tmp_path, "docs", embedding_function=MLXEmbeddings.create(name=MINILM), concurrency=2, batch_size=64
+    )
+    assert (result.rows, result.written, result.already_there, result.rejected) == (300, 300, 0, {})
+    assert sum(worker.texts for worker in result.workers) == 300
+    assert len(result.workers) == 2
+    assert result.total_tokens == minilm.embed_batch(TEXTS).usage.total_tokens
+    table = open_table(lancedb.connect(tmp_path), "docs")
+    validate_table(table)
+    rows = table.to_arrow()
+    assert sorted(rows["id"].to_pylist()) == sorted(f"d{i}" for i in range(300))
+    assert rows["year"].to_pylist() == [int(id_[1:]) for id_ in rows["id"].to_pylist()]
+    assert_same_vectors(rows["id"].to_pylist(), rows["vector"].to_pylist(), minilm)
+    table.add([{"id": "new", "text": "boil the pasta in salted water"}])
+    found = run_python(
+        """
+        import sys, lancedb, akidb_mlx_lancedb
+        table = lancedb.connect(sys.argv[1]).open_table("docs")
+        print([row["id"] for row in table.search("cooking noodles").limit(1).to_list()])
+        """,
+        tmp_path,
+    )
+    assert "new" in found
+
+
+def test_chroma_collection_gets_every_row_and_embeds_text_afterwards(
+    chroma_port: int, tmp_path: Path, minilm: EmbeddingService
+) -> None:
+    name = f"bulk-{tmp_path.name[-20:]}"
+    result = write_chroma(
+        corpus(),
+        "127.0.0.1",
+        chroma_port,
+        name,
+        embedding_function=MLXEmbeddingFunction(MINILM),
+        concurrency=2,
+        batch_size=64,
+    )
+    assert (result.rows, result.written) == (300, 300)
+    collection = get_collection(
+        chromadb.HttpClient("127.0.0.1", chroma_port, settings=Settings(anonymized_telemetry=False)), name
+    )
+    found = collection.get(include=["embeddings", "metadatas", "documents"])
+    assert sorted(found["ids"]) == sorted(f"d{i}" for i in range(300))
+    assert [row["year"] for row in found["metadatas"]] == [int(id_[1:]) for id_ in found["ids"]]
+    assert_same_vectors(found["ids"], found["embeddings"], minilm)
+    assert collection.query(query_texts=[TEXTS[7]], n_results=1)["ids"] == [["d7"]]
+    again = write_chroma(corpus(), "127.0.0.1", chroma_port, name)
+    assert (again.written, again.already_there, again.total_tokens) == (0, 300, 0)
+
+
+def test_second_run_embeds_only_what_is_missing(tmp_path: Path) -> None:
+    function = MLXEmbeddings.create(**MOCK)
+    first = write_lancedb(corpus(100), tmp_path, "docs", embedding_function=function)
+    second = write_lancedb(corpus(130), tmp_path, "docs", embedding_function=function)
+    assert (first.written, second.written, second.already_there) == (100, 30, 100)
+    assert sum(worker.texts for worker in second.workers) == 30
+    ids = lancedb.connect(tmp_path).open_table("docs").to_arrow()["id"].to_pylist()
+    assert sorted(ids) == sorted(f"d{i}" for i in range(130))
+
+
+def bad_rows() -> Any:
+    rows = [
+        {"id": "a", "text": "first"},
+        {"id": "b", "text": None},
+        {"id": "c", "text": "  "},
+        {"id": None, "text": "nobody's"},
+        {"id": "a", "text": "second"},
+        {"id": "d", "text": "good"},
+        {"id": "a", "text": "third"},
+    ]
+    return ray.data.from_arrow(pa.Table.from_pylist(rows))
+
+
+def test_bad_rows_go_to_a_side_file(tmp_path: Path) -> None:
+    result = write_lancedb(bad_rows(), tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
+    assert result.written == 2
+    assert dict(result.rejected) == {"duplicate id": 2, "no text": 1, "empty text": 1, "no id": 1}
+    assert result.rejects == Path("docs.rejected.jsonl")
+    lines = {(line["id"], line["text"], line["reason"]) for line in read_lines(result.rejects)}
+    assert lines == {
+        ("a", "second", "duplicate id"),
+        ("a", "third", "duplicate id"),
+        ("b", None, "no text"),
+        ("c", "  ", "empty text"),
+        (None, "nobody's", "no id"),
+    }
+    rows = lancedb.connect(tmp_path).open_table("docs").to_arrow().to_pylist()
+    assert {(row["id"], row["text"]) for row in rows} == {("a", "first"), ("d", "good")}
+    assert all(np.linalg.norm(row["vector"]) == pytest.approx(1, abs=1e-5) for row in rows)
+
+
+def test_strict_run_stops_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"5 rows cannot be embedded \(2 duplicate id, .*Nothing was written"):
+        write_lancedb(bad_rows(), tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK), strict=True)
+    assert "docs" not in lancedb.connect(tmp_path)
+    assert len(read_lines(Path("docs.rejected.jsonl"))) == 5
+
+
+def test_texts_of_mixed_types_are_told_apart(tmp_path: Path) -> None:
+    items = [{"id": "a", "text": "good"}, {"id": "b", "text": 7}, {"id": "c", "text": ["x"]}]
+    ds = ray.data.from_items(items, override_num_blocks=1)
+    result = write_lancedb(ds, tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
+    assert result.written == 1
+    assert dict(result.rejected) == {"text is int, not a string": 1, "text is list, not a string": 1}
+
+
+def test_vectors_of_the_dataset_are_taken_as_they_are(tmp_path: Path) -> None:
+    given = [1.0] + [0.0] * 7
+    rows = pa.table(
+        {
+            "id": ["a", "b", "c", "d"],
+            "text": ["given", "embedded", "wrong", None],
+            "vector": pa.array([given, None, [1.0, 2.0], given], pa.list_(pa.float32())),
+        }
+    )
+    result = write_lancedb(ray.data.from_arrow(rows), tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
+    assert dict(result.rejected) == {"vector of 2 dimensions, not 8": 1}
+    assert sum(worker.texts for worker in result.workers) == 1
+    stored = {row["id"]: row["vector"] for row in lancedb.connect(tmp_path).open_table("docs").to_arrow().to_pylist()}
+    assert stored["a"] == stored["d"] == given
+    assert stored["b"] == EmbeddingService(**MOCK).embed_batch(["embedded"]).embeddings[0].tolist()
+
+
+def test_another_model_is_refused_before_a_row_is_read(tmp_path: Path) -> None:
+    create_table(lancedb.connect(tmp_path), "docs", MLXEmbeddings.create(mode="mock", dimension=16))
+    unread = ray.data.range(10).map_batches(lambda batch: pytest.fail("a row was read"))
+    with pytest.raises(DimensionMismatchError, match=r"16 dimensions.* 8"):
+        write_lancedb(unread, tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"key": ["a"], "text": ["b"]}, "no column 'id' for the id; they have key, text"),
+        ({"id": ["a"], "body": ["b"]}, "no column 'text' for the text; they have id, body"),
+        ({"id": ["a"], "text": [1]}, "column 'text' holds int64, not text"),
+        ({"id": ["a"], "text": ["b"], "vector": [[1.0, 2.0]]}, None),
+    ],
+)
+def test_wrong_columns_are_named(rows: dict[str, Any], message: str | None, tmp_path: Path) -> None:
+    function = MLXEmbeddings.create(**MOCK)
+    ds = ray.data.from_arrow(pa.table(rows))
+    if message is None:
+        assert write_lancedb(ds, tmp_path, "docs", embedding_function=function).written == 0
+        return
+    with pytest.raises(InvalidInputError, match=message):
+        write_lancedb(ds, tmp_path, "docs", embedding_function=function)
+    assert "docs" not in lancedb.connect(tmp_path)
+
+
+def test_unknown_model_is_refused_at_once() -> None:
+    with pytest.raises(ModelNotFoundError):
+        embed_dataset(corpus(3), "no-such-model")
+
+
+def test_dataset_gets_fixed_size_lists(minilm: EmbeddingService) -> None:
+    rows = embed_dataset(corpus(20), MINILM, kind="query", concurrency=1).to_arrow_refs()
+    table = pa.concat_tables(ray.get(rows))
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 384)
+    assert_same_vectors(table["id"].to_pylist(), table["vector"].to_pylist(), minilm)
+
+
+def test_embedder_alone_names_the_row_without_text() -> None:
+    embedder = TextEmbedder(**MOCK, id_column="id")
+    with pytest.raises(InvalidInputError, match="row b has NoneType for a text"):
+        embedder(pa.table({"id": ["a", "b"], "text": ["x", None]}))
+
+
+def test_plan_counts_and_writes_nothing(tmp_path: Path) -> None:
+    target = BulkTable(str(tmp_path), "docs", function=MLXEmbeddings.create(name=MINILM))
+    made = plan(corpus(), target, Workers(2), Path("docs.rejected.jsonl"))
+    assert (made.rows, made.to_write, made.already_there, made.rejected) == (300, 300, 0, {})
+    assert made.sample >= 100
+    assert made.tokens == pytest.approx(EmbeddingService(MINILM).embed_batch(TEXTS).usage.total_tokens, rel=0.3)
+    assert made.disk_bytes == pytest.approx(300 * (384 * 4 + 8) + sum(map(len, TEXTS)), rel=0.3)
+    assert made.seconds == pytest.approx(300 / made.texts_per_second)
+    assert "docs" not in lancedb.connect(tmp_path)
+
+
+def write_parquet(path: Path, count: int) -> None:
+    rows = {"id": [f"d{i}" for i in range(count)], "text": [f"{i} {TEXTS[i % 300]}" for i in range(count)]}
+    pq.write_table(pa.table(rows), path)
+
+
+RUN = """
+    import os, sys, ray, ray.data
+    from akidb_mlx_lancedb import MLXEmbeddings
+    from akidb_mlx_ray import write_lancedb
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    result = write_lancedb(
+        ray.data.read_parquet(sys.argv[1]), sys.argv[2], "docs",
+        embedding_function=MLXEmbeddings.create(name="minilm-l6-v2"),
+        concurrency=2, batch_size=64, commit_rows=128,
+    )
+    # On a line of its own: Ray writes to standard output too.
+    print("\\ncounted", result.written, result.already_there, sum(w.texts for w in result.workers), flush=True)
+"""
+
+
+def wait_for_rows(folder: Path, count: int) -> int:
+    """Return the number of rows once there are so many."""
+    for _ in range(2400):
+        db = lancedb.connect(folder)
+        if "docs" in db and (rows := db.open_table("docs").count_rows()) >= count:
+            return int(rows)
+        time.sleep(0.1)
+    pytest.fail(f"no {count} rows after four minutes")
+
+
+def find_workers(parent: int) -> list[int]:
+    """Return the processes of a Ray cluster that embed."""
+    return [
+        process.pid
+        for process in psutil.Process(parent).children(recursive=True)
+        if "TextEmbedder" in " ".join(process.cmdline())
+    ]
+
+
+def assert_each_once(folder: Path, count: int) -> None:
+    rows = lancedb.connect(folder).open_table("docs").to_arrow()
+    assert sorted(rows["id"].to_pylist()) == sorted(f"d{i}" for i in range(count))
+    assert rows["vector"].null_count == 0
+
+
+@pytest.mark.slow
+def test_killed_worker_and_killed_run_leave_every_id_once(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "docs.parquet", 1500)
+    arguments = [sys.executable, "-c", textwrap.dedent(RUN), str(tmp_path / "docs.parquet"), str(tmp_path / "db")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    killed = subprocess.Popen(arguments, env=environment, start_new_session=True)
+    try:
+        before = wait_for_rows(tmp_path / "db", 128)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+    assert before < 1500
+    run = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+    at = wait_for_rows(tmp_path / "db", before + 128)
+    os.kill(find_workers(run.pid)[0], signal.SIGKILL)
+    output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0
+    assert at < 1500
+    counted = next(line for line in output.splitlines() if line.startswith("counted "))
+    written, already_there, embedded = map(int, counted.split()[1:])
+    assert written + already_there == 1500
+    assert already_there >= before
+    # What the killed worker had not handed over is embedded again, and nothing else.
+    assert written <= embedded < written + 400
+    assert_each_once(tmp_path / "db", 1500)
