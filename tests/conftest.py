@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.hub import ensure_model
 
 MINILM = "minilm-l6-v2"
+# They need the extra "ray", which few of those who run the other tests have.
+collect_ignore = [] if find_spec("ray") else ["test_ray.py", "test_cli_bulk.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -519,7 +519,8 @@ class TestProcesses:
         out = self.run("""
             queue = BatchQueue(MockProvider(8).embed_requests)
             child = os.fork()
-            print(queue.embed(request).embeddings.shape, flush=True)
+            # One write each: both processes share the pipe, and print may take two.
+            os.write(1, f"{queue.embed(request).embeddings.shape}\\n".encode())
             queue.close()
             if child == 0:
                 os._exit(0)

@@ -214,7 +214,8 @@ cli.main()
 """
 
 
-def test_ctrl_c_leaves_no_half_file(tmp_path: Path, minilm_dir: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_half_file(number: int, status: int, tmp_path: Path, minilm_dir: Path) -> None:
     Path("o.npy").write_text("what was there before")
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, "embed", "-", "--output", "o.npy", "--model", MINILM],
@@ -229,9 +230,9 @@ def test_ctrl_c_leaves_no_half_file(tmp_path: Path, minilm_dir: Path) -> None:
     while not list(tmp_path.glob(".o.npy.*.part")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == status, errors
     assert b"Traceback" not in errors
     assert Path("o.npy").read_text() == "what was there before"
     assert [path.name for path in tmp_path.iterdir()] == ["o.npy"]
