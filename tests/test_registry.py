@@ -73,7 +73,8 @@ def test_unknown_names_say_what_is_known(name: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["org/../../etc", "../x", "org/.."])
-def test_no_way_out_of_the_cache(name: str) -> None:
+def test_no_way_out_of_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Where no folder of such a name lies beside it.
     with pytest.raises(ModelNotFoundError):
         resolve(name)
 
