@@ -33,7 +33,7 @@ REMEDY = (
 _SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblaso.so.0", "libopenblasp.so.0", "libopenblas.so")
 _THREAD_SETTERS = ("MKL_Set_Num_Threads", "openblas_set_num_threads", "bli_thread_set_num_threads")
 # Processors by OpenBLAS's names for which it has kernels that take small matrices as they lie.
-_SMALL_KERNEL_CORES = {b"SkylakeX", b"Cooperlake", b"SapphireRapids"}
+_SMALL_KERNEL_CORES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 1 << 30
 
@@ -47,12 +47,20 @@ class Blas:
     Attributes:
         name: "mkl", "openblas", "accelerate", "custom" or "reference".
         path: file it was loaded from; "" where the platform brings it.
-        small_kernels: whether it multiplies small matrices as they lie, without copying them first.
+        core: of OpenBLAS, the processor its kernels were written for; `OPENBLAS_CORETYPE` chooses others.
     """
 
     name: str
     path: str = ""
-    small_kernels: bool = False
+    core: str = ""
+
+    @property
+    def small_kernels(self) -> bool:
+        """Whether it multiplies small matrices as they lie, without copying them first."""
+        return self.core in _SMALL_KERNEL_CORES
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.core} kernels" if self.core else self.name
 
 
 _lock = threading.Lock()
@@ -164,14 +172,14 @@ def _open(path: str, name: str) -> Blas:
         raise OSError(f"{path} has no cblas_sgemm")
     _set_threads = _thread_setter(library)
     _log.info("matrix products by %s (%s)", name, path)
-    return Blas(name, path, _has_small_kernels(library))
+    return Blas(name, path, _core_name(library))
 
 
-def _has_small_kernels(library: ctypes.CDLL) -> bool:
+def _core_name(library: ctypes.CDLL) -> str:
     if not hasattr(library, "openblas_get_corename"):
-        return False
+        return ""
     library.openblas_get_corename.restype = ctypes.c_char_p
-    return library.openblas_get_corename() in _SMALL_KERNEL_CORES
+    return (library.openblas_get_corename() or b"").decode("ascii", "replace")
 
 
 def _keep_freed_pages() -> None:

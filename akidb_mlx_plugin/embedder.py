@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
@@ -187,12 +188,12 @@ class Embedder:
         ]
         tokens = [0] * len(requests)
         truncated = [0] * len(requests)
-        places = [(r, i) for r, request in enumerate(requests) for i in range(len(request.inputs))]
+        short = sum(len(request.inputs) for request in requests) <= _SLICE // 8
+        places = ((r, i) for r, request in enumerate(requests) for i in range(len(request.inputs)))
         under_way: deque[_Slice] = deque()
         try:
-            for start in range(0, len(places), _SLICE):
-                some = places[start : start + _SLICE]
-                under_way.append(self._start(requests, some, tokens, truncated, short=len(places) <= _SLICE // 8))
+            while some := list(islice(places, _SLICE)):
+                under_way.append(self._start(requests, some, tokens, truncated, short=short))
                 # One slice ahead: its texts are tokenized while the one before is computed.
                 if len(under_way) > 1:
                     self._finish(under_way.popleft(), requests, outputs)

@@ -31,7 +31,7 @@ def describe_machine() -> dict[str, str | int | float]:
         from akidb_mlx_plugin.blas import load_blas
         from akidb_mlx_plugin.embedder import choose_device
 
-        machine["blas"] = load_blas().name
+        machine["blas"] = str(load_blas())
         machine["device"] = choose_device("auto")
     return machine
 

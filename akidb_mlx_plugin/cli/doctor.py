@@ -75,7 +75,7 @@ def _device() -> Iterator[_Finding]:
     if device == "cpu":
         hint = "; OpenBLAS (apt install libopenblas0-pthread) would use this processor's AVX-512 and MKL does not"
         hint = hint if blas.name == "mkl" and is_amd_with_avx512() else ""
-        yield _Finding("BLAS", f"{blas.name}{where}{hint}", REMEDY if blas.name == "reference" else "")
+        yield _Finding("BLAS", f"{blas}{where}{hint}", REMEDY if blas.name == "reference" else "")
     yield _Finding("matrix products", f"{gflops:.0f} GFLOP/s in float32", REMEDY if slow else "")
 
 

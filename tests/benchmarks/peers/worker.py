@@ -64,12 +64,12 @@ def _measure(embed: Callable[[list[str], int | None], Any], request: dict[str, A
         begun = time.perf_counter()
         result = embed(call, batch_size)
         seconds.append(time.perf_counter() - begun)
-        vectors.extend(result)
+        vectors.append(result)
     cpu_seconds = time.process_time() - cpu_begun
     if request["save"]:
         import numpy as np
 
-        np.save(request["save"], np.asarray(vectors, dtype=np.float32))
+        np.save(request["save"], np.concatenate([np.asarray(some, dtype=np.float32) for some in vectors]))
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": _peak_bytes()}
 
 
