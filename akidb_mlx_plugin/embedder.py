@@ -113,7 +113,10 @@ class Embedder:
                 end_token=checkpoint.end_token,
                 lowercase=checkpoint.lowercase,
             )
-            workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS) if chosen == "cpu" else 1)
+            if chosen == "gpu":
+                workers = WorkerPool(chosen, 1, ahead=1)
+            else:
+                workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS))
             parts.callback(workers.close)
             loaded = workers.submit(lambda: load_model(checkpoint, device=chosen, dtype=dtype)).result()
             embedder = cls(checkpoint, tokenizer, loaded, workers, chosen, parts.pop_all())
@@ -240,7 +243,7 @@ class Embedder:
         return _Slice(places, batches)
 
     def _submit(self, batch: TokenBatch, skip: int, short: bool) -> Future[Vector]:
-        return self._workers.submit(lambda: self._forward(batch, skip), short=short)
+        return self._workers.submit(lambda: self._forward(batch, skip), collect=np.array, short=short)
 
     def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
         if self._device == "gpu":
@@ -250,14 +253,16 @@ class Embedder:
         budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
         return list(pack_exact(rows, budget))
 
-    def _forward(self, batch: TokenBatch, skip: int) -> Vector:
-        """Return (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
+    def _forward(self, batch: TokenBatch, skip: int) -> mx.array:
+        """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
         assert self._model is not None, "workers end before the model is freed"
         hidden = self._model.encoder(Tokens.from_batch(batch))
         pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, skip)
         for layer in self._model.dense:
             pooled = layer(pooled)
-        return np.array(pooled.astype(mx.float32))
+        pooled = pooled.astype(mx.float32)
+        mx.async_eval(pooled)  # type: ignore[no-untyped-call]
+        return pooled
 
     def _finish(self, part: _Slice, requests: Sequence[BatchEmbeddingRequest], outputs: list[Vector]) -> None:
         """Wait for a slice, cut and normalize its vectors, and put them in their places."""

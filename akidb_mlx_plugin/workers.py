@@ -12,8 +12,10 @@ import itertools
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,8 @@ from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.forking import ForkGuard
 
 _JOIN_SECONDS = 10.0
+# Freed buffers that MLX keeps for the next batch on a GPU; without a bound every new shape adds its own for good.
+_GPU_POOL_BYTES = 1 << 30
 
 
 def core_count() -> int:
@@ -37,26 +41,46 @@ def core_count() -> int:
     return min(cores, int(share)) if share.isdigit() and int(share) else cores
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of work that waits for a thread.
+
+    Attributes:
+        work: what to do.
+        collect: turns what it returned into what the caller gets; None: that is it already.
+        future: where the caller waits.
+    """
+
+    work: Callable[[], Any]
+    collect: Callable[[Any], Any] | None
+    future: Future[Any]
+
+
 class WorkerPool:
     """A few threads with a stream each, and a queue in which short work goes first.
 
     Of the idle threads the first always takes the work: one call after another finds its weights in that core's cache.
     """
 
-    def __init__(self, device: str, count: int) -> None:
+    def __init__(self, device: str, count: int, *, ahead: int = 0) -> None:
         """Start the threads.
 
         Args:
             device: "cpu" or "gpu".
             count: how many; work of several of them runs side by side.
+            ahead: pieces that a thread begins before it collects the first one, so that a GPU need not wait while the
+                next piece is described to it.
         Raises:
             ServiceUnavailableError: this process was forked from one that used MLX, and MLX would hang in it.
         """
         _mlx_use.enter()
         load_blas()
         self._device = mx.gpu if device == "gpu" else mx.cpu
+        if device == "gpu":
+            _bound_gpu_pool()
+        self._ahead = ahead
         self._pid = os.getpid()
-        self._queue: list[tuple[int, int, Callable[[], Any], Future[Any]]] = []
+        self._queue: list[tuple[int, int, _Piece]] = []
         self._ticket = itertools.count()
         self._closed = False
         self._lock = threading.Lock()
@@ -77,11 +101,14 @@ class WorkerPool:
         """Number of threads."""
         return len(self._threads)
 
-    def submit(self, work: Callable[[], Any], *, short: bool = True) -> Future[Any]:
+    def submit(
+        self, work: Callable[[], Any], *, collect: Callable[[Any], Any] | None = None, short: bool = True
+    ) -> Future[Any]:
         """Run a function on one of the threads.
 
         Args:
-            work: it may use MLX, and must hand out no lazy array.
+            work: it may use MLX, and must hand out no lazy array, unless to `collect`.
+            collect: called on the same thread with what `work` returned, and waits for it; the future gets its result.
             short: goes ahead of all work that is not.
         Raises:
             ServiceUnavailableError: the pool is closed, or belongs to the parent of a fork.
@@ -96,7 +123,7 @@ class WorkerPool:
             if self._closed:
                 raise ServiceUnavailableError("the model has been closed; load it again")
             self._unfinished += 1
-            heapq.heappush(self._queue, (0 if short else 1, next(self._ticket), work, future))
+            heapq.heappush(self._queue, (0 if short else 1, next(self._ticket), _Piece(work, collect, future)))
             if self._idle:
                 first = min(self._idle)
                 self._idle.remove(first)
@@ -120,40 +147,79 @@ class WorkerPool:
 
     def _work(self, index: int) -> None:
         stream = mx.new_stream(self._device)
+        begun: deque[tuple[_Piece, Any]] = deque()
         with mx.stream(stream):
-            while self._run_next(index):
+            while self._run_next(index, begun):
                 pass
         mx.synchronize(stream)
         mx.clear_streams()
 
-    def _run_next(self, index: int) -> bool:
-        """Run one piece of work; return False when told to stop. Locals die with each piece, and so do its arrays."""
+    def _run_next(self, index: int, begun: deque[tuple[_Piece, Any]]) -> bool:
+        """Begin a piece of work or collect the oldest that has begun; False when told to stop.
+
+        Locals die with each piece, and so do its arrays.
+        """
+        piece = self._take(index, wait=not begun) if len(begun) <= self._ahead else None
+        if piece is not None:
+            self._begin(piece, begun)
+        elif begun:
+            piece, value = begun.popleft()
+            assert piece.collect is not None, "what needs no collecting is answered at once"
+            self._answer(piece, partial(piece.collect, value))
+        else:
+            return False
+        return True
+
+    def _take(self, index: int, *, wait: bool) -> _Piece | None:
+        """Return the next piece; None if there is none, and if told to wait, once the pool is closed."""
         with self._lock:
             while not self._queue:
-                if self._closed:
-                    return False
+                if self._closed or not wait:
+                    return None
                 self._idle.add(index)
                 self._wake[index].wait()
                 self._idle.discard(index)
-            _, _, work, future = heapq.heappop(self._queue)
-        answer: Callable[[], None] | None = None
-        if future.set_running_or_notify_cancel():
-            try:
-                self._divide_cores()
-                answer = partial(future.set_result, work())
-            except BaseException as error:  # to whoever waits, whatever it is; the thread lives on
-                answer = partial(future.set_exception, error)
+            return heapq.heappop(self._queue)[-1]
+
+    def _begin(self, piece: _Piece, begun: deque[tuple[_Piece, Any]]) -> None:
+        if not piece.future.set_running_or_notify_cancel():
+            self._count_finished()
+            return
+        self._divide_cores()
+        if piece.collect is None:
+            self._answer(piece, piece.work)
+            return
+        try:
+            begun.append((piece, piece.work()))
+        except BaseException as error:
+            self._count_finished()
+            piece.future.set_exception(error)
+
+    def _answer(self, piece: _Piece, finish: Callable[[], Any]) -> None:
+        """Give the caller what `finish` returns, or raises: whatever it is, the thread lives on."""
+        try:
+            answer = partial(piece.future.set_result, finish())
+        except BaseException as error:
+            answer = partial(piece.future.set_exception, error)
         # Before the answer: who gets it may submit at once, and shall not share the cores with what is done.
+        self._count_finished()
+        answer()
+
+    def _count_finished(self) -> None:
         with self._lock:
             self._unfinished -= 1
-        if answer:
-            answer()
-        return True
 
     def _divide_cores(self) -> None:
         """One piece of work alone gets every core for its matrix products; side by side they share them."""
         if self._device == mx.cpu:
             set_blas_threads(max(1, self._cores // min(self._unfinished, len(self._threads))))
+
+
+def _bound_gpu_pool() -> None:
+    """Keep MLX's pool of freed buffers small, unless the process has set it smaller already."""
+    before = mx.set_cache_limit(_GPU_POOL_BYTES)
+    if before < _GPU_POOL_BYTES:
+        mx.set_cache_limit(before)
 
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()

@@ -54,6 +54,13 @@ def hold(pool: WorkerPool) -> tuple[Gate, Future[Any]]:
     return gate, future
 
 
+@pytest.mark.parametrize(("before", "after"), [(1 << 40, 1 << 30), (1 << 20, 1 << 20)])
+def test_a_gpus_pool_of_freed_buffers_is_bounded(before: int, after: int) -> None:
+    unchanged = mx.set_cache_limit(before)
+    workers._bound_gpu_pool()
+    assert mx.set_cache_limit(unchanged) == after
+
+
 class TestWork:
     def test_runs_on_the_pools_own_threads(self, pool: WorkerPool) -> None:
         names = {pool.submit(lambda: threading.current_thread().name).result(PATIENCE_S) for _ in range(20)}
@@ -94,6 +101,60 @@ class TestWork:
         gate.open.set()
         futures[2].result(PATIENCE_S)
         assert done == [0, 2]
+
+    @pytest.mark.parametrize(
+        ("ahead", "order"),
+        [
+            (0, ["begin 0", "collect 0", "begin 1", "collect 1", "begin 2", "collect 2"]),
+            (1, ["begin 0", "begin 1", "collect 0", "begin 2", "collect 1", "collect 2"]),
+        ],
+    )
+    def test_what_is_begun_ahead_of_collecting(self, ahead: int, order: list[str]) -> None:
+        pool = WorkerPool("cpu", 1, ahead=ahead)
+        gate, _ = hold(pool)
+        done: list[str] = []
+
+        def begin(i: int) -> mx.array:
+            done.append(f"begin {i}")
+            value = mx.full((4,), i) + 1
+            mx.async_eval(value)
+            return value
+
+        def collect(value: mx.array) -> float:
+            result = float(np.array(value).sum())
+            done.append(f"collect {int(result / 4) - 1}")
+            return result
+
+        futures = [pool.submit(lambda i=i: begin(i), collect=collect) for i in range(3)]  # type: ignore[misc]
+        gate.open.set()
+        assert [future.result(PATIENCE_S) for future in futures] == [4.0, 8.0, 12.0]
+        assert done == order
+        pool.close()
+
+    @pytest.mark.parametrize("where", ["begin", "collect"])
+    def test_an_error_on_either_side_reaches_its_caller_alone(self, where: str) -> None:
+        pool = WorkerPool("cpu", 1, ahead=1)
+        gate, _ = hold(pool)
+
+        def fail(*_: object) -> None:
+            raise ValueError(where)
+
+        good = [pool.submit(lambda: 1, collect=lambda value: value + 1)]
+        bad = pool.submit(fail if where == "begin" else lambda: 1, collect=fail)
+        good.append(pool.submit(lambda: 2, collect=lambda value: value + 1))
+        gate.open.set()
+        with pytest.raises(ValueError, match=where):
+            bad.result(PATIENCE_S)
+        assert [future.result(PATIENCE_S) for future in good] == [2, 3]
+        pool.close()
+
+    def test_closing_collects_what_has_begun(self) -> None:
+        pool = WorkerPool("cpu", 1, ahead=1)
+        gate, _ = hold(pool)
+        futures = [pool.submit(lambda i=i: i, collect=lambda value: value) for i in range(4)]  # type: ignore[misc]
+        gate.open.set()
+        pool.close()
+        assert [future.result(0) for future in futures] == [0, 1, 2, 3]
 
     def test_nothing_of_it_is_kept(self, single: WorkerPool) -> None:
         class Big:
