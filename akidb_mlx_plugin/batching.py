@@ -22,6 +22,9 @@ EmbedRequests = Callable[[Sequence[BatchEmbeddingRequest]], Sequence[BatchEmbedd
 logger = logging.getLogger(__name__)
 
 
+_CLOSED_EARLY = "the service was closed before this was embedded; ask another one, or close with drain=True"
+
+
 class QueueFullError(ServiceUnavailableError):
     """As many texts wait as may wait."""
 
@@ -74,6 +77,8 @@ class BatchQueue:
         self._lanes = Lanes(batch_size, batch_timeout_ms / 1e3)
         self._ledger = Ledger(self._changed, self._clock, self._guard, self._observer, self._lanes.remove)
         self._running: list[Part] = []
+        self._running_since = 0.0
+        self._when_ended: Callable[[], None] = lambda: None
         self._worker: threading.Thread | None = None
         self._death: BaseException | None = None
         self._closing = False
@@ -127,7 +132,7 @@ class BatchQueue:
 
     def embed(self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None) -> BatchEmbeddingResponse:
         """Queue a request and wait for it; an interrupt withdraws it."""
-        if threading.current_thread() is self._worker:
+        if threading.current_thread() is self._worker or self._ledger.is_expiring():
             raise ServiceUnavailableError("the callback of a future must not wait for another one; use a thread for it")
         future = self.submit(request, deadline_ms=deadline_ms)
         try:
@@ -153,12 +158,13 @@ class BatchQueue:
         self._refuse_closed()
         with self._changed:
             death, self._death = self._death, None
-            deadline = max((part.ticket.expires for part in self._running), default=math.inf)
+            deadline = self._running_until()
         if death is not None:
             raise ServiceUnavailableError(f"the embedding worker died of {death!r} and was replaced") from death
         if (overdue := self._clock.now() - deadline) >= 0:
             raise ServiceUnavailableError(
-                f"the model has not come back from a batch, {overdue:.1f} s past its deadline"
+                f"the model has not come back from a batch, {overdue:.1f} s past its deadline; "
+                "if it does not come back at all, restart the process"
             )
 
     def close(self, *, drain: bool = True, timeout_s: float = 30.0) -> bool:
@@ -176,7 +182,7 @@ class BatchQueue:
             self._closing = True
             dropped = [] if drain else self._ledger.claim(lambda ticket: ticket.waiting > 0)
             self._changed.notify_all()
-        self._ledger.answer(dropped, error=ServiceUnavailableError("the service was closed before this was embedded"))
+        self._ledger.answer(dropped, error=ServiceUnavailableError(_CLOSED_EARLY))
         with self._changed:
             ended = threading.current_thread() is self._worker or self._changed.wait_for(
                 lambda: self._worker is None, timeout_s
@@ -186,6 +192,14 @@ class BatchQueue:
         self._ledger.answer(left, error=error)
         self._ledger.close()
         return ended
+
+    def when_ended(self, action: Callable[[], None]) -> None:
+        """Run something once a closed queue's model has come back: at once, or on the worker's thread."""
+        with self._changed:
+            if self._worker is not None:
+                self._when_ended = action
+                return
+        action()
 
     def _admit(self, ticket: Ticket) -> None:
         with self._changed:
@@ -202,6 +216,8 @@ class BatchQueue:
                 pass
         except BaseException as error:
             self._bury(error)
+        if self._closing:
+            self._when_ended()
 
     def _run_next(self) -> bool:
         """Wait for a batch and run it; False once closed and empty."""
@@ -213,6 +229,7 @@ class BatchQueue:
                     return False
                 self._clock.wait(self._changed, None)
             self._running = parts
+            self._running_since = self._clock.now()
         self._run(parts)
         with self._changed:
             self._running = []
@@ -281,6 +298,13 @@ class BatchQueue:
         if self._deadline_ms is None:
             return math.inf
         return self._deadline_ms / 1e3 * max(1, math.ceil(len(request.inputs) / self._batch_size))
+
+    def _running_until(self) -> float:
+        """Return when the batch that runs is overdue; a slice of a large request is a batch like any other."""
+        if not self._running:
+            return math.inf
+        allowed_s = math.inf if self._deadline_ms is None else self._deadline_ms / 1e3
+        return min(max(part.ticket.expires for part in self._running), self._running_since + allowed_s)
 
     def _refuse_closed(self) -> None:
         if self._closing:

@@ -106,9 +106,26 @@ class Ledger:
         response: BatchEmbeddingResponse | None = None,
         error: Exception | None = None,
     ) -> None:
-        """Answer claimed requests. No lock is held, for the callers' callbacks run here."""
-        for ticket in claimed:
+        """Answer claimed requests. No lock is held, for the callers' callbacks run here.
+
+        What one of them raises is raised again once all have their answer.
+        """
+        self._answer_each((ticket, response, error) for ticket in claimed)
+
+    def _answer_each(self, answers: Iterable[tuple[Ticket, BatchEmbeddingResponse | None, Exception | None]]) -> None:
+        raised: BaseException | None = None
+        for ticket, response, error in answers:
+            try:
+                self._answer(ticket, response, error)
+            except BaseException as caught:
+                raised = raised or caught
+        if raised is not None:
+            raise raised
+
+    def _answer(self, ticket: Ticket, response: BatchEmbeddingResponse | None, error: Exception | None) -> None:
+        try:
             self._observer.request_ended(ticket.request, self._clock.now() - ticket.submitted, response, error)
+        finally:
             # A caller may cancel at this very moment.
             with suppress(InvalidStateError):
                 if response is not None:
@@ -127,6 +144,10 @@ class Ledger:
 
         ticket.future.add_done_callback(withdraw)
 
+    def is_expiring(self) -> bool:
+        """Tell whether this is the thread that watches deadlines, which must not wait for one itself."""
+        return self._watchdog.is_current()
+
     def close(self) -> None:
         """Watch no more deadlines."""
         self._watchdog.stop()
@@ -140,7 +161,15 @@ class Ledger:
         return claimed
 
     def _expire(self, tickets: list[Ticket]) -> None:
-        for ticket in tickets:
-            allowed_s = ticket.expires - ticket.submitted
-            where = "it still waited in the queue" if ticket.started is None else "the model had not come back with it"
-            self.settle([ticket], error=DeadlineExceededError(f"not answered within {allowed_s:g} s: {where}"))
+        with self._lock:
+            claimed = self._strike(tickets)
+        self._answer_each((ticket, None, _explain_delay(ticket)) for ticket in claimed)
+
+
+def _explain_delay(ticket: Ticket) -> DeadlineExceededError:
+    allowed_s = ticket.expires - ticket.submitted
+    if ticket.started is None:
+        where = "it still waited in the queue; send fewer at a time, or allow more by deadline_ms"
+    else:
+        where = "the model had not come back with it; allow more by deadline_ms, or take a smaller model"
+    return DeadlineExceededError(f"not answered within {allowed_s:g} s: {where}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from akidb_mlx_plugin.batching import BatchQueue, QueueFullError
-from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.ledger import BatchStats, DeadlineExceededError, QueueObserver
 from akidb_mlx_plugin.metric_specs import (
     BATCH_DURATION,
@@ -112,6 +112,16 @@ _watched: weakref.WeakKeyDictionary[BatchQueue, _Watched] = weakref.WeakKeyDicti
 _lock = threading.RLock()
 
 
+def _renew_lock() -> None:
+    """Replace, in a forked child, the lock that a thread of the parent may have held and nobody would release."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def watch(queue: BatchQueue, provider: EmbeddingProvider, *, model: str, cache_dir: Path | None) -> None:
     """Report a queue's length, its model's load time and the size of its cache, for as long as the queue lives."""
     with _lock:
@@ -125,7 +135,7 @@ class _WatchedCollector:
         from prometheus_client.core import GaugeMetricFamily
 
         with _lock:
-            open_queues = [(queue, watched) for queue, watched in _watched.items() if not queue.closed]
+            open_queues = [(queue, watched) for queue, watched in _watched.items() if _is_open(queue)]
         length = GaugeMetricFamily(QUEUE_LENGTH.name, QUEUE_LENGTH.help, labels=QUEUE_LENGTH.labels)
         load = GaugeMetricFamily(LOAD_SECONDS.name, LOAD_SECONDS.help, labels=LOAD_SECONDS.labels)
         # Several queues may serve one model, and a series may appear once only.
@@ -142,6 +152,10 @@ class _WatchedCollector:
         # The client's own collector reads /proc.
         if sys.platform != "linux":
             yield GaugeMetricFamily(MEMORY_BYTES.name, MEMORY_BYTES.help, value=_resident_bytes())
+
+
+def _is_open(queue: BatchQueue) -> bool:
+    return not queue.closed and not queue.is_foreign
 
 
 def _folder_bytes(folder: Path) -> float:
@@ -206,7 +220,15 @@ class MetricsServer:
         """Listen; port 0 takes a free one."""
         from prometheus_client import start_http_server
 
-        self._server, self._thread = start_http_server(port, addr, registry=metrics_registry())
+        if not 0 <= port <= 65535:
+            raise InvalidInputError(f"port must be 0 to 65535, got {port!r}; 0 takes a free one")
+        try:
+            self._server, self._thread = start_http_server(port, addr, registry=metrics_registry())
+        except OSError as error:
+            raise ServiceUnavailableError(
+                f"cannot serve metrics on {addr}:{port}: {error.strerror or error}; "
+                "choose another port, or 0 for a free one"
+            ) from error
         self.port: int = self._server.server_port
         """Where it listens."""
 
@@ -223,6 +245,9 @@ def start_metrics_server(port: int, addr: str = "127.0.0.1") -> MetricsServer:
     Args:
         port: 0 takes a free one; the server says which.
         addr: the loopback interface unless told otherwise: metrics name models and folders.
+    Raises:
+        ServiceUnavailableError: something else listens there, or the address is not this machine's.
+        InvalidInputError: no such port.
     """
     return MetricsServer(port, addr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -279,9 +280,11 @@ def _model_label(config: EmbeddingConfig) -> str:
 def _close(queue: BatchQueue, provider: EmbeddingProvider, drain: bool, timeout_s: float) -> None:
     if queue.is_foreign:
         return
-    # A model that does not come back cannot be freed either; it would be waited for once more.
     if queue.close(drain=drain, timeout_s=timeout_s):
         provider.close()
+    else:
+        # A model that does not come back cannot be freed either; perhaps it does later.
+        queue.when_ended(provider.close)
 
 
 def _close_in_background(queue: BatchQueue, provider: EmbeddingProvider) -> None:
@@ -292,5 +295,6 @@ def _close_in_background(queue: BatchQueue, provider: EmbeddingProvider) -> None
 
 @atexit.register
 def _close_all() -> None:
+    until = time.monotonic() + _EXIT_TIMEOUT_S
     for queue in list(_queues):
-        queue.close(drain=False, timeout_s=_EXIT_TIMEOUT_S)
+        queue.close(drain=False, timeout_s=max(0.0, until - time.monotonic()))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 
 from akidb_mlx_plugin.tickets import Ticket
+
+logger = logging.getLogger(__name__)
 
 
 class Clock:
@@ -58,6 +61,10 @@ class Watchdog:
         with self._changed:
             self._tickets.discard(ticket)
 
+    def is_current(self) -> bool:
+        """Tell whether this is its thread."""
+        return threading.current_thread() is self._thread
+
     def stop(self) -> None:
         """End the thread."""
         with self._changed:
@@ -79,4 +86,7 @@ class Watchdog:
                     self._clock.wait(self._changed, None if self._wakes_at == math.inf else self._wakes_at - now)
                     continue
                 self._tickets.difference_update(due)
-            self._expire(due)
+            try:
+                self._expire(due)
+            except BaseException as error:  # of a caller's callback: the others' deadlines are watched on
+                logger.error("a callback of a request past its deadline raised %s", type(error).__name__)

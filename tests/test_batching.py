@@ -278,6 +278,58 @@ class TestDeadlines:
         engine.release()
         queue.close()
 
+    def test_a_hang_in_a_slice_of_a_large_request_is_seen(self, engine: GatedEngine, clock: FakeClock) -> None:
+        queue = BatchQueue(engine.embed_requests, batch_size=4, deadline_ms=1000, clock=clock)
+        engine.hold()
+        large = queue.submit(request(*map(str, range(400))))
+        engine.wait_for_batch()
+        queue.health_check()
+        clock.advance(1.0)
+        with pytest.raises(ServiceUnavailableError, match="past its deadline"):
+            queue.health_check()
+        assert not large.done()
+        engine.release()
+        assert len(answer(large).embeddings) == 400
+        queue.health_check()
+        queue.close()
+
+    def test_a_callback_must_not_wait_on_the_thread_that_watches_them(
+        self, queue: BatchQueue, engine: GatedEngine, clock: FakeClock
+    ) -> None:
+        caught: Future[BaseException] = Future()
+
+        def embed_again(future: object) -> None:
+            try:
+                queue.embed(request("inner"))
+            except ServiceUnavailableError as error:
+                caught.set_result(error)
+
+        engine.hold()
+        first = queue.submit(request("first"), deadline_ms=1000)
+        first.add_done_callback(embed_again)
+        engine.wait_for_batch()
+        clock.advance(1.0)
+        assert "callback" in str(caught.result(PATIENCE_S))
+
+    def test_a_callback_that_raises_ends_no_watch(
+        self, queue: BatchQueue, engine: GatedEngine, clock: FakeClock
+    ) -> None:
+        def leave(future: object) -> None:
+            raise SystemExit
+
+        occupy(queue, engine)
+        together = [queue.submit(request(str(i)), deadline_ms=1000) for i in range(3)]
+        later = queue.submit(request("later"), deadline_ms=2000)
+        for future in together:
+            future.add_done_callback(leave)
+        clock.advance(1.0)
+        for future in together:
+            with pytest.raises(DeadlineExceededError):
+                answer(future)
+        clock.advance(1.0)
+        with pytest.raises(DeadlineExceededError):
+            answer(later)
+
     async def test_reach_coroutines(self, engine: GatedEngine, clock: FakeClock) -> None:
         queue = BatchQueue(engine.embed_requests, deadline_ms=1000, clock=clock)
         engine.hold()
@@ -307,6 +359,35 @@ class TestFaults:
         assert [len(answer(future).embeddings) for future in futures[4:]] == [1] * 4
         assert len(set(engine.threads)) == 1
         queue.health_check()
+
+    def test_a_callback_that_raises_keeps_no_answer_from_the_others(
+        self, queue: BatchQueue, engine: GatedEngine
+    ) -> None:
+        def fail(requests: object) -> None:
+            raise RuntimeError("the model broke")
+
+        def leave(future: object) -> None:
+            raise SystemExit
+
+        occupy(queue, engine)
+        futures = [queue.submit(request(str(i))) for i in range(4)]
+        futures[0].add_done_callback(leave)
+        engine.before_each = fail
+        engine.release()
+        for future in futures:
+            with pytest.raises(RuntimeError, match="the model broke"):
+                answer(future)
+        engine.before_each = lambda requests: None
+        assert len(queue.embed(request("after")).embeddings) == 1
+
+    def test_an_observer_that_raises_keeps_no_answer_from_anybody(self, engine: GatedEngine) -> None:
+        class Broken(QueueObserver):
+            def request_ended(self, *_: object) -> None:
+                raise RuntimeError("no room to count")
+
+        queue = BatchQueue(engine.embed_requests, observer=Broken())
+        assert len(queue.embed(request("a")).embeddings) == 1
+        queue.close(drain=False)
 
     def test_a_request_the_model_refuses_spoils_no_batch(self, queue: BatchQueue, engine: GatedEngine) -> None:
         occupy(queue, engine)

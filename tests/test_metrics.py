@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import textwrap
+import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +25,7 @@ from queue_fakes import PATIENCE_S, FakeClock, GatedEngine
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin.config import EmbeddingConfig
-from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.metric_specs import METRICS
 from akidb_mlx_plugin.metrics import dashboard_json, exposition, start_metrics_server
 from akidb_mlx_plugin.service import EmbeddingService
@@ -162,6 +169,82 @@ class TestServing:
             server.close()
         assert f'embedding_tokens_total{{model="{model}"}} 1.0' in page
 
+    @pytest.mark.skipif(
+        not sys.platform.startswith("linux"), reason="all of 127.0.0.0/8 is the loopback on Linux alone"
+    )
+    def test_on_no_other_address(self) -> None:
+        server = start_metrics_server(0)
+        try:
+            # Whoever listened on every address would answer on this one too.
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.2", server.port), timeout=10)
+        finally:
+            server.close()
+
+    def test_a_port_that_cannot_be_had(self) -> None:
+        server = start_metrics_server(0)
+        try:
+            with pytest.raises(ServiceUnavailableError, match=rf"127\.0\.0\.1:{server.port}: .*choose another port"):
+                start_metrics_server(server.port)
+        finally:
+            server.close()
+        with pytest.raises(InvalidInputError, match="got 70000"):
+            start_metrics_server(70_000)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    def test_a_fork_amid_a_scrape_does_not_hang(self) -> None:
+        script = """
+            import os, signal, threading
+            from akidb_mlx_plugin import EmbeddingService, metrics
+            EmbeddingService(mode="mock").embed_batch(["a"])
+            held, done = threading.Event(), threading.Event()
+            def scrape():
+                with metrics._lock:
+                    held.set()
+                    done.wait()
+            threading.Thread(target=scrape, daemon=True).start()
+            held.wait()
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)
+                print(len(EmbeddingService(mode="mock", dimension=5).embed_batch(["b"]).embeddings), flush=True)
+                os._exit(0)
+            print(os.waitpid(child, 0)[1])
+            done.set()
+        """
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        assert (ended.returncode, ended.stdout) == (0, "1\n0\n"), ended.stderr
+
+    @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus on this machine")
+    def test_prometheus_scrapes_it(self, service: EmbeddingService, model: str, tmp_path: Path) -> None:
+        service.embed_batch(["a b c"])
+        server = start_metrics_server(0)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        target = {"job_name": "akidb", "static_configs": [{"targets": [f"127.0.0.1:{server.port}"]}]}
+        settings = tmp_path / "prometheus.yml"
+        settings.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [target]}))
+        command = ["prometheus", f"--config.file={settings}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+        prometheus = subprocess.Popen(
+            [*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        query = urllib.parse.quote(f'embedding_tokens_total{{model="{model}"}}')
+        found: list[Any] = []
+        until = time.monotonic() + PATIENCE_S
+        try:
+            while not found and time.monotonic() < until:
+                time.sleep(0.2)
+                with suppress(OSError):
+                    url = f"http://127.0.0.1:{port}/api/v1/query?query={query}"
+                    with urllib.request.urlopen(url, timeout=10) as response:
+                        found = json.load(response)["data"]["result"]
+        finally:
+            prometheus.terminate()
+            prometheus.wait()
+            server.close()
+        assert [result["value"][1] for result in found] == ["3"]
+
     @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Debian's prometheus")
     def test_promtool_accepts_it(self, service: EmbeddingService) -> None:
         service.embed_batch(["a"])
@@ -196,12 +279,12 @@ class TestDashboard:
     def test_every_label_asked_for_exists(self) -> None:
         labels = {spec.name: {*spec.labels, "le", "instance"} for spec in METRICS}
         for query in self.queries():
-            name = re.search(r"\b(?:embedding|process)_\w+", query)
-            assert name is not None
-            base = re.sub(r"_(bucket|sum|count)$", "", name[0])
+            names = re.findall(r"\b(?:embedding|process)_\w+", query)
+            known = [labels[re.sub(r"_(bucket|sum|count)$", "", name)] for name in names]
             asked = {label.strip() for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(",")}
             asked |= set(re.findall(r"(\w+)(?:=~|!=|=)\"", query))
-            assert asked <= labels[base], query
+            assert known, query
+            assert all(asked <= of_metric for of_metric in known), query
 
     @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Debian's prometheus")
     def test_promtool_can_read_every_query(self, tmp_path: Path) -> None:

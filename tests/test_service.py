@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 from queue_fakes import PATIENCE_S, FakeClock, GatedEngine
 
+from akidb_mlx_plugin import service as service_module
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.mock import hash_texts
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 MOCK = EmbeddingConfig.load(overrides={"mode": "mock", "mock": {"dimension": 8}})
 
@@ -172,6 +175,33 @@ class TestEnding:
         assert all(len(future.result(PATIENCE_S).embeddings) == 1 for future in futures)
         assert engine.closed.wait(PATIENCE_S)
 
+    def test_a_model_that_comes_back_after_the_close_is_freed_then(self) -> None:
+        engine = GatedEngine()
+        engine.hold()
+        service = EmbeddingService(MOCK, provider=engine)
+        future = service.submit("a")
+        engine.wait_for_batch()
+        service.close(timeout_s=0)
+        with pytest.raises(ServiceUnavailableError, match="did not come back"):
+            future.result(PATIENCE_S)
+        assert not engine.closed.is_set()
+        engine.release()
+        assert engine.closed.wait(PATIENCE_S)
+
+    def test_all_together_get_one_limit_at_the_interpreters_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock, allowed = FakeClock(), []
+
+        class Hung:
+            def close(self, *, drain: bool, timeout_s: float) -> bool:
+                allowed.append(timeout_s)
+                clock.advance(timeout_s)
+                return False
+
+        monkeypatch.setattr(service_module, "_queues", [Hung() for _ in range(3)])
+        monkeypatch.setattr(service_module.time, "monotonic", clock.now)
+        service_module._close_all()
+        assert allowed == [service_module._EXIT_TIMEOUT_S, 0, 0]
+
     @pytest.mark.parametrize("texts", [1, 2000])
     def test_the_interpreter_ends_without_close(self, texts: int) -> None:
         script = f"""
@@ -239,9 +269,17 @@ class TestSharing:
 class TestRealModel:
     def test_a_crowd_gets_what_one_batch_gives(self, minilm_dir: Path) -> None:
         texts = [f"text number {i} " + "and so on " * (i % 9) for i in range(256)]
+        sizes: list[int] = []
         with EmbeddingService(minilm_dir) as service:
             expected = service.embed_batch(texts).embeddings
             vectors = np.empty_like(expected)
+            embed_requests = service._provider.embed_requests
+
+            def note(requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
+                sizes.append(sum(len(request.inputs) for request in requests))
+                return embed_requests(requests)
+
+            service._queue._embed = note
 
             def call(start: int) -> None:
                 for i in (start, start + 64):
@@ -259,6 +297,8 @@ class TestRealModel:
 
             asyncio.run(everybody())
         assert np.sum(vectors * expected, axis=1).min() >= 0.99999
+        assert sum(sizes) == len(texts)
+        assert np.mean(sizes) > 4
 
     def test_requests_keep_their_settings_in_one_batch(self, minilm_dir: Path) -> None:
         with EmbeddingService(minilm_dir) as service:
