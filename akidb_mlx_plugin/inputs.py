@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -17,7 +17,7 @@ def list_inputs(inputs: object) -> list[str]:
     Raises:
         InvalidInputError: a bare string or bytes, None, or nothing one can go through.
     """
-    if isinstance(inputs, str | bytes | bytearray) or not isinstance(inputs, Iterable):
+    if isinstance(inputs, str | bytes | bytearray | Mapping) or not isinstance(inputs, Iterable):
         raise InvalidInputError(
             f"texts must be a list of strings, got {type(inputs).__name__}; put a single text in [ ]"
         )

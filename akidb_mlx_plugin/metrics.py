@@ -220,7 +220,7 @@ class MetricsServer:
         """Listen; port 0 takes a free one."""
         from prometheus_client import start_http_server
 
-        if not 0 <= port <= 65535:
+        if not isinstance(port, int) or not 0 <= port <= 65535:
             raise InvalidInputError(f"port must be 0 to 65535, got {port!r}; 0 takes a free one")
         try:
             self._server, self._thread = start_http_server(port, addr, registry=metrics_registry())

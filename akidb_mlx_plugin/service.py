@@ -215,7 +215,10 @@ class EmbeddingService:
             expected: length of the vectors in the collection.
         Raises:
             DimensionMismatchError: this service makes vectors of another length.
+            InvalidInputError: no dimension.
         """
+        if not isinstance(expected, int) or isinstance(expected, bool) or expected < 1:
+            raise InvalidInputError(f"a collection's dimension is a positive whole number, got {expected!r}")
         info = self.model_info()
         # 0: the user brings the vectors and has not said how long they are.
         if info.dimension not in (0, expected):

@@ -293,7 +293,7 @@ class TestCommandLine:
     ) -> None:
         DAMAGE["architecture"][0](shutil.copytree(tiny_dir, tmp_path / "foreign"))
         done = subprocess.run(
-            [sys.executable, "-m", "akidb_mlx_plugin.cli", *arguments],
+            [sys.executable, "-m", "akidb_mlx_plugin", *arguments],
             capture_output=True,
             text=True,
             timeout=120,

@@ -138,7 +138,10 @@ def test_a_byte_order_mark_is_no_text(minilm: EmbeddingService) -> None:
     ("stdin", "says"),
     [
         ('{"text": "a"}\n{"body": "b"}', "row 2 of standard input has no text in field 'text'; its fields are body"),
-        ('{"text": null}', "row 1"),
+        ('{"text": null}', "row 1 of standard input: field 'text' is None, not a text; leave such rows out"),
+        ('{"text": "a"}\n{"text": "b\\ud800"}', "row 2 of standard input holds half a character"),
+        ('{"text": "a", "n": NaN}', "line 1 of standard input is not JSON: it has no NaN"),
+        ('{"text": "a", "n": 1e999}', "a number that JSON cannot hold"),
         ("[1]", "not an object"),
         ('{"text": "a"', "line 1 of standard input is not JSON"),
         (b'{"text": "\xff"}', "line 1 of standard input is not UTF-8"),
@@ -155,17 +158,37 @@ def test_a_bad_row_is_named_and_nothing_is_written(stdin: str | bytes, says: str
 
 
 @pytest.mark.usefixtures("minilm_dir", "small_chunks")
-@pytest.mark.parametrize("late", ['{"text": "d", "new": 1}', '{"text": "d", "n": "word"}'])
-def test_rows_of_different_kinds_do_not_go_into_one_table(late: str) -> None:
-    rows = '{"text": "a", "n": 1}\n' * 3 + late
+@pytest.mark.parametrize(
+    ("late", "field"),
+    [
+        ('{"text": "d", "new": 1}', "new"),
+        ('{"text": "d", "n": "word"}', "n"),
+        ('{"text": "d", "nothing": 1}', "nothing"),
+    ],
+)
+def test_rows_of_different_kinds_do_not_go_into_one_table(late: str, field: str) -> None:
+    rows = '{"text": "a", "n": 1, "nothing": null}\n' * 3 + late
     message = refuse("-", "--input-format", "jsonl", "--output", "o.parquet", "--model", MINILM, stdin=rows)
+    assert f"the field {field!r}" in message
     assert "write .jsonl instead" in message
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.usefixtures("minilm_dir")
+def test_fields_that_not_every_row_has_become_columns() -> None:
+    rows = '{"text": "a"}\n{"text": "b", "extra": 1}\n{"text": "c", "nested": {"x": [1]}}\n'
+    run("-", "--input-format", "jsonl", "--output", "o.parquet", "--model", MINILM, stdin=rows)
+    table = pq.read_table("o.parquet")
+    assert table.column_names == ["text", "extra", "nested", "vector"]
+    assert table.column("extra").to_pylist() == [None, 1, None]
+    assert table.column("nested").to_pylist() == [None, None, {"x": [1]}]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["in.csv", "--output", "o.npy"], "by --input-format"),
+        ([".", "--output", "folder.npy"], "folder.npy is a folder"),
         (["missing.txt", "--output", "o.npy"], "cannot read missing.txt: No such file"),
         (["missing.parquet", "--output", "o.npy"], "cannot read missing.parquet"),
         (["in.txt", "--output", "o.csv"], "must end in one of .npy"),
@@ -178,8 +201,9 @@ def test_rows_of_different_kinds_do_not_go_into_one_table(late: str) -> None:
 )
 def test_what_cannot_be_done_is_said(arguments: list[str], says: str, minilm_dir: Path) -> None:
     Path("in.txt").write_text("one")
+    Path("folder.npy").mkdir()
     assert says in refuse(*arguments)
-    assert [path.name for path in Path().iterdir()] == ["in.txt"]
+    assert sorted(path.name for path in Path().iterdir()) == ["folder.npy", "in.txt"]
 
 
 def test_the_file_may_be_its_own_output(minilm_dir: Path) -> None:
@@ -203,22 +227,11 @@ def test_memory_does_not_grow_with_the_input(minilm_dir: Path, monkeypatch: pyte
     assert np.load("o.npy", mmap_mode="r").shape == (150, 384)
 
 
-_PROGRAM = """
-import sys, typer
-from akidb_mlx_plugin import cli
-from akidb_mlx_plugin.cli.embed import embed
-if "embed" not in {command.name for command in cli.app.registered_commands}:
-    cli.app.command("embed")(embed)
-sys.argv = ["akidb-mlx", *sys.argv[1:]]
-cli.main()
-"""
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_no_half_file(number: int, status: int, tmp_path: Path, minilm_dir: Path) -> None:
     Path("o.npy").write_text("what was there before")
     process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, "embed", "-", "--output", "o.npy", "--model", MINILM],
+        [sys.executable, "-m", "akidb_mlx_plugin", "embed", "-", "--output", "o.npy", "--model", MINILM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -240,7 +253,7 @@ def test_a_signal_leaves_no_half_file(number: int, status: int, tmp_path: Path, 
 
 def test_an_error_is_one_line_of_standard_error(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, "embed", "no.txt", "--output", "o.npy"],
+        [sys.executable, "-m", "akidb_mlx_plugin", "embed", "no.txt", "--output", "o.npy"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_quick_example_runs(example: str, prepared: Path, monkeypatch: pytest.Mo
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the program as its script does."""
-    code = "import sys; sys.argv[0] = 'akidb-mlx'; from akidb_mlx_plugin.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'akidb-mlx'; from akidb_mlx_plugin.__main__ import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -168,8 +169,36 @@ def test_exit_status(arguments: list[str], status: int) -> None:
         assert re.fullmatch(r"akidb-mlx: .+\n", done.stderr)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "akidb_mlx_plugin", "models", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "akidb-mlx: [Errno 28] No space left on device\n")
+
+
+def test_an_interrupt_while_the_program_is_imported_ends_it_cleanly() -> None:
+    code = """
+        import builtins, sys
+        from akidb_mlx_plugin.__main__ import main
+        def interrupt(name, *rest):
+            if name == "akidb_mlx_plugin.cli":
+                raise KeyboardInterrupt
+            return load(name, *rest)
+        load, builtins.__import__ = builtins.__import__, interrupt
+        main()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "akidb-mlx: interrupted\n")
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    code = "import sys; from akidb_mlx_plugin.cli import main; sys.argv[1:] = ['metrics', 'dashboard']; main()"
+    code = "import sys; from akidb_mlx_plugin.__main__ import main; sys.argv[1:] = ['metrics', 'dashboard']; main()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

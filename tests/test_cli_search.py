@@ -126,6 +126,13 @@ def test_vectors_without_a_stored_function_need_the_model_named(chroma_folder: P
     assert "distance (l2)" in row
 
 
+def test_a_collection_of_another_function_is_told_in_one_line(tmp_path: Path) -> None:
+    client = chromadb.PersistentClient(tmp_path, settings=Settings(anonymized_telemetry=False))
+    client.create_collection("docs")
+    message = refuse("--chroma", str(tmp_path), "--collection", "docs", "--model", MINILM)
+    assert "default" in message
+
+
 def test_another_model_is_refused(lancedb_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AKIDB_EMBEDDING__MLX__QUERY_PROMPT", "another space: ")
     assert "cannot be compared" in refuse("--lancedb", str(lancedb_folder), "--table", "docs", "--model", MINILM)

@@ -17,7 +17,7 @@ def test_texts(texts: Any) -> None:
     check_request(BatchEmbeddingRequest(list_inputs(texts)))
 
 
-@pytest.mark.parametrize("inputs", ["bare", b"bytes", None, 5])
+@pytest.mark.parametrize("inputs", ["bare", b"bytes", None, 5, {"a": 1}])
 def test_not_a_list(inputs: Any) -> None:
     with pytest.raises(InvalidInputError, match=f"got {type(inputs).__name__}"):
         list_inputs(inputs)

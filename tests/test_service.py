@@ -132,6 +132,11 @@ class TestChecking:
                 service.validate_collection_dimension(768)
         assert (caught.value.expected, caught.value.actual) == (768, 8)
 
+    @pytest.mark.parametrize("dimension", ["384", 0, True, 384.0])
+    def test_a_collections_dimension_that_is_none(self, dimension: Any) -> None:
+        with pytest.raises(InvalidInputError, match="positive whole number"):
+            EmbeddingService(MOCK).validate_collection_dimension(dimension)
+
     def test_unknown_dimension_fits_any_collection(self) -> None:
         EmbeddingService(mode="user_provided").validate_collection_dimension(768)
 

@@ -69,7 +69,11 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 an error told in one line, 2 wrong usage, 130 interrupted, 143 terminated."""
+    """Run the command line: 0 done, 1 an error told in one line, 2 wrong usage, 143 terminated.
+
+    Raises:
+        KeyboardInterrupt: for whoever started it, who ends with 130.
+    """
     # As an exception, so that whoever holds a half-written file removes it.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
@@ -81,6 +85,6 @@ def main() -> None:
         # The reader has gone (`| head`): not an error, and nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except KeyboardInterrupt:
-        print_error("interrupted")
-        sys.exit(130)
+    except OSError as error:
+        print_error(str(error))
+        sys.exit(1)

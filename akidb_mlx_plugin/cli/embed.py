@@ -49,8 +49,8 @@ def embed(
     """Embed each line of a file, or a field of each row of JSONL or Parquet.
 
     An .npy file holds the vectors alone, (N, D) float32 in the order of the input; JSONL and Parquet keep the rows and
-    add the vector to each. Any size goes through in little memory. The output appears when it is whole: an interrupted
-    run leaves what was there before.
+    add the vector to each. An empty line is a text like any other. Any size goes through in little memory. The output
+    appears when it is whole: an interrupted run leaves what was there before.
 
     Example: akidb-mlx embed texts.txt --output vectors.npy --model minilm-l6-v2
 

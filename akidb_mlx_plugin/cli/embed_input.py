@@ -17,6 +17,8 @@ Format = Literal["lines", "jsonl", "parquet"]
 PARQUET_REMEDY = "Parquet needs pyarrow, which LanceDB brings: pip install 'akidb-mlx-plugin[lancedb]'"
 # Rows of a Parquet file that are in memory as Python objects at once.
 _BATCH = 512
+# What is certainly not one text a line, whatever its lines hold.
+_OTHER_FORMATS = (".csv", ".tsv", ".json", ".xlsx", ".gz", ".bz2", ".xz", ".zip", ".zst")
 _FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 
 
@@ -43,7 +45,12 @@ class TextSource:
         self.total: int | None = None
         self.schema: Any = None
         self._label = "standard input" if path == "-" else path
-        self._format = file_format or _FORMATS.get(Path(path).suffix.lower(), "lines")
+        suffix = Path(path).suffix.lower()
+        if file_format is None and suffix in _OTHER_FORMATS:
+            raise InvalidInputError(
+                f"{path} does not look like lines, JSONL or Parquet; convert it, or say what it is by --input-format"
+            )
+        self._format = file_format or _FORMATS.get(suffix, "lines")
         self._close = ExitStack()
         if self._format == "parquet":
             self._parquet = self._open_parquet(path)
@@ -79,7 +86,7 @@ class TextSource:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = json.loads(text, parse_constant=_refuse_constant)
             except ValueError as error:
                 raise InvalidInputError(f"line {number} of {self._label} is not JSON: {error}") from error
             # A list of texts is written either way.
@@ -98,12 +105,25 @@ class TextSource:
     def _check(self, number: int, row: Any) -> None:
         if not isinstance(row, dict):
             raise InvalidInputError(f"row {number} of {self._label} is {row!r:.40}, not an object with fields")
-        if not isinstance(row.get(self.text_field), str):
+        text = row.get(self.text_field)
+        if self.text_field in row and not isinstance(text, str):
+            raise InvalidInputError(
+                f"row {number} of {self._label}: field {self.text_field!r} is {text!r:.40}, not a text; "
+                "leave such rows out"
+            )
+        if text is None:
             fields = ", ".join(map(str, row)) or "none"
             raise InvalidInputError(
                 f"row {number} of {self._label} has no text in field {self.text_field!r}; its fields are {fields}; "
                 "name the right one with --text-field"
             )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"the text in row {number} of {self._label} holds half a character (a lone surrogate, "
+                f"at {error.start}), which is no Unicode; take it out"
+            ) from None
 
     def _open(self, path: str) -> Any:
         try:
@@ -130,3 +150,7 @@ class TextSource:
             raise InvalidInputError(f"{path} is not Parquet: {error}") from error
         self.total, self.schema = file.metadata.num_rows, file.schema_arrow
         return file
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it has no {name}")

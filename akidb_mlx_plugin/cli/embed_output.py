@@ -90,7 +90,12 @@ class JsonlWriter(VectorWriter):
         for row, vector in zip(rows, vectors, strict=True):
             # Nine digits are enough for a float32 to come back as it was; str() of one gives fewer where it can.
             numbers = "[" + ", ".join(map(str, vector)) + "]"
-            line = json.dumps(row, ensure_ascii=False, default=str)
+            try:
+                line = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+            except ValueError as error:
+                raise InvalidInputError(
+                    f"a row has a number that JSON cannot hold ({error}); write .parquet"
+                ) from error
             comma = ", " if row else ""
             self._file.write(f"{line[:-1]}{comma}{json.dumps(self._field)}: {numbers}}}\n".encode())
 
@@ -106,20 +111,33 @@ class ParquetWriter(VectorWriter):
         import pyarrow as pa
 
         self._check_free(rows)
-        try:
-            if self._schema is None:
-                self._schema = pa.Table.from_pylist(rows).schema
-            unknown = {str(key) for row in rows for key in row} - set(self._schema.names)
-            if unknown:
-                raise InvalidInputError(
-                    f"the field {min(unknown)!r} is missing in the first rows; write .jsonl instead"
-                )
-            table = pa.Table.from_pylist(rows, schema=self._schema)
-        except (pa.ArrowException, OverflowError, TypeError) as error:
-            raise InvalidInputError(f"the rows do not fit one table: {error}; write .jsonl instead") from error
+        names = list(dict.fromkeys(str(key) for row in rows for key in row))
+        if self._schema is None:
+            columns = [self._make_column(name, rows, None) for name in names]
+            self._schema = pa.schema([pa.field(name, c.type) for name, c in zip(names, columns, strict=True)])
+        elif unknown := [name for name in names if name not in self._schema.names]:
+            raise InvalidInputError(
+                f"the field {unknown[0]!r} is missing in all of the first rows; write .jsonl instead"
+            )
+        else:
+            columns = [self._make_column(field.name, rows, field.type) for field in self._schema]
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        table = table.append_column(self._field, column)
-        self._open(table.schema).write_table(table)
+        schema = self._schema.append(pa.field(self._field, column.type))
+        self._open(schema).write_table(pa.table([*columns, column], schema=schema))
+
+    def _make_column(self, name: str, rows: Rows, kind: Any) -> Any:
+        """Return one field of the rows as Arrow has it; `kind` is its type, None: as the values say."""
+        import pyarrow as pa
+
+        values = [row.get(name) for row in rows]
+        if kind is not None and pa.types.is_null(kind) and any(value is not None for value in values):
+            raise InvalidInputError(f"the field {name!r} is null in all of the first rows; write .jsonl instead")
+        try:
+            return pa.array(values, type=kind)
+        except (pa.ArrowException, OverflowError, TypeError) as error:
+            raise InvalidInputError(
+                f"the field {name!r} does not fit one column: {error}; write .jsonl instead"
+            ) from error
 
     def finish(self, dimension: int) -> None:
         """Close the file's own index; without any rows, write an empty table."""
@@ -148,11 +166,13 @@ def find_writer(path: Path) -> type[VectorWriter]:
     """Return what writes a file of this name.
 
     Raises:
-        InvalidInputError: an ending that names no format.
+        InvalidInputError: an ending that names no format, or a folder.
         EmbeddingError: Parquet, and no pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
         raise InvalidInputError(f"--output {path}: the name must end in one of {', '.join(_WRITERS)}")
+    if path.is_dir():
+        raise InvalidInputError(f"--output {path} is a folder; name a file in it")
     writer = _WRITERS[path.suffix.lower()]
     if writer is ParquetWriter:
         try:

@@ -40,6 +40,7 @@ def search(
     if in_chroma == in_lancedb:
         raise typer.BadParameter(
             "name a collection with --chroma and --collection, or a table with --lancedb and --table"
+            f"{', not both' if in_chroma else ''}"
         )
     if in_chroma:
         rows = _search_collection(str(chroma), str(collection), text, limit, model)
@@ -60,7 +61,10 @@ def _search_collection(source: str, name: str, text: str, limit: int, model: str
     try:
         collection = get_collection(client, name, MLXEmbeddingFunction(model=model) if model else None)
         found = collection.query(query_texts=[text], n_results=limit)
-    except ChromaError as error:
+    except EmbeddingError:
+        raise
+    except (ChromaError, ValueError) as error:
+        # A ValueError is Chroma's word for a collection that stores another function than the one given.
         raise EmbeddingError(f"{source}: {error}") from error
     columns: list[Any] = [found["ids"], found["distances"], found["documents"], found["metadatas"]]
     space = _space(collection.configuration_json)
