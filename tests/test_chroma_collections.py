@@ -21,7 +21,7 @@ from akidb_mlx_chroma import (
 )
 from chromadb import Schema
 from chromadb.api import ClientAPI
-from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, VectorIndexConfig
+from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, SparseVector, VectorIndexConfig
 from chromadb.errors import InvalidArgumentError, NotFoundError
 from chromadb.utils.embedding_functions import known_embedding_functions
 from collection_helpers import LONGEST_STALL_S, EmbeddedByMock, mixed_documents, run_killed, stall_s
@@ -273,13 +273,47 @@ class TestUpserting:
         assert nearest(docs, "same", where={"year": 2021}) == "b"
         assert docs.get(ids=["a"])["metadatas"] == [{"year": 2020, "score": 0.5, "tags": ["a", "b"], "new": True}]
 
-    @pytest.mark.parametrize("value", [object(), {"a": 1}, [], ["a", 1], b"bytes"])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            object(),
+            {"a": 1},
+            [],
+            ["a", 1],
+            b"bytes",
+            float("nan"),
+            float("-inf"),
+            [0.5, float("nan")],
+            np.array([float("inf")]),
+            np.float32("nan"),
+            SparseVector([1], [float("nan")]),
+            2**63,
+            -(2**63) - 1,
+            [2**70],
+            "\ud800",
+            ["é\ud800"],
+        ],
+    )
     def test_metadata_that_chroma_would_refuse(
         self, docs: chromadb.Collection, mocked: EmbeddedByMock, value: object
     ) -> None:
         with pytest.raises(InvalidInputError, match="metadata of document 'b' cannot be stored"):
             upsert(docs, [Document("a", "a"), Document("b", "b", metadata={"x": value})])
         assert (docs.count(), mocked) == (0, [])
+
+    @pytest.mark.parametrize("key", ["", "#k", "$k", "chroma:document", "chroma:x", "\ud800"])
+    def test_keys_that_chroma_would_refuse_or_hide(
+        self, docs: chromadb.Collection, mocked: EmbeddedByMock, key: str
+    ) -> None:
+        with pytest.raises(InvalidInputError, match="metadata of document 'b' cannot be stored"):
+            upsert(docs, [*(Document(f"d{i}", "t") for i in range(999)), Document("b", "b", metadata={key: "v"})])
+        assert (docs.count(), mocked) == (0, [])
+
+    def test_the_largest_metadata_comes_back(self, docs: chromadb.Collection) -> None:
+        metadata = {"a#$": 2**63 - 1, "b": [-(2**63)], "c": 1e308, "é": ["é"], "d": [True, False], "akidb_mlx:x": ""}
+        upsert(docs, [Document("a", "a", metadata=metadata)])
+        assert docs.get(ids=["a"])["metadatas"] == [metadata]
+        assert upsert(docs, [Document("a", "a", metadata=metadata)], skip_unchanged=True).skipped == 1
 
     def test_unchanged_texts_are_known_after_a_write_past_us(
         self, docs: chromadb.Collection, mocked: EmbeddedByMock

@@ -8,11 +8,10 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
-from chromadb.api.types import validate_metadata
 
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
-from akidb_mlx_plugin.collections import Source, StoredDocument, Target, plain_value
-from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_chroma.metadata import check_metadata, plain_metadata
+from akidb_mlx_plugin.collections import Source, StoredDocument, Target
 from akidb_mlx_plugin.spaces import StoredSpace, check_space
 from akidb_mlx_plugin.types import Document, Vector
 
@@ -84,12 +83,8 @@ class ChromaTarget(Target):
             self.max_rows = min(self.max_rows, _ASYNC_ROWS)
 
     def check_document(self, document: Document) -> None:
-        """Raise InvalidInputError for metadata that Chroma would refuse."""
-        try:
-            if document.metadata:
-                validate_metadata(_metadata(document) or {})
-        except (ValueError, TypeError) as error:
-            raise InvalidInputError(f"the metadata of document {document.id!r} cannot be stored: {error}") from error
+        """Raise InvalidInputError for metadata that Chroma would refuse, lose or change."""
+        check_metadata(document)
 
     def count(self) -> int:
         """Return how many documents are in it."""
@@ -133,7 +128,7 @@ class ChromaTarget(Target):
         metadatas = []
         for document in documents:
             stale = dict.fromkeys(old.get(document.id, (None, None))[0] or {})
-            metadatas.append({**stale, **(_metadata(document) or {})} or None)
+            metadatas.append({**stale, **(plain_metadata(document) or {})} or None)
         return metadatas
 
     def _read(self, ids: Sequence[str]) -> Iterator[tuple[str, str | None, Any, Any]]:
@@ -167,9 +162,3 @@ class ChromaSource(Source):
             offset += len(page["ids"])
             for id_, text, metadata in zip(page["ids"], page["documents"] or (), page["metadatas"] or (), strict=True):
                 yield Document(id_, text=text, metadata=metadata)
-
-
-def _metadata(document: Document) -> dict[str, Any] | None:
-    if not document.metadata:
-        return None
-    return {key: plain_value(value) for key, value in document.metadata.items()}
