@@ -28,7 +28,14 @@ from collection_helpers import LONGEST_STALL_S, EmbeddedByMock, mixed_documents,
 from host_helpers import MINILM, TINY, Embedded, nearest, run_python, vector_of
 from loopback_hub import Hub
 
-from akidb_mlx_plugin import DimensionMismatchError, Document, EmbeddingService, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin import (
+    DimensionMismatchError,
+    Document,
+    EmbeddingService,
+    InvalidInputError,
+    ModelNotFoundError,
+    UpsertError,
+)
 
 pytest_plugins = ("host_fixtures", "hub_fixtures", "collection_fixtures")
 
@@ -48,6 +55,14 @@ def docs(chroma: ClientAPI, name: str, mock: MLXEmbeddingFunction) -> chromadb.C
 @pytest.fixture
 def disk(tmp_path: Path) -> ClientAPI:
     return chromadb.PersistentClient(tmp_path / "chroma")
+
+
+def read_all(collection: chromadb.Collection) -> dict[str, tuple[Any, ...]]:
+    """Return text, metadata, URI and vector of every record, by id."""
+    found: Any = collection.get(include=["documents", "metadatas", "uris", "embeddings"])
+    vectors = [tuple(np.round(vector, 5)) for vector in found["embeddings"]]
+    columns = zip(found["documents"], found["metadatas"], found["uris"], vectors, strict=True)
+    return dict(zip(found["ids"], columns, strict=True))
 
 
 class TestWholeStory:
@@ -266,6 +281,47 @@ class TestUpserting:
         assert docs.count() == 3
         # The same once more, and as if nothing had been there.
         assert upsert(docs, new, skip_unchanged=True).skipped == 3
+
+    @pytest.mark.parametrize("is_written", [False, True])
+    def test_a_write_that_fails_leaves_the_old_or_the_new(
+        self, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch, is_written: bool
+    ) -> None:
+        upsert(docs, [Document("a", "old text", metadata={"x": [1]}), Document("b", "old text"), Document("c", "c")])
+        docs.update(ids=["a"], uris=["file:///a"])
+        before = read_all(docs)
+        write = chromadb.Collection.upsert
+
+        def fail(self: chromadb.Collection, **values: Any) -> None:
+            if is_written:
+                write(self, **values)
+            raise OSError("connection lost")
+
+        monkeypatch.setattr(chromadb.Collection, "upsert", fail)
+        new = [Document("a", vector=[1.0] * D, metadata={"y": 1}), Document("b", vector=[1.0] * D), Document("d", "d")]
+        with pytest.raises(UpsertError, match="0 documents are in, 3 are not, from 'a' on: connection lost"):
+            upsert(docs, new)
+        monkeypatch.undo()
+        if not is_written:
+            assert read_all(docs) == before
+        upsert(docs, new)
+        after = read_all(docs)
+        assert {id_: row[:2] for id_, row in after.items()} == {
+            "a": (None, {"y": 1}),
+            "b": (None, None),
+            "c": ("c", None),
+            "d": ("d", None),
+        }
+
+    def test_what_cannot_be_put_back_is_told(self, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+        upsert(docs, [Document("a", "old text")])
+
+        def fail(self: chromadb.Collection, **values: Any) -> None:
+            raise OSError("connection lost")
+
+        monkeypatch.setattr(chromadb.Collection, "upsert", fail)
+        monkeypatch.setattr(chromadb.Collection, "add", fail)
+        with pytest.raises(UpsertError, match=r"'a' for one, and could not be put back .* missing until .* run again"):
+            upsert(docs, [Document("a", vector=[1.0] * D)])
 
     def test_filters_see_the_metadata(self, docs: chromadb.Collection) -> None:
         metadata = {"year": np.int64(2020), "score": np.float32(0.5), "tags": ("a", "b"), "new": True}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -100,36 +101,63 @@ class ChromaTarget(Target):
         }
 
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
-        """Put documents in the place of what their ids have there now, or beside it."""
-        ids = [document.id for document in documents]
-        texts = [document.text for document in documents]
-        metadatas = self._make_way(documents)
-        self._wait(
-            self._collection.upsert(
-                ids=ids,
-                embeddings=list(vectors),
-                documents=cast("list[str]", texts) if any(text is not None for text in texts) else None,
-                metadatas=cast(Any, metadatas) if any(metadatas) else None,
-            )
-        )
-
-    def _make_way(self, documents: Sequence[Document]) -> list[dict[str, Any] | None]:
-        """Return the metadata to write so that nothing of what is stored now shines through.
+        """Put documents in the place of what their ids have there now, or beside it.
 
         Chroma's upsert merges: metadata keys that are not given stay, and so does a text. A key goes by being None; a
-        text goes with its record alone.
+        text goes with its record alone, which is taken out right before, and put back if the write fails.
         """
         ids = [document.id for document in documents]
+        texts = [document.text for document in documents]
         found = self._wait(self._collection.get(ids=ids, include=["metadatas", "documents"]))
-        old = dict(zip(found["ids"], zip(found["metadatas"], found["documents"], strict=True), strict=True))
-        outdated = [d.id for d in documents if d.text is None and old.get(d.id, (None, None))[1] is not None]
-        if outdated:
-            self._wait(self._collection.delete(ids=outdated))
-        metadatas = []
-        for document in documents:
-            stale = dict.fromkeys(old.get(document.id, (None, None))[0] or {})
-            metadatas.append({**stale, **(plain_metadata(document) or {})} or None)
-        return metadatas
+        old_texts = dict(zip(found["ids"], found["documents"], strict=True))
+        old_metadata = dict(zip(found["ids"], found["metadatas"], strict=True))
+        metadatas = [_replacing(document, old_metadata.get(document.id)) for document in documents]
+        with self._taken_out([d.id for d in documents if d.text is None and old_texts.get(d.id) is not None]):
+            self._wait(
+                self._collection.upsert(
+                    ids=ids,
+                    embeddings=list(vectors),
+                    documents=cast("list[str]", texts) if any(text is not None for text in texts) else None,
+                    metadatas=cast(Any, metadatas) if any(metadatas) else None,
+                )
+            )
+
+    @contextmanager
+    def _taken_out(self, ids: list[str]) -> Iterator[None]:
+        """Delete records for what comes in their place; if that fails, they are what they were.
+
+        Raises:
+            RuntimeError: it failed, and they could not be put back.
+        """
+        if not ids:
+            yield
+            return
+        kept = self._wait(self._collection.get(ids=ids, include=["documents", "metadatas", "embeddings", "uris"]))
+        try:
+            self._wait(self._collection.delete(ids=ids))
+            yield
+        except Exception as error:
+            try:
+                self._put_back(kept)
+            except Exception as again:
+                raise RuntimeError(
+                    f"{error}; {len(ids)} documents that were to lose their text had been taken out for that, "
+                    f"{ids[0]!r} for one, and could not be put back ({again}); they are missing until this upsert is "
+                    "run again"
+                ) from error
+            raise
+
+    def _put_back(self, found: Any) -> None:
+        """Add records as they were read; those that are there, the old or the new ones, stay."""
+        self._wait(
+            self._collection.add(
+                ids=found["ids"],
+                embeddings=found["embeddings"],
+                documents=found["documents"],
+                metadatas=found["metadatas"] if any(found["metadatas"]) else None,
+                uris=found["uris"] if any(found["uris"]) else None,
+            )
+        )
 
     def _read(self, ids: Sequence[str]) -> Iterator[tuple[str, str | None, Any, Any]]:
         found = self._wait(self._collection.get(ids=list(ids), include=["documents", "metadatas", "embeddings"]))
@@ -162,3 +190,8 @@ class ChromaSource(Source):
             offset += len(page["ids"])
             for id_, text, metadata in zip(page["ids"], page["documents"] or (), page["metadatas"] or (), strict=True):
                 yield Document(id_, text=text, metadata=metadata)
+
+
+def _replacing(document: Document, old: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return metadata under which nothing of the old shines through; None: there is none, old or new."""
+    return {**dict.fromkeys(old or ()), **(plain_metadata(document) or {})} or None
