@@ -55,7 +55,7 @@ class Target(ABC):
     def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
         """Tell whether a document's metadata is what is stored; a null is as good as nothing."""
         wanted = {key: plain_value(value) for key, value in (document.metadata or {}).items() if value is not None}
-        return wanted == dict(stored.metadata)
+        return is_same_value(wanted, dict(stored.metadata))
 
     @abstractmethod
     def count(self) -> int:
@@ -88,6 +88,9 @@ class Source(ABC):
     def count(self) -> int:
         """Return how many documents there are."""
 
+    def check_ids(self) -> None:  # noqa: B027 - a database may allow no other
+        """Raise InvalidInputError for a document without an id, and for two of one id."""
+
     @abstractmethod
     def find_without_text(self) -> str | None:
         """Return the id of a document that has no text; None: all have one."""
@@ -102,3 +105,13 @@ def plain_value(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
+
+
+def is_same_value(one: Any, other: Any) -> bool:
+    """Tell whether two values of metadata are the same, at any depth; a NaN is the same as a NaN."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_same_value(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_same_value, one, other))
+    # Nothing else differs from itself.
+    return bool(one == other or (one != one and other != other))

@@ -29,10 +29,11 @@ def reembed_documents(
         show_progress: draw a bar.
         batch_size: documents embedded and written together.
     Raises:
-        InvalidInputError: a document of the source has no text; nothing was embedded.
+        InvalidInputError: a document of the source has no text, or its id is another's too; nothing was embedded.
         UpsertError: it ended midway, or documents are missing at the end; running it again continues.
         EmbeddingError: the target has documents that the source has not.
     """
+    source.check_ids()
     textless = source.find_without_text()
     if textless is not None:
         raise InvalidInputError(

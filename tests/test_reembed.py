@@ -315,6 +315,48 @@ class TestLanceDB:
         table.add_columns({"id": "uuid()"})
         assert akidb_mlx_lancedb.reembed(table, new).count_rows() == 1
 
+    def test_what_is_not_a_number_goes_over_and_is_unchanged(self, tmp_path: Path, mocked: EmbeddedByMock) -> None:
+        db: Any = lancedb.connect(tmp_path)
+        make = akidb_mlx_lancedb.MLXEmbeddings.create
+        place = pa.struct([pa.field("lat", pa.float64())])
+        schema = pa.schema([("score", pa.float64()), ("scores", pa.list_(pa.float32())), ("place", place)])
+        table = akidb_mlx_lancedb.create_table(db, "docs", make(mode="mock", dimension=8), schema=schema)
+        nan = float("nan")
+        documents = [
+            Document("a", "a", metadata={"score": nan, "scores": [nan, 1.0], "place": {"lat": nan}}),
+            Document("b", "b", metadata={"score": 1.0, "scores": [], "place": {"lat": None}}),
+        ]
+        akidb_mlx_lancedb.upsert(table, documents)
+        mocked.clear()
+        assert akidb_mlx_lancedb.upsert(table, documents, skip_unchanged=True).skipped == 2
+        changed = [Document("a", "a", metadata={"score": nan, "scores": [nan, nan], "place": {"lat": nan}})]
+        assert akidb_mlx_lancedb.upsert(table, changed, skip_unchanged=True).inserted == 1
+        assert mocked == []
+        for _ in range(2):
+            assert akidb_mlx_lancedb.reembed(table, make(mode="mock", dimension=16)).count_rows() == 2
+        assert sorted(mocked) == ["a", "b"]
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["d0", "d7", "d0"], r"2 ids of table 'docs' are in more than one row, 'd0' in 3 .* on=.*add_columns"),
+            ([None], r"1 rows of table 'docs' have no 'id'.* on="),
+        ],
+    )
+    def test_ids_that_do_not_tell_rows_apart(
+        self, tmp_path: Path, mocked: EmbeddedByMock, more: list[Any], message: str
+    ) -> None:
+        db: Any = lancedb.connect(tmp_path)
+        ids = [*(f"d{i}" for i in range(1500)), *more]
+        vectors = pa.array([[1.0]] * len(ids), pa.list_(pa.float32(), 1))
+        table = db.create_table("docs", pa.table({"id": ids, "text": [f"of {id_}" for id_ in ids], "vector": vectors}))
+        new = akidb_mlx_lancedb.MLXEmbeddings.create(mode="mock", dimension=8)
+        with pytest.raises(InvalidInputError, match=message):
+            akidb_mlx_lancedb.reembed(table, new)
+        assert mocked == []
+        table.add_columns({"key": "uuid()"})
+        assert akidb_mlx_lancedb.reembed(table, new, name="keyed", on="key").count_rows() == len(ids)
+
 
 app = typer.Typer()
 app.command()(reembed_command)

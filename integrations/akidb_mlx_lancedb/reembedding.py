@@ -42,7 +42,8 @@ def reembed(
     Returns:
         The new table.
     Raises:
-        InvalidInputError: a row has no text, or the new name is that of another table; nothing was embedded.
+        InvalidInputError: a row has no text, two rows have one id, or the new name is that of another table; nothing
+            was embedded.
         DimensionMismatchError: the new name is that of an earlier run with another function.
         UpsertError: it ended midway; the same call continues.
     """

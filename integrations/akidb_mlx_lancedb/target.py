@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from lancedb.background_loop import LOOP
 from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.function import MLXEmbeddings, settings_of_fields
 from akidb_mlx_lancedb.layout import TableLayout, read_layout
 from akidb_mlx_plugin.collections import Source, StoredDocument, Target
+from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.spaces import StoredSpace, check_space
 from akidb_mlx_plugin.types import Document, Vector
@@ -108,6 +110,25 @@ class LanceSource(Source):
     def count(self) -> int:
         """Return how many rows there are."""
         return int(self._table.count_rows())
+
+    def check_ids(self) -> None:
+        """Raise InvalidInputError for a row without an id, and for two of one id; only ids are in memory meanwhile."""
+        column = self._layout.id
+        ids = _select(self._table, [column], None)[column]
+        if ids.null_count:
+            raise InvalidInputError(
+                f"{ids.null_count} rows of {self.label} have no {column!r}, which tells rows apart; fill it, or name "
+                "another column with on= (--on)"
+            )
+        counts = pc.value_counts(ids)
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(repeated):
+            first = repeated[0].as_py()
+            raise InvalidInputError(
+                f"{len(repeated)} ids of {self.label} are in more than one row, {first['values']!r} in "
+                f"{first['counts']} of them; delete the rows that are outdated, or name a column that tells rows apart "
+                f"with on= (--on); table.add_columns({{'key': 'uuid()'}}) adds one"
+            )
 
     def find_without_text(self) -> str | None:
         """Return the id of a row that has no text; None: all have one."""
