@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from akidb_mlx_plugin.errors import UpsertError
 from akidb_mlx_plugin.types import UpsertResponse
 from akidb_mlx_plugin.upserts import Upsert
+
+logger = logging.getLogger(__name__)
 
 
 async def run_in_background(make: Callable[[], Upsert]) -> UpsertResponse:
     """Make an upsert and run it on a thread of its own; the event loop stays free.
 
-    Cancelling the task ends the upsert after the write that is under way.
+    Cancelling the task ends the upsert after the write that is under way. The CancelledError's `__cause__` is then the
+    UpsertError that says which documents are in; None: all of them.
     """
     made: list[Upsert] = []
     cancelled = threading.Event()
@@ -31,11 +36,14 @@ async def run_in_background(make: Callable[[], Upsert]) -> UpsertResponse:
     executor.shutdown(wait=False)
     try:
         return await asyncio.shield(running)
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as cancellation:
         cancelled.set()
         for upsert in made:
             upsert.cancel()
         await asyncio.wait([running])
-        # Asked for, or asyncio would complain that nobody did.
-        running.exception()
-        raise
+        error = running.exception()
+        count = running.result().inserted + running.result().skipped if error is None else 0
+        if isinstance(error, UpsertError):
+            count = error.written_count
+        logger.info("an upsert was cancelled: %d documents are in, %s", count, "all" if error is None else "not all")
+        raise cancellation from error

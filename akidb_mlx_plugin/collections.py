@@ -10,7 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_plugin.spaces import as_vector
 from akidb_mlx_plugin.types import Document, Vector
 
 
@@ -56,6 +59,15 @@ class Target(ABC):
         """Tell whether a document's metadata is what is stored; a null is as good as nothing."""
         wanted = {key: plain_value(value) for key, value in (document.metadata or {}).items() if value is not None}
         return is_same_value(wanted, dict(stored.metadata))
+
+    def is_unchanged(self, stored: StoredDocument, document: Document, vector: Vector) -> bool:
+        """Tell whether a document with its vector is stored already, as it is."""
+        return (
+            document.text == stored.text
+            and stored.vector is not None
+            and _is_same_vector(vector, stored.vector)
+            and self.has_metadata(stored, document)
+        )
 
     @abstractmethod
     def count(self) -> int:
@@ -115,3 +127,19 @@ def is_same_value(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(is_same_value, one, other))
     # Nothing else differs from itself.
     return bool(one == other or (one != one and other != other))
+
+
+def known_vector(document: Document, stored: StoredDocument | None) -> Vector | None:
+    """Return the vector that a document brings, or the one that is stored for its text; None: neither."""
+    if document.vector is not None:
+        return as_vector(document.vector, f"the vector of document {document.id!r}")
+    if stored is not None and stored.text == document.text:
+        return stored.vector
+    return None
+
+
+def _is_same_vector(vector: Vector, stored: Vector) -> bool:
+    """Tell whether a vector is the stored one; Chroma scales those of a cosine collection down and up again."""
+    if vector is stored:
+        return True
+    return vector.shape == stored.shape and bool(np.abs(vector - stored).max() <= 1e-6 * np.linalg.norm(vector))

@@ -6,17 +6,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from akidb_mlx_plugin.batching import QueueFullError
-from akidb_mlx_plugin.collections import StoredDocument, Target
+from akidb_mlx_plugin.collections import StoredDocument, Target, known_vector
 from akidb_mlx_plugin.documents import DocumentCheck, split_documents
 from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, InvalidInputError, UpsertError
-from akidb_mlx_plugin.spaces import as_vector
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Document, UpsertResponse, Vector
 
 # Chunks of about this long: the bar moves, and a process that is killed loses little. Up to so many documents, which is
@@ -29,16 +28,26 @@ _FULL_QUEUE_WAIT_S = 0.1
 
 
 @dataclass(frozen=True)
+class _Chunk:
+    """Documents that were taken together, and the ids of those that are in by now."""
+
+    documents: list[Document]
+    done: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
 class _Batch:
     """What of a chunk is to be written.
 
     Attributes:
+        chunk: it.
         documents: in order.
         known: vectors that need no embedding, by position.
         missing: positions of the others.
         embedding: their vectors, under way; None: none is missing.
     """
 
+    chunk: _Chunk
     documents: list[Document]
     known: dict[int, Vector]
     missing: list[int]
@@ -95,7 +104,7 @@ class Upsert:
         self._cancelled = threading.Event()
         self._advance: Callable[[int], None] = _advance_nothing
         # Taken and neither written nor skipped, the embedding under way, and the write under way.
-        self._open: deque[list[Document]] = deque()
+        self._open: deque[_Chunk] = deque()
         self._batch: _Batch | None = None
         self._writing: Future[None] | None = None
         self._done: deque[str] = deque(maxlen=_REMEMBERED if self._is_stream else None)
@@ -121,7 +130,8 @@ class Upsert:
                 self._run_chunks(writer)
             except Exception as error:
                 self._withdraw()
-                if isinstance(error, EmbeddingError) and not self._done:
+                is_plain = isinstance(error, EmbeddingError) and not isinstance(error, _CancelledUpsertError)
+                if is_plain and not self._done:
                     raise
                 raise self._explain(error) from error
             except BaseException:
@@ -133,57 +143,56 @@ class Upsert:
         )
 
     def cancel(self) -> None:
-        """Make `run` end with an error after the write that is under way; any thread may call."""
+        """Make `run` end with an UpsertError after the write that is under way; any thread may call.
+
+        If that was the last write, everything is in, and `run` ends as ever.
+        """
         self._cancelled.set()
         batch = self._batch
         if batch is not None and batch.embedding is not None:
             batch.embedding.cancel()
 
     def _run_chunks(self, writer: ThreadPoolExecutor) -> None:
-        for chunk in split_documents(self._documents, lambda: self._size):
+        for documents in split_documents(self._documents, lambda: self._size):
+            chunk = _Chunk(documents)
             self._open.append(chunk)
             self._refuse_cancelled()
             # Read and checked while the batch before is embedded.
             batch = self._prepare(chunk)
             self._finish(writer)
             self._batch = self._start(batch)
+            # `cancel` may have looked for it a moment too early.
+            self._refuse_cancelled()
         self._finish(writer)
         self._wait_for_write()
 
-    def _prepare(self, chunk: list[Document]) -> _Batch:
+    def _prepare(self, chunk: _Chunk) -> _Batch:
         """Check a chunk, leave out what need not be written, and find out which vectors are missing."""
         if self._is_stream:
-            self._check.check(chunk)
+            self._check.check(chunk.documents)
         stored = self._read(chunk) if self._skip_unchanged else {}
         documents: list[Document] = []
         known: dict[int, Vector] = {}
-        for document in chunk:
+        for document in chunk.documents:
             old = stored.get(document.id)
-            vector = _known_vector(document, old)
-            if old is not None and vector is not None and self._is_unchanged(document, vector, old):
-                self._leave(document)
+            vector = known_vector(document, old)
+            if old is not None and vector is not None and self._target.is_unchanged(old, document, vector):
+                self._leave(chunk, document)
                 continue
             if vector is not None:
                 known[len(documents)] = vector
             documents.append(document)
-        return _Batch(documents, known, [index for index in range(len(documents)) if index not in known])
+        return _Batch(chunk, documents, known, [index for index in range(len(documents)) if index not in known])
 
-    def _read(self, chunk: list[Document]) -> dict[str, StoredDocument]:
+    def _read(self, chunk: _Chunk) -> dict[str, StoredDocument]:
         """Return what is stored, less what a chunk before this one is about to replace."""
-        coming = {document.id for part in self._open if part is not chunk for document in part}
-        return self._target.read([document.id for document in chunk if document.id not in coming])
+        coming = {document.id for part in self._open if part is not chunk for document in part.documents}
+        return self._target.read([document.id for document in chunk.documents if document.id not in coming])
 
-    def _is_unchanged(self, document: Document, vector: Vector, old: StoredDocument) -> bool:
-        return (
-            document.text == old.text
-            and old.vector is not None
-            and _is_same(vector, old.vector)
-            and self._target.has_metadata(old, document)
-        )
-
-    def _leave(self, document: Document) -> None:
+    def _leave(self, chunk: _Chunk, document: Document) -> None:
         self._skipped += 1
         self._done.append(document.id)
+        chunk.done.add(document.id)
         self._advance(1)
 
     def _start(self, batch: _Batch) -> _Batch:
@@ -191,7 +200,7 @@ class Upsert:
         if not batch.missing:
             return batch
         texts = [batch.documents[index].text or "" for index in batch.missing]
-        return _Batch(batch.documents, batch.known, batch.missing, self._submit(texts))
+        return replace(batch, embedding=self._submit(texts))
 
     def _submit(self, texts: list[str]) -> Future[BatchEmbeddingResponse]:
         service = self._target.service
@@ -210,16 +219,24 @@ class Upsert:
         if batch is None:
             return
         if batch.embedding is not None:
-            response = batch.embedding.result()
+            response = self._wait_for(batch.embedding)
             vectors = response.embeddings
             self._embedded += len(batch.missing)
             self._tokens += response.usage.total_tokens
             self._truncated += response.usage.truncated
             self._adapt_size(len(batch.missing), response.usage.duration_ms / 1e3)
+        self._refuse_cancelled()
         rows = self._fill(batch, vectors)
         self._batch = None
         self._wait_for_write()
-        self._writing = writer.submit(self._write, batch.documents, rows)
+        self._writing = writer.submit(self._write, batch, rows)
+
+    def _wait_for(self, embedding: Future[BatchEmbeddingResponse]) -> BatchEmbeddingResponse:
+        try:
+            return embedding.result()
+        except CancelledError:
+            self._refuse_cancelled()
+            raise
 
     def _adapt_size(self, texts: int, seconds: float) -> None:
         if not self._is_size_given:
@@ -240,14 +257,16 @@ class Upsert:
             rows[batch.missing] = embedded
         return rows
 
-    def _write(self, documents: list[Document], rows: Vector) -> None:
+    def _write(self, batch: _Batch, rows: Vector) -> None:
         """Runs on the writer's thread."""
-        size = self._target.max_rows or max(1, len(documents))
-        for start in range(0, len(documents), size):
-            part = documents[start : start + size]
+        size = self._target.max_rows or max(1, len(batch.documents))
+        for start in range(0, len(batch.documents), size):
+            part = batch.documents[start : start + size]
             self._target.write(part, rows[start : start + size])
             self._inserted += len(part)
-            self._done.extend(document.id for document in part)
+            ids = [document.id for document in part]
+            self._done.extend(ids)
+            batch.chunk.done.update(ids)
             self._advance(len(part))
 
     def _wait_for_write(self) -> None:
@@ -258,7 +277,7 @@ class Upsert:
 
     def _refuse_cancelled(self) -> None:
         if self._cancelled.is_set():
-            raise EmbeddingError("the upsert was cancelled")
+            raise _CancelledUpsertError("the upsert was cancelled")
 
     def _withdraw(self) -> None:
         """Drop what waits for the model, and let the write that is under way end."""
@@ -267,37 +286,31 @@ class Upsert:
         if self._writing is not None:
             wait([self._writing])
 
+    def _list_left(self) -> list[str]:
+        """Return the ids of the documents that are not in; of a stream, of those that were taken from it."""
+        if isinstance(self._documents, Sequence):
+            done = set(self._done)
+            return [document.id for document in self._documents if document.id not in done]
+        return [document.id for chunk in self._open for document in chunk.documents if document.id not in chunk.done]
+
     def _explain(self, error: Exception) -> UpsertError:
-        done = set(self._done)
-        taken = self._documents if isinstance(self._documents, Sequence) else [d for part in self._open for d in part]
-        left = [document.id for document in taken if document.id not in done]
+        left = self._list_left()
+        late = set(left)
         count = self._inserted + self._skipped
         return UpsertError(
             f"the upsert into {self._target.label} ended midway: {count} documents are in, "
             f"{f'{len(left)} are not' if not self._is_stream else 'those after them are not'}"
             f"{f', from {left[0]!r} on' if left else ''}: {error}. "
-            "Run it again; skip_unchanged=True embeds only what is missing",
-            written=list(self._done),
+            "Running it again is safe; skip_unchanged=True embeds only what is missing",
+            written=[id_ for id_ in self._done if id_ not in late],
             not_written=left,
             written_count=count,
         )
 
 
-def _known_vector(document: Document, old: StoredDocument | None) -> Vector | None:
-    """Return the vector that a document brings, or the one that is stored for its text."""
-    if document.vector is not None:
-        return as_vector(document.vector, f"the vector of document {document.id!r}")
-    if old is not None and old.text == document.text:
-        return old.vector
-    return None
+class _CancelledUpsertError(EmbeddingError):
+    """Somebody has called `cancel`."""
 
 
 def _advance_nothing(count: int) -> None:
     """No bar is drawn."""
-
-
-def _is_same(vector: Vector, stored: Vector) -> bool:
-    """Tell whether a vector is the stored one; Chroma scales those of a cosine collection down and up again."""
-    if vector is stored:
-        return True
-    return vector.shape == stored.shape and bool(np.abs(vector - stored).max() <= 1e-6 * np.linalg.norm(vector))

@@ -317,6 +317,53 @@ class TestFailures:
         assert set(raised.value.written) == set(target.rows)
         assert set(raised.value.written) | set(raised.value.not_written) >= {d.id for d in texts(300)}
 
+    def test_a_chunk_of_a_stream_may_be_longer_than_what_is_remembered(self, target: MemoryTarget) -> None:
+        def fail(number: int) -> None:
+            if number == 3:
+                raise OSError("disk full")
+
+        target.max_rows = 5000
+        target.before_write = fail
+        stream = (Document(f"d{i}", vector=[1.0] * DIMENSION) for i in range(18_000))
+        with pytest.raises(UpsertError, match=r"15000 documents are in, .* from 'd15000' on") as raised:
+            Upsert(target, stream, batch_size=18_000).run()
+        assert raised.value.not_written == [f"d{i}" for i in range(15_000, 18_000)]
+        assert raised.value.written == [f"d{i}" for i in range(5_000, 15_000)]
+        assert raised.value.written_count == 15_000
+
+    def test_a_later_document_of_a_stream_that_is_not_in_yet(self, target: MemoryTarget) -> None:
+        def fail(number: int) -> None:
+            if number == 1:
+                raise OSError("disk full")
+
+        target.before_write = fail
+        with pytest.raises(UpsertError) as raised:
+            Upsert(target, iter([*texts(2), Document("d1", "newer"), *texts(1, start=2)]), batch_size=2).run()
+        assert (raised.value.written, raised.value.not_written) == (["d0"], ["d1", "d2"])
+
+    @pytest.mark.parametrize("batch_size", [1, 10])
+    def test_a_cancel_just_before_the_model_is_asked(self, target: MemoryTarget, batch_size: int) -> None:
+        upsert = Upsert(target, texts(10), batch_size=batch_size)
+        service = target.service
+        assert service is not None
+        submit = service.submit
+
+        def cancelled_meanwhile(request: Any, **options: Any) -> Any:
+            upsert.cancel()
+            return submit(request, **options)
+
+        service.submit = cancelled_meanwhile  # type: ignore[method-assign]
+        with pytest.raises(UpsertError, match=r"0 documents are in, 10 are not.*cancelled\. Running it again is safe"):
+            upsert.run()
+        assert target.rows == {}
+
+    def test_a_cancel_while_the_last_batch_is_embedded(self, target: MemoryTarget, provider: CountingProvider) -> None:
+        upsert = Upsert(target, texts(10))
+        provider.before = lambda batch: upsert.cancel()
+        with pytest.raises(UpsertError, match="was cancelled"):
+            upsert.run()
+        assert target.rows == {}
+
     def test_an_interrupt_waits_for_the_write(self, target: MemoryTarget) -> None:
         writing = threading.Event()
         finish = threading.Event()
@@ -413,6 +460,60 @@ class TestBackground:
         writes = len(target.writes)
         await asyncio.sleep(0.1)
         assert len(target.writes) == writes <= 1
+
+    async def test_a_cancelled_task_tells_what_is_in(
+        self, target: MemoryTarget, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        written = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        release = threading.Event()
+
+        def hold(number: int) -> None:
+            if number == 2:
+                loop.call_soon_threadsafe(written.set)
+                release.wait(PATIENCE_S)
+
+        target.before_write = hold
+        caplog.set_level("INFO", "akidb_mlx_plugin.background")
+        documents = texts(100)
+        task = asyncio.create_task(run_in_background(lambda: Upsert(target, documents, batch_size=10)))
+        await written.wait()
+        task.cancel()
+        loop.call_later(0.05, release.set)
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await task
+        cause = raised.value.__cause__
+        assert isinstance(cause, UpsertError)
+        assert cause.written == list(target.rows) == [document.id for document in documents[:30]]
+        assert cause.not_written == [document.id for document in documents[30:]]
+        assert [record.getMessage() for record in caplog.records] == [
+            "an upsert was cancelled: 30 documents are in, not all"
+        ]
+
+    async def test_a_task_cancelled_in_its_last_write_tells_that_all_is_in(
+        self, target: MemoryTarget, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        writing = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        release = threading.Event()
+
+        def hold(number: int) -> None:
+            loop.call_soon_threadsafe(writing.set)
+            release.wait(PATIENCE_S)
+
+        target.before_write = hold
+        caplog.set_level("INFO", "akidb_mlx_plugin.background")
+        task = asyncio.create_task(run_in_background(lambda: Upsert(target, texts(10))))
+        await writing.wait()
+        task.cancel()
+        loop.call_later(0.05, release.set)
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await task
+        assert raised.value.__cause__ is None
+        assert len(target.rows) == 10
+        assert [record.getMessage() for record in caplog.records] == [
+            "an upsert was cancelled: 10 documents are in, all"
+        ]
 
     async def test_errors_come_as_they_are(self, target: MemoryTarget) -> None:
         with pytest.raises(InvalidInputError, match="neither text nor vector"):

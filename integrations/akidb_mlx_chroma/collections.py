@@ -166,7 +166,8 @@ async def aupsert(
     """Write documents without holding up the event loop; arguments and errors as `upsert`.
 
     All but Chroma's own requests runs on a thread of its own, a stream of documents too. Cancelling the task ends it
-    after the write that is under way.
+    after the write that is under way; the CancelledError's `__cause__` is the UpsertError that says what is in, or None
+    if everything is.
 
     Args:
         collection: from the asynchronous client, or from a synchronous one.

@@ -190,7 +190,7 @@ async def aupsert(
     """Write documents without holding up the event loop; arguments and errors as `upsert`.
 
     Everything runs on other threads, a stream of documents too. Cancelling the task ends it after the write that is
-    under way.
+    under way; the CancelledError's `__cause__` is the UpsertError that says what is in, or None if everything is.
 
     Args:
         table: `AsyncTable` or `LanceTable`.
