@@ -21,6 +21,8 @@ MODEL_KEY = "akidb_mlx:model"
 DIMENSION_KEY = "akidb_mlx:dimension"
 FINGERPRINT_KEY = "akidb_mlx:fingerprint"
 _PREFIX = "akidb_mlx:"
+# The mode of functions that embed nothing; also what their vectors are called where they have no name.
+_BROUGHT = "user_provided"
 
 _REMEDY = (
     "open it with the model and settings it was made with, or move its documents to a new one with 'akidb-mlx reembed'"
@@ -201,19 +203,28 @@ def _describe(service: EmbeddingService, stored: StoredSpace, held: int) -> Mode
 
 def _same_space(stored: StoredSpace, stamp: _Stamp, service: EmbeddingService, info: ModelInfo) -> bool:
     """Tell whether vectors can be compared: by fingerprint, else by settings; what is not known is believed."""
-    if stamp.fingerprint:
-        return not info.fingerprint or stamp.fingerprint == info.fingerprint
-    if stored.settings is None:
+    fingerprint, is_brought = stamp.fingerprint, stamp.fingerprint.startswith(f"{_BROUGHT}:")
+    if not fingerprint and stored.settings is not None:
+        config = config_of(stored.settings)
+        if settings_of(config) == settings_of(service.config):
+            return True
+        is_brought = config.mode == _BROUGHT
+        try:
+            # One model may go by several names: its short one, its repository, its folder.
+            fingerprint = stored_service(stored.settings).model_info().fingerprint
+        except EmbeddingError:
+            return False
+    if fingerprint and info.fingerprint:
+        return fingerprint == info.fingerprint
+    return _same_name(stamp.model or _settings_model(stored), is_brought, info.model, service.config.mode == _BROUGHT)
+
+
+def _same_name(stored: str, is_stored_brought: bool, model: str, is_brought: bool) -> bool:
+    """Tell by names whether vectors can be compared, where some are brought from outside and may have none."""
+    if not stored or not (is_stored_brought or is_brought):
         return True
-    config = config_of(stored.settings)
-    if settings_of(config) == settings_of(service.config):
-        return True
-    try:
-        # One model may go by several names: its short one, its repository, its folder.
-        fingerprint = stored_service(stored.settings).model_info().fingerprint
-    except EmbeddingError:
-        return False
-    return not fingerprint or not info.fingerprint or fingerprint == info.fingerprint
+    # A model's vectors are not those that somebody brings under no name, or another.
+    return stored == model or (is_stored_brought and is_brought and _BROUGHT in (stored, model))
 
 
 def _settings_model(stored: StoredSpace) -> str:

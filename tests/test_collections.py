@@ -593,6 +593,48 @@ class TestSpaces:
         with pytest.raises(DimensionMismatchError, match="minilm-l6-v2"):
             check_space(StoredSpace("c", settings=other), mock)
 
+    @pytest.mark.parametrize("is_stamped", [True, False])
+    @pytest.mark.parametrize(
+        ("made_with", "opened_with", "is_same"),
+        [
+            ({}, {"mode": "mock"}, False),
+            ({"dimension": 8}, {"mode": "mock"}, False),
+            ({"model": "theirs"}, {"mode": "mock"}, False),
+            ({"model": "theirs", "dimension": 8}, {"mode": "mock"}, False),
+            ({"mode": "mock"}, {}, False),
+            ({"mode": "mock"}, {"dimension": 8}, False),
+            ({"mode": "mock"}, {"model": "theirs"}, False),
+            ({"mode": "mock"}, {"model": "theirs", "dimension": 8}, False),
+            ({"mode": "mock"}, {"model": "mock"}, True),
+            ({"mode": "mock"}, {"mode": "mock"}, True),
+            ({}, {"dimension": 8}, True),
+            ({"dimension": 8}, {}, True),
+            ({}, {"model": "theirs", "dimension": 8}, True),
+            ({"model": "theirs", "dimension": 8}, {}, True),
+            ({"model": "theirs", "dimension": 8}, {"model": "theirs"}, True),
+            ({"model": "theirs"}, {"model": "theirs", "dimension": 8}, True),
+            ({"model": "theirs"}, {"model": "others"}, False),
+            ({"model": "theirs", "dimension": 8}, {"model": "others"}, False),
+        ],
+    )
+    def test_vectors_that_are_brought_are_no_models(
+        self, made_with: dict[str, Any], opened_with: dict[str, Any], is_same: bool, is_stamped: bool
+    ) -> None:
+        def make(
+            model: str | None = None, mode: Any = "user_provided", dimension: int | None = None
+        ) -> EmbeddingService:
+            return EmbeddingService(model, mode=mode, dimension=8 if mode == "mock" else dimension)
+
+        maker = make(**made_with)
+        stamp = make_stamp(maker.model_info()) if is_stamped else {}
+        stored = StoredSpace("collection 'c'", stamp, settings_of(maker.config), dimension=8)
+        if is_same:
+            assert check_space(stored, make(**opened_with)) == 8
+            return
+        with pytest.raises(DimensionMismatchError, match="cannot be compared") as raised:
+            check_space(stored, make(**opened_with))
+        assert maker.model_info().model in str(raised.value)
+
     def test_a_model_that_is_not_here_is_another_model(self, mock: EmbeddingService) -> None:
         settings = {"model": "somebody/unknown-model", "mode": "mlx"}
         with pytest.raises(DimensionMismatchError, match=r"somebody/unknown-model.*mock"):
