@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from akidb_mlx_chroma import (
     MLXEmbeddingFunction,
+    acreate_collection,
+    aget_collection,
     aupsert,
     create_collection,
     get_collection,
@@ -478,6 +480,28 @@ class TestAsync:
         jobs = [aupsert(remote, [Document(f"{job}-{i}", f"{job} {i}") for i in range(300)]) for job in range(6)]
         assert sum(response.inserted for response in await asyncio.gather(*jobs)) == 1800
         assert await remote.count() == 1800
+
+    async def test_made_and_opened(self, chroma_port: int, name: str, mock: MLXEmbeddingFunction) -> None:
+        client = await chromadb.AsyncHttpClient("127.0.0.1", chroma_port)
+        made = await acreate_collection(client, name, mock, metadata={"owner": "me"})
+        assert made.metadata["owner"] == "me"
+        assert made.metadata["akidb_mlx:dimension"] == D
+        with pytest.raises(InvalidArgumentError, match="dimension of 8, got 3"):
+            await made.add(ids=["a"], embeddings=[[1.0, 2.0, 3.0]])
+        assert (await acreate_collection(client, name, mock, get_or_create=True)).id == made.id
+        opened = await aget_collection(client, name)
+        await aupsert(opened, [Document("a", "a")])
+        assert (await opened.query(query_texts=["a"], n_results=1))["ids"] == [["a"]]
+        other = MLXEmbeddingFunction(mode="mock", dimension=16)
+        for refused in (
+            aget_collection(client, name, other),
+            acreate_collection(client, name, other, get_or_create=True),
+        ):
+            with pytest.raises(DimensionMismatchError, match="mock makes 16"):
+                await refused
+        await client.create_collection(f"{name}-plain")
+        with pytest.raises(InvalidInputError, match="no function of this package"):
+            await aget_collection(client, f"{name}-plain")
 
     async def test_a_synchronous_collection(self, disk: ClientAPI, mock: MLXEmbeddingFunction) -> None:
         made = create_collection(disk, "docs", mock)

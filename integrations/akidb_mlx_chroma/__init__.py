@@ -6,11 +6,21 @@ from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_plugin.lazy import import_when_asked
 
 if TYPE_CHECKING:
-    from akidb_mlx_chroma.collections import aupsert, create_collection, get_collection, upsert, validate_collection
+    from akidb_mlx_chroma.collections import (
+        acreate_collection,
+        aget_collection,
+        aupsert,
+        create_collection,
+        get_collection,
+        upsert,
+        validate_collection,
+    )
     from akidb_mlx_chroma.reembedding import reembed
 
 __all__ = [
     "MLXEmbeddingFunction",
+    "acreate_collection",
+    "aget_collection",
     "aupsert",
     "create_collection",
     "get_collection",
@@ -19,7 +29,15 @@ __all__ = [
     "validate_collection",
 ]
 
-_HELPERS = ("aupsert", "create_collection", "get_collection", "upsert", "validate_collection")
+_HELPERS = (
+    "acreate_collection",
+    "aget_collection",
+    "aupsert",
+    "create_collection",
+    "get_collection",
+    "upsert",
+    "validate_collection",
+)
 __getattr__ = import_when_asked(__name__, {**dict.fromkeys(_HELPERS, "collections"), "reembed": "reembedding"})
 
 

@@ -8,7 +8,7 @@ from copy import deepcopy
 from typing import Any, cast
 
 import numpy as np
-from chromadb.api import ClientAPI
+from chromadb.api import AsyncClientAPI, ClientAPI
 from chromadb.api.collection_configuration import CreateCollectionConfiguration
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
@@ -53,18 +53,29 @@ def create_collection(
         DimensionMismatchError: it exists, with another model or dimension.
         ModelNotFoundError, DownloadError: the model is not here and cannot be fetched; no weights are loaded.
     """
-    info = embedding_function.model_info()
-    make = client.get_or_create_collection if get_or_create else client.create_collection
-    collection = make(
-        name,
-        metadata={**(metadata or {}), **make_stamp(info)},
-        # Chroma writes into what it is given.
-        configuration=deepcopy(configuration),
-        embedding_function=_as_host_type(embedding_function),
+    wait = _refuse_waiting("await acreate_collection(...) instead")
+    made = _create(client, name, embedding_function, metadata, configuration, get_or_create, wait)
+    return cast(Collection, made)
+
+
+async def acreate_collection(
+    client: AsyncClientAPI,
+    name: str,
+    embedding_function: MLXEmbeddingFunction,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    configuration: CreateCollectionConfiguration | None = None,
+    get_or_create: bool = False,
+) -> AsyncCollection:
+    """Create a collection by an asynchronous client; arguments and errors as `create_collection`.
+
+    All but Chroma's own requests runs on another thread, a model's download too.
+    """
+    wait = _wait_on(asyncio.get_running_loop())
+    made = await asyncio.to_thread(
+        _create, client, name, embedding_function, metadata, configuration, get_or_create, wait
     )
-    _refuse_async(collection, "await client.create_collection(...) instead, and aupsert checks every write")
-    fix_dimension(collection, embedding_function)
-    return collection
+    return cast(AsyncCollection, made)
 
 
 def get_collection(client: ClientAPI, name: str, embedding_function: MLXEmbeddingFunction | None = None) -> Collection:
@@ -79,20 +90,17 @@ def get_collection(client: ClientAPI, name: str, embedding_function: MLXEmbeddin
         DimensionMismatchError: the function makes other vectors than the collection holds.
         InvalidInputError: the collection stores no function of this package, or settings that cannot be used.
     """
-    if embedding_function is None:
-        collection = client.get_collection(name)
-        _refuse_async(collection, "await client.get_collection(...) instead, and aupsert checks every write")
-        stored = read_space(collection)
-        embedding_function = function_at_hand(collection, stored)
-        if embedding_function is None:
-            raise InvalidInputError(
-                f"{stored.label} stores no function of this package; name the one that its vectors were made with, "
-                "embedding_function=MLXEmbeddingFunction(...)"
-            )
-    collection = client.get_collection(name, embedding_function=_as_host_type(embedding_function))
-    _refuse_async(collection, "await client.get_collection(...) instead, and aupsert checks every write")
-    validate_collection(collection)
-    return collection
+    return cast(
+        Collection, _open(client, name, embedding_function, _refuse_waiting("await aget_collection(...) instead"))
+    )
+
+
+async def aget_collection(
+    client: AsyncClientAPI, name: str, embedding_function: MLXEmbeddingFunction | None = None
+) -> AsyncCollection:
+    """Open a collection by an asynchronous client; arguments and errors as `get_collection`."""
+    wait = _wait_on(asyncio.get_running_loop())
+    return cast(AsyncCollection, await asyncio.to_thread(_open, client, name, embedding_function, wait))
 
 
 def validate_collection(
@@ -111,12 +119,10 @@ def validate_collection(
         DimensionMismatchError: they do not; it names both dimensions, both models and the remedy.
         InvalidInputError: stored settings or a vector that cannot be used.
     """
-    _refuse_async(collection, "aupsert checks it with every write")
-    stored = read_space(collection)
-    function = embedding_function or function_at_hand(collection, stored)
-    dimension = check_space(stored, function.service if function else None)
+    _refuse_async(collection, "aget_collection checks it, and aupsert with every write")
+    label, dimension = _validate(collection, embedding_function, take)
     if query_vector is not None:
-        check_query_vector(stored.label, dimension, query_vector)
+        check_query_vector(label, dimension, query_vector)
 
 
 def upsert(
@@ -172,7 +178,7 @@ async def aupsert(
     Args:
         collection: from the asynchronous client, or from a synchronous one.
     """
-    wait = _wait_on(asyncio.get_running_loop()) if isinstance(collection, AsyncCollection) else take
+    wait = _wait_on(asyncio.get_running_loop())
     return await run_in_background(
         lambda: Upsert(
             ChromaTarget(collection, wait),
@@ -184,18 +190,65 @@ async def aupsert(
     )
 
 
-def fix_dimension(collection: Collection, embedding_function: MLXEmbeddingFunction) -> None:
+def fix_dimension(collection: AnyCollection, embedding_function: MLXEmbeddingFunction, wait: Wait = take) -> None:
     """Hold a collection against a function, and fix its dimension in the database if nobody has yet.
 
     Raises:
         DimensionMismatchError: they do not fit.
     """
-    stored = read_space(collection)
+    stored = read_space(collection, wait)
     dimension = check_space(stored, embedding_function.service)
     if not stored.dimension and dimension:
-        collection.upsert(ids=[_PROBE], embeddings=[np.eye(1, dimension, dtype=np.float32)[0]])
+        wait(collection.upsert(ids=[_PROBE], embeddings=[np.eye(1, dimension, dtype=np.float32)[0]]))
     # Also what a process has left that ended between these two lines.
-    collection.delete(ids=[_PROBE])
+    wait(collection.delete(ids=[_PROBE]))
+
+
+def _create(
+    client: ClientAPI | AsyncClientAPI,
+    name: str,
+    function: MLXEmbeddingFunction,
+    metadata: Mapping[str, Any] | None,
+    configuration: CreateCollectionConfiguration | None,
+    get_or_create: bool,
+    wait: Wait,
+) -> AnyCollection:
+    make = client.get_or_create_collection if get_or_create else client.create_collection
+    collection: AnyCollection = wait(
+        make(
+            name,
+            metadata={**(metadata or {}), **make_stamp(function.model_info())},
+            # Chroma writes into what it is given.
+            configuration=deepcopy(configuration),
+            embedding_function=_as_host_type(function),
+        )
+    )
+    fix_dimension(collection, function, wait)
+    return collection
+
+
+def _open(
+    client: ClientAPI | AsyncClientAPI, name: str, function: MLXEmbeddingFunction | None, wait: Wait
+) -> AnyCollection:
+    if function is None:
+        collection: AnyCollection = wait(client.get_collection(name))
+        stored = read_space(collection, wait)
+        function = function_at_hand(collection, stored)
+        if function is None:
+            raise InvalidInputError(
+                f"{stored.label} stores no function of this package; name the one that its vectors were made with, "
+                "embedding_function=MLXEmbeddingFunction(...)"
+            )
+    collection = wait(client.get_collection(name, embedding_function=_as_host_type(function)))
+    _validate(collection, None, wait)
+    return collection
+
+
+def _validate(collection: AnyCollection, function: MLXEmbeddingFunction | None, wait: Wait) -> tuple[str, int]:
+    """Return what messages call a collection, and the dimension of its vectors, if a function fits it."""
+    stored = read_space(collection, wait)
+    function = function or function_at_hand(collection, stored)
+    return stored.label, check_space(stored, function.service if function else None)
 
 
 def _as_host_type(function: MLXEmbeddingFunction) -> EmbeddingFunction[Any]:
@@ -212,6 +265,21 @@ def _refuse_async(result: object, remedy: str) -> None:
         raise InvalidInputError(f"this needs a synchronous client; {remedy}")
 
 
+def _refuse_waiting(remedy: str) -> Wait:
+    """Return a function that takes what a synchronous client gives and refuses what an asynchronous one does."""
+
+    def take_synchronous(result: Any) -> Any:
+        _refuse_async(result, remedy)
+        return result
+
+    return take_synchronous
+
+
 def _wait_on(loop: asyncio.AbstractEventLoop) -> Wait:
     """Return a function that runs coroutines on an event loop and waits for them, called on another thread."""
-    return lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    def wait(result: Any) -> Any:
+        is_coroutine = isinstance(result, Coroutine)
+        return asyncio.run_coroutine_threadsafe(result, loop).result() if is_coroutine else result
+
+    return wait
