@@ -323,7 +323,16 @@ class TestUpserting:
         assert upsert(docs, [Document(id_, id_) for id_ in ids], skip_unchanged=True).skipped == len(ids)
         assert set(rows(docs)) == set(ids)
 
-    @pytest.mark.parametrize("value", [object(), float("nan"), {1: object()}, b"bytes"])
+    def test_large_integers_in_json_come_back(self, docs: Any) -> None:
+        metadata = {"a": 2**64 - 1, "b": [-(2**63)], "c": {"d": 2**53 + 1}}
+        upsert(docs, [Document("a", "a", metadata=metadata)])
+        assert json.loads(rows(docs)["a"]["metadata"]) == metadata
+        assert upsert(docs, [Document("a", "a", metadata=metadata)], skip_unchanged=True).skipped == 1
+
+    @pytest.mark.parametrize(
+        "value",
+        [object(), float("nan"), {1: object()}, b"bytes", 2**64, {"a": [-(2**63) - 1]}, "\ud800", {"\ud800": 1}],
+    )
     def test_metadata_that_is_no_json(self, docs: Any, mocked: EmbeddedByMock, value: object) -> None:
         with pytest.raises(InvalidInputError, match="metadata of document 'b' cannot be kept as JSON"):
             upsert(docs, [Document("a", "a"), Document("b", "b", metadata={"x": value})])

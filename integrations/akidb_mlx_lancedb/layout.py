@@ -18,6 +18,7 @@ ALIAS = "akidb-mlx"
 FUNCTIONS_KEY = b"embedding_functions"
 # For metadata that has no column of its own; LanceDB filters it by json_get_int(metadata, 'year') and the like.
 JSON_COLUMN = "metadata"
+_JSON_INTEGERS = range(-(2**63), 2**64)
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,22 @@ class TableLayout:
         columns = {field.name for field in self.fields}
         rest = {key: plain_value(value) for key, value in metadata.items() if key not in columns and value is not None}
         try:
-            return json.dumps(rest, ensure_ascii=False, allow_nan=False) if rest else None
+            _check_integers(rest)
+            dumped = json.dumps(rest, ensure_ascii=False, allow_nan=False) if rest else None
+            # A lone surrogate, which is no Unicode text, shows here.
+            (dumped or "").encode("utf-8")
+            return dumped
         except (TypeError, ValueError) as error:
             raise InvalidInputError(f"the metadata of {what} cannot be kept as JSON: {error}") from error
+
+
+def _check_integers(value: Any) -> None:
+    """Raise ValueError for an integer that LanceDB's JSON would turn into a float."""
+    if isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_integers(item)
+    elif isinstance(value, int) and value not in _JSON_INTEGERS:
+        raise ValueError(f"{value} is beyond 64 bits; give it as a string")
 
 
 def read_layout(name: str, schema: pa.Schema, on: str | None) -> TableLayout:
