@@ -149,12 +149,14 @@ class ChromaTarget(Target):
 
     def _put_back(self, found: Any) -> None:
         """Add records as they were read; those that are there, the old or the new ones, stay."""
+        # What has only keys that Chroma hides is read as {}, which it does not take.
+        metadatas: list[Any] = [metadata or None for metadata in found["metadatas"]]
         self._wait(
             self._collection.add(
                 ids=found["ids"],
                 embeddings=found["embeddings"],
                 documents=found["documents"],
-                metadatas=found["metadatas"] if any(found["metadatas"]) else None,
+                metadatas=metadatas if any(metadatas) else None,
                 uris=found["uris"] if any(found["uris"]) else None,
             )
         )
