@@ -10,11 +10,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import chromadb
 import lancedb
+import mlx.core as mx
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -28,11 +30,22 @@ from akidb_mlx_ray import TextEmbedder, embed_dataset, write_chroma, write_lance
 from akidb_mlx_ray.dataset import Workers
 from akidb_mlx_ray.lancedb import BulkTable
 from akidb_mlx_ray.planning import plan
+from akidb_mlx_ray.results import Failure, Tally
 from chromadb.config import Settings
 from host_helpers import MINILM, run_python
 
-from akidb_mlx_plugin import DimensionMismatchError, EmbeddingService, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin import (
+    DimensionMismatchError,
+    DownloadError,
+    EmbeddingError,
+    EmbeddingService,
+    InvalidInputError,
+    ModelNotFoundError,
+    ServiceUnavailableError,
+)
 from akidb_mlx_plugin.corpus import all_docstrings
+from akidb_mlx_plugin.mock import MockProvider
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 pytest_plugins = ("host_fixtures",)
 
@@ -230,6 +243,105 @@ def test_dataset_gets_fixed_size_lists(minilm: EmbeddingService) -> None:
     table = pa.concat_tables(ray.get(rows))
     assert table.schema.field("vector").type == pa.list_(pa.float32(), 384)
     assert_same_vectors(table["id"].to_pylist(), table["vector"].to_pylist(), minilm)
+
+
+def test_weights_that_cannot_be_loaded_end_the_run(tmp_path: Path, tiny_dir: Path) -> None:
+    weights = tiny_dir / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1000)
+    with pytest.raises(ModelNotFoundError, match=r"model\.safetensors is damaged"):
+        write_lancedb(corpus(30), tmp_path, "docs", embedding_function=MLXEmbeddings.create(name=str(tiny_dir)))
+    assert not Path("docs.rejected.jsonl").exists()
+
+
+class FailingProvider(MockProvider):
+    """Fails on texts that hold one of these words, with its error."""
+
+    def __init__(self, errors: dict[str, Exception], *, health: Exception | None = None) -> None:
+        super().__init__(8)
+        self.errors, self.health = errors, health
+        self.asked = 0
+
+    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
+        self.asked += 1
+        for text in request.inputs:
+            for word in text.split():
+                if word in self.errors:
+                    raise self.errors[word]
+        return super().embed_batch(request)
+
+    def health_check(self) -> None:
+        if self.health is not None:
+            raise self.health
+
+
+def embedder_with(provider: FailingProvider) -> tuple[TextEmbedder, Tally]:
+    tally = Tally()
+    embedder = TextEmbedder(**MOCK, id_column="id", tally=tally)
+    embedder._service = EmbeddingService(provider=provider)
+    return embedder, tally
+
+
+def test_a_text_that_the_model_fails_on_is_noted_and_the_others_are_embedded() -> None:
+    errors = {"bad": InvalidInputError("text 0 is bad"), "huge": EmbeddingError("a vector that is not finite")}
+    embedder, tally = embedder_with(FailingProvider(errors))
+    made = embedder(pa.table({"id": ["a", "b", "c", "d"], "text": ["x", "a bad one", "a huge one", "y"]}))
+    assert made["id"].to_pylist() == ["a", "d"]
+    wanted = EmbeddingService(**MOCK).embed_batch(["x", "y"]).embeddings
+    np.testing.assert_array_equal(made["vector"].to_pylist(), wanted)
+    (report,), failures = tally.read()
+    assert report.texts == 2
+    assert failures == [
+        Failure("b", "a bad one", "text 0 is bad"),
+        Failure("c", "a huge one", "a vector that is not finite"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [ModelNotFoundError("damaged"), DownloadError("no network"), ServiceUnavailableError("no memory")]
+)
+def test_an_error_of_the_model_is_no_texts(error: EmbeddingError) -> None:
+    provider = FailingProvider({"x": error})
+    embedder, tally = embedder_with(provider)
+    with pytest.raises(type(error), match=str(error)):
+        embedder(pa.table({"id": ["a", "b"], "text": ["x", "y"]}))
+    assert (provider.asked, tally.read()) == (1, ((), []))
+
+
+def test_a_setting_that_keeps_the_model_from_loading_is_no_texts_error() -> None:
+    health = ServiceUnavailableError("the model could not be loaded: no such dtype")
+    provider = FailingProvider({"x": InvalidInputError("no such dtype")}, health=health)
+    embedder, tally = embedder_with(provider)
+    with pytest.raises(ServiceUnavailableError, match="no such dtype"):
+        embedder(pa.table({"id": ["a"], "text": ["x"]}))
+    assert (provider.asked, tally.read()) == (1, ((), []))
+
+
+def poison(folder: Path, word: str) -> None:
+    """Make every text with a word give a vector that is not finite."""
+    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    file = str(folder / "model.safetensors")
+    weights = dict(mx.load(file))
+    (table,) = (name for name in weights if name.endswith("word_embeddings.weight"))
+    poisoned = np.array(weights[table])
+    poisoned[vocabulary[word]] = np.nan
+    mx.save_safetensors(file, weights | {table: mx.array(poisoned)})
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_texts_that_the_model_fails_on_go_to_the_side_file(tmp_path: Path, tiny_dir: Path, strict: bool) -> None:
+    poison(tiny_dir, "ocean")
+    rows = pa.table({"id": ["a", "b", "c"], "text": ["the river", "the ocean", "the forest"]})
+    function = MLXEmbeddings.create(name=str(tiny_dir))
+    with ExitStack() as expected:
+        if strict:
+            expected.enter_context(pytest.raises(EmbeddingError, match="the model failed on 1 texts"))
+        result = write_lancedb(ray.data.from_arrow(rows), tmp_path, "docs", embedding_function=function, strict=strict)
+        assert (result.rows, result.written, result.already_there) == (3, 2, 0)
+        assert sum(result.rejected.values()) == 1
+    (line,) = read_lines(Path("docs.rejected.jsonl"))
+    assert (line["id"], line["text"]) == ("b", "the ocean")
+    assert "not finite" in line["reason"]
+    assert sorted(lancedb.connect(tmp_path).open_table("docs").to_arrow()["id"].to_pylist()) == ["a", "c"]
 
 
 def test_embedder_alone_names_the_row_without_text() -> None:

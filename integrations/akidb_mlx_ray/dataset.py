@@ -113,7 +113,7 @@ def embedder_arguments(config: EmbeddingConfig) -> dict[str, Any]:
 def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) -> Dataset:
     """Embed a dataset's rows with so many actors; `arguments` are `TextEmbedder`'s."""
     # Blocks of a batch each: Ray gives an actor whole blocks, and a small file, which is one, would occupy only one.
-    return ds.repartition(target_num_rows_per_block=workers.batch_size).map_batches(
+    embedded = ds.repartition(target_num_rows_per_block=workers.batch_size).map_batches(
         TextEmbedder,
         fn_constructor_kwargs=dict(arguments),
         batch_format="pyarrow",
@@ -122,3 +122,6 @@ def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) ->
         num_cpus=workers.cpus_each(),
         num_gpus=workers.num_gpus or None,
     )
+    # Ray would wrap an error in one of its own, and that one loses the first on its way from the worker.
+    embedded.context.raise_original_map_exception = True
+    return embedded

@@ -13,10 +13,19 @@ import ray
 from ray.util.metrics import Counter
 
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.errors import (
+    DownloadError,
+    EmbeddingError,
+    InvalidInputError,
+    ModelNotFoundError,
+    ServiceUnavailableError,
+)
 from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Kind, Vector
 from akidb_mlx_ray.results import Failure, Tally
+
+# Errors of the model itself: no text would fare better.
+_WITHOUT_MODEL = (ModelNotFoundError, DownloadError, ServiceUnavailableError)
 
 
 class TextEmbedder:
@@ -93,6 +102,7 @@ class TextEmbedder:
         Raises:
             InvalidInputError: a row without text.
             EmbeddingError: the model fails on a text, and there is no tally.
+            ModelNotFoundError, DownloadError, ServiceUnavailableError: the model could not be loaded, or cannot answer.
         """
         given = batch[self._vector_column] if self._vector_column in batch.column_names else None
         missing = np.arange(batch.num_rows) if given is None else np.flatnonzero(pc.is_null(given).to_numpy())
@@ -117,11 +127,13 @@ class TextEmbedder:
             response = self._service.embed_batch(texts, kind=self._kind)
             vectors[rows] = response.embeddings
             self._count(response, len(texts), begun)
-        except (InvalidInputError, ServiceUnavailableError):
+        except _WITHOUT_MODEL:
             raise
         except EmbeddingError:
             if self._tally is None:
                 raise
+            # Where it is no text's fault but the model could not be loaded, this raises.
+            self._service.health_check()
             failed = self._embed_one_by_one(batch, rows, texts, vectors)
         return failed
 
@@ -134,7 +146,7 @@ class TextEmbedder:
                 response = self._service.embed_batch([text], kind=self._kind)
                 vectors[row] = response.embeddings[0]
                 self._count(response, 1, begun)
-            except ServiceUnavailableError:
+            except _WITHOUT_MODEL:
                 raise
             except EmbeddingError as error:
                 failed.append(row)
