@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chromadb
@@ -27,10 +28,12 @@ import ray.data
 from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
 from akidb_mlx_ray import TextEmbedder, embed_dataset, write_chroma, write_lancedb
+from akidb_mlx_ray.chroma import BulkCollection, Server, connect
 from akidb_mlx_ray.dataset import Workers
 from akidb_mlx_ray.lancedb import BulkTable
 from akidb_mlx_ray.planning import plan
 from akidb_mlx_ray.results import Failure, Tally
+from akidb_mlx_ray.runs import BulkTarget
 from chromadb.config import Settings
 from host_helpers import MINILM, run_python
 
@@ -45,6 +48,7 @@ from akidb_mlx_plugin import (
 )
 from akidb_mlx_plugin.corpus import all_docstrings
 from akidb_mlx_plugin.mock import MockProvider
+from akidb_mlx_plugin.providers import EmbeddingProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 pytest_plugins = ("host_fixtures",)
@@ -143,6 +147,50 @@ def test_second_run_embeds_only_what_is_missing(tmp_path: Path) -> None:
     assert sorted(ids) == sorted(f"d{i}" for i in range(130))
 
 
+class AtOnce:
+    """Rows that stages are applied to here and now, as often as in one worker."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows = rows
+
+    def map_batches(self, stage: Any, *, fn_kwargs: dict[str, Any], **_: Any) -> AtOnce:
+        return AtOnce(stage(self.rows, **fn_kwargs))
+
+    def sum(self, column: str) -> int:
+        return sum(self.rows[column].to_pylist())
+
+
+def find_missing(target: BulkTarget, ids: list[str]) -> list[str]:
+    found: Any = target.drop_present(AtOnce(pa.table({"id": ids})))  # type: ignore[arg-type]
+    return found.rows["id"].to_pylist()
+
+
+def test_table_that_was_made_anew_is_looked_up_as_it_is_now(tmp_path: Path) -> None:
+    db = lancedb.connect(tmp_path)
+    function = MLXEmbeddings.create(**MOCK)
+    versions, missing = set(), []
+    for present in ("a", "b"):
+        create_table(db, "docs", function).add([{"id": present, "text": present}])
+        target = BulkTable(str(tmp_path), "docs", function=function)
+        missing += find_missing(target, ["a", "b"])
+        versions.add(db.open_table("docs").version)
+        db.drop_table("docs")
+    assert missing == ["b", "a"]
+    assert len(versions) == 1
+
+
+def test_collection_that_was_made_anew_is_looked_up_and_written_to(chroma_port: int, name: str) -> None:
+    server = Server("127.0.0.1", chroma_port)
+    for present in ("a", "b"):
+        target = BulkCollection(server, name, function=MLXEmbeddingFunction(**MOCK))
+        target.make({})
+        vector = pa.array([[1.0] * 8], pa.list_(pa.float32(), 8))
+        rows: Any = AtOnce(pa.table({"id": [present], "text": [present], "vector": vector}))
+        assert target.write(rows, 1) == 1
+        assert find_missing(target, ["a", "b"]) == [id_ for id_ in ("a", "b") if id_ != present]
+        connect(server).delete_collection(name)
+
+
 def bad_rows() -> Any:
     rows = [
         {"id": "a", "text": "first"},
@@ -172,6 +220,19 @@ def test_bad_rows_go_to_a_side_file(tmp_path: Path) -> None:
     rows = lancedb.connect(tmp_path).open_table("docs").to_arrow().to_pylist()
     assert {(row["id"], row["text"]) for row in rows} == {("a", "first"), ("d", "good")}
     assert all(np.linalg.norm(row["vector"]) == pytest.approx(1, abs=1e-5) for row in rows)
+
+
+def test_repeated_ids_whose_rows_have_nulls_alone_in_a_column(tmp_path: Path) -> None:
+    blocks = [
+        pa.table({"id": ["a"], "text": ["first"], "note": pa.nulls(1)}),
+        pa.table({"id": ["b"], "text": ["first"], "note": ["kept"]}),
+        pa.table({"id": ["a", "b", "c"], "text": ["second"] * 3, "note": ["left out"] * 3}),
+    ]
+    function = MLXEmbeddings.create(**MOCK)
+    result = write_lancedb(ray.data.from_arrow(blocks), tmp_path, "docs", embedding_function=function)
+    assert (result.written, dict(result.rejected)) == (3, {"duplicate id": 2})
+    rows = lancedb.connect(tmp_path).open_table("docs").to_arrow().to_pylist()
+    assert {row["id"]: row["note"] for row in rows} == {"a": None, "b": "kept", "c": "left out"}
 
 
 def test_strict_run_stops_before_anything_is_written(tmp_path: Path) -> None:
@@ -256,25 +317,21 @@ def test_weights_that_cannot_be_loaded_end_the_run(tmp_path: Path, tiny_dir: Pat
 class FailingProvider(MockProvider):
     """Fails on texts that hold one of these words, with its error."""
 
-    def __init__(self, errors: dict[str, Exception], *, health: Exception | None = None) -> None:
+    def __init__(self, errors: dict[str, Exception]) -> None:
         super().__init__(8)
-        self.errors, self.health = errors, health
-        self.asked = 0
+        self.errors = errors
+        self.asked: list[list[str]] = []
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
-        self.asked += 1
+        self.asked.append(list(request.inputs))
         for text in request.inputs:
             for word in text.split():
                 if word in self.errors:
                     raise self.errors[word]
         return super().embed_batch(request)
 
-    def health_check(self) -> None:
-        if self.health is not None:
-            raise self.health
 
-
-def embedder_with(provider: FailingProvider) -> tuple[TextEmbedder, Tally]:
+def embedder_with(provider: EmbeddingProvider) -> tuple[TextEmbedder, Tally]:
     tally = Tally()
     embedder = TextEmbedder(**MOCK, id_column="id", tally=tally)
     embedder._service = EmbeddingService(provider=provider)
@@ -304,16 +361,40 @@ def test_an_error_of_the_model_is_no_texts(error: EmbeddingError) -> None:
     embedder, tally = embedder_with(provider)
     with pytest.raises(type(error), match=str(error)):
         embedder(pa.table({"id": ["a", "b"], "text": ["x", "y"]}))
-    assert (provider.asked, tally.read()) == (1, ((), []))
+    assert provider.asked[1:] == [["x", "y"]]
+    assert tally.read() == ((), [])
 
 
 def test_a_setting_that_keeps_the_model_from_loading_is_no_texts_error() -> None:
-    health = ServiceUnavailableError("the model could not be loaded: no such dtype")
-    provider = FailingProvider({"x": InvalidInputError("no such dtype")}, health=health)
+    provider = FailingProvider(dict.fromkeys(["warm", "x"], InvalidInputError("no such dtype")))
     embedder, tally = embedder_with(provider)
-    with pytest.raises(ServiceUnavailableError, match="no such dtype"):
+    with pytest.raises(InvalidInputError, match="no such dtype"):
         embedder(pa.table({"id": ["a"], "text": ["x"]}))
-    assert (provider.asked, tally.read()) == (1, ((), []))
+    assert (len(provider.asked), tally.read()) == (1, ((), []))
+
+
+class SlowProvider(MockProvider):
+    """Takes an hour to load, and then a second for a text, on a clock of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.now_s = 0.0
+        self.loaded = False
+
+    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
+        self.now_s += len(request.inputs) + (0 if self.loaded else 3600)
+        self.loaded = True
+        return super().embed_batch(request)
+
+
+def test_loading_is_not_counted_as_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = SlowProvider()
+    monkeypatch.setattr("akidb_mlx_ray.embedder.time", SimpleNamespace(perf_counter=lambda: provider.now_s))
+    embedder, tally = embedder_with(provider)
+    embedder(pa.table({"id": ["a", "b"], "text": ["x", "y"]}))
+    embedder(pa.table({"id": ["c"], "text": ["z"]}))
+    (report,), _ = tally.read()
+    assert (report.texts, report.tokens, report.seconds, report.texts_per_second) == (3, 3, 3.0, 1.0)
 
 
 def poison(folder: Path, word: str) -> None:
@@ -359,6 +440,24 @@ def test_plan_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert made.disk_bytes == pytest.approx(300 * (384 * 4 + 8) + sum(map(len, TEXTS)), rel=0.3)
     assert made.seconds == pytest.approx(300 / made.texts_per_second)
     assert "docs" not in lancedb.connect(tmp_path)
+
+
+def test_large_table_gets_an_index_of_ids_by_a_run_and_not_by_its_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("akidb_mlx_ray.lancedb._INDEXED_ROWS", 3)
+    function = MLXEmbeddings.create(**MOCK)
+    table = create_table(lancedb.connect(tmp_path), "docs", function, schema=pa.schema([("year", pa.int64())]))
+    table.add([{"id": f"d{i}", "text": TEXTS[i], "year": i} for i in range(4)])
+    before = table.version
+    made = plan(corpus(6), BulkTable(str(tmp_path), "docs"), Workers(), Path("docs.rejected.jsonl"))
+    table.checkout_latest()
+    assert (made.to_write, made.already_there) == (2, 4)
+    assert (table.version, table.list_indices()) == (before, [])
+    result = write_lancedb(corpus(6), tmp_path, "docs", embedding_function=function)
+    assert (result.written, result.already_there) == (2, 4)
+    table.checkout_latest()
+    assert [(index.index_type, index.columns) for index in table.list_indices()] == [("BTree", ["id"])]
 
 
 def write_parquet(path: Path, count: int) -> None:

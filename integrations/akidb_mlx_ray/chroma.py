@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import chromadb
 import numpy as np
@@ -115,12 +116,12 @@ class BulkCollection(BulkTarget):
         self._server, self._name, self._writers = server, name, writers
         self._client = connect(server)
         self.trusted = function is not None
-        self._exists = True
+        self._collection: chromadb.Collection | None = None
         try:
-            found = get_collection(self._client, name, function)
-            function = function or function_at_hand(found, read_space(found))
+            self._collection = get_collection(self._client, name, function)
+            function = function or function_at_hand(self._collection, read_space(self._collection))
         except NotFoundError:
-            self.trusted, self._exists = True, False
+            self.trusted = True
         self._function = function or MLXEmbeddingFunction()
         self.service = self._function.service
         self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
@@ -137,23 +138,34 @@ class BulkCollection(BulkTarget):
 
     def make(self, given: Mapping[str, Any]) -> None:
         """Make the collection if it is not there."""
-        if not self._exists:
-            create_collection(self._client, self._name, self._function)
-            self._exists = True
+        if self._collection is None:
+            self._collection = create_collection(self._client, self._name, self._function)
 
     def drop_present(self, ds: Dataset) -> Dataset:
         """Look ids up in the collection, so many at a time."""
-        if not self._exists or not _collection(self._server, self._name).count():
+        if self._collection is None or not self._collection.count():
             return ds
-        arguments = {"server": self._server, "name": self._name, "on": self.columns.id}
+        arguments = {
+            "server": self._server,
+            "name": self._name,
+            "collection_id": self._collection.id,
+            "on": self.columns.id,
+        }
         return ds.map_batches(_drop_present, fn_kwargs=arguments, batch_format="pyarrow", batch_size=_WRITE_ROWS)
 
     def write(self, ds: Dataset, rows: int) -> int:
         """Upsert, by so many tasks at the same time."""
+        assert self._collection is not None, "it is made before it is written to"
+        arguments = {
+            "server": self._server,
+            "name": self._name,
+            "collection_id": self._collection.id,
+            "columns": self.columns,
+        }
         limit = int(self._client.get_max_batch_size())
         counts = ds.map_batches(
             _upsert,
-            fn_kwargs={"server": self._server, "name": self._name, "columns": self.columns},
+            fn_kwargs=arguments,
             batch_format="pyarrow",
             batch_size=min(_WRITE_ROWS, limit) if limit > 0 else _WRITE_ROWS,
             compute=TaskPoolStrategy(size=self._writers),
@@ -183,20 +195,20 @@ def connect(server: Server) -> ClientAPI:
 
 
 @lru_cache(maxsize=4)
-def _collection(server: Server, name: str) -> Any:
-    """Open a collection once in each worker."""
+def _open(server: Server, name: str, collection_id: UUID) -> Any:
+    """Open a collection once in each worker; one that was deleted and made anew has another id."""
     return connect(server).get_collection(name)
 
 
-def _drop_present(rows: pa.Table, server: Server, name: str, on: str) -> pa.Table:
+def _drop_present(rows: pa.Table, server: Server, name: str, collection_id: UUID, on: str) -> pa.Table:
     ids = rows[on].to_pylist()
     if not ids:
         return rows
-    present = set(_collection(server, name).get(ids=ids, include=[])["ids"])
+    present = set(_open(server, name, collection_id).get(ids=ids, include=[])["ids"])
     return rows.filter(pa.array(np.array([id_ not in present for id_ in ids], dtype=bool)))
 
 
-def _upsert(rows: pa.Table, server: Server, name: str, columns: Any) -> pa.Table:
+def _upsert(rows: pa.Table, server: Server, name: str, collection_id: UUID, columns: Any) -> pa.Table:
     if rows.num_rows:
         vectors = rows[columns.vector].combine_chunks()
         texts = rows[columns.text].to_pylist() if columns.text in rows.column_names else [None] * rows.num_rows
@@ -204,7 +216,7 @@ def _upsert(rows: pa.Table, server: Server, name: str, columns: Any) -> pa.Table
         metadatas = [
             {key: value for key, value in row.items() if value is not None} or None for row in others.to_pylist()
         ] or [None] * rows.num_rows
-        _collection(server, name).upsert(
+        _open(server, name, collection_id).upsert(
             ids=rows[columns.id].to_pylist(),
             embeddings=list(vectors.flatten().to_numpy().reshape(rows.num_rows, columns.dimension)),
             documents=texts if any(text is not None for text in texts) else None,

@@ -26,6 +26,7 @@ from akidb_mlx_ray.results import Failure, Tally
 
 # Errors of the model itself: no text would fare better.
 _WITHOUT_MODEL = (ModelNotFoundError, DownloadError, ServiceUnavailableError)
+_WARM_UP = "warm"
 
 
 class TextEmbedder:
@@ -89,6 +90,7 @@ class TextEmbedder:
             document_task=document_task,
         )
         self._service = EmbeddingService(config, trusted=trusted)
+        self._loaded = False
         self._worker = ray.get_runtime_context().get_actor_id() or "driver"
         self._counters = _Counters()
 
@@ -121,6 +123,7 @@ class TextEmbedder:
     def _embed(self, batch: pa.Table, rows: np.ndarray, vectors: Vector) -> list[int]:
         """Fill the vectors of these rows; return those that the model failed on."""
         texts = self._texts(batch, rows)
+        self._load()
         begun = time.perf_counter()
         failed: list[int] = []
         try:
@@ -132,10 +135,14 @@ class TextEmbedder:
         except EmbeddingError:
             if self._tally is None:
                 raise
-            # Where it is no text's fault but the model could not be loaded, this raises.
-            self._service.health_check()
             failed = self._embed_one_by_one(batch, rows, texts, vectors)
         return failed
+
+    def _load(self) -> None:
+        """Load the model with a word that nobody counts: loading is neither any text's fault nor embedding's time."""
+        if not self._loaded:
+            self._service.embed_batch([_WARM_UP], kind=self._kind)
+            self._loaded = True
 
     def _embed_one_by_one(self, batch: pa.Table, rows: np.ndarray, texts: Sequence[str], vectors: Vector) -> list[int]:
         """Find out which texts the model fails on, note them, and embed the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ import pyarrow as pa
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table
 from akidb_mlx_lancedb.layout import read_layout
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
+from lancedb.index import BTree
 from ray.data import Dataset
 
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -136,23 +138,24 @@ class BulkTable(BulkTarget):
                 raise InvalidInputError(f"{self.label} needs {field.name!r}, and the rows have no such column")
 
     def make(self, given: Mapping[str, Any]) -> None:
-        """Make the table if it is not there."""
+        """Make the table if it is not there; a large one gets an index of its ids."""
         if self._table is None:
             schema = self._new_schema(given)
             self._table = create_table(self._db, self._name, self._function, schema=schema, on=self.columns.id)
+        indexed = any(self.columns.id in index.columns for index in self._table.list_indices())
+        if not indexed and self._table.count_rows() >= _INDEXED_ROWS:
+            self._table.create_index(self.columns.id, config=BTree())
 
     def drop_present(self, ds: Dataset) -> Dataset:
         """Look ids up in the table as it is now, so many at a time."""
-        rows = 0 if self._table is None else self._table.count_rows()
-        if not rows:
+        if self._table is None or not self._table.count_rows():
             return ds
-        if rows >= _INDEXED_ROWS and not any(self.columns.id in i.columns for i in self._table.list_indices()):
-            self._table.create_scalar_index(self.columns.id)
         arguments = {
             "uri": self._uri(),
             "version": self._table.version,
             "on": self.columns.id,
             "storage_options": tuple(self._storage_options.items()),
+            "lookup": uuid.uuid4().hex,
         }
         return ds.map_batches(_drop_present, fn_kwargs=arguments, batch_format="pyarrow", batch_size=_LOOKUP_ROWS)
 
@@ -209,20 +212,23 @@ def _field(name: str, column_type: Any) -> pa.Field:
 
 
 def _drop_present(
-    rows: pa.Table, uri: str, version: int, on: str, storage_options: tuple[tuple[str, str], ...]
+    rows: pa.Table, uri: str, version: int, on: str, storage_options: tuple[tuple[str, str], ...], lookup: str
 ) -> pa.Table:
     ids = rows[on].to_pylist()
     if not ids:
         return rows
     quoted = ", ".join("'" + id_.replace("'", "''") + "'" for id_ in ids)
-    found = _open(uri, version, storage_options).to_table(columns=[on], filter=f"`{on}` IN ({quoted})")
+    found = _open(uri, version, storage_options, lookup).to_table(columns=[on], filter=f"`{on}` IN ({quoted})")
     present = set(found[on].to_pylist())
     return rows.filter(pa.array(np.array([id_ not in present for id_ in ids], dtype=bool)))
 
 
 @lru_cache(maxsize=4)
-def _open(uri: str, version: int, storage_options: tuple[tuple[str, str], ...]) -> Any:
-    """Open a table once in each worker; its version is that of the run's beginning."""
+def _open(uri: str, version: int, storage_options: tuple[tuple[str, str], ...], lookup: str) -> Any:
+    """Open a table once in each worker for each lookup; its version is that of the run's beginning.
+
+    A table that was dropped and made anew may be at the same version again, and be another: hence `lookup`.
+    """
     return lance.dataset(uri, version=version, storage_options=dict(storage_options) or None)
 
 

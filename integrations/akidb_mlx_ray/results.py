@@ -19,7 +19,7 @@ class WorkerReport:
     Attributes:
         worker: Ray's id of the actor.
         texts, tokens, truncated: what went through its model.
-        seconds: time spent in the model, waiting for rows not included.
+        seconds: time spent in the model; loading it and waiting for rows are not included.
     """
 
     worker: str

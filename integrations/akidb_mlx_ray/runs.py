@@ -47,11 +47,11 @@ class BulkTarget(ABC):
 
     @abstractmethod
     def make(self, given: Mapping[str, Any]) -> None:
-        """Make it for such columns if it is not there, with its function and stamp."""
+        """Make it for such columns if it is not there, with its function and stamp, and ready to be looked up in."""
 
     @abstractmethod
     def drop_present(self, ds: Dataset) -> Dataset:
-        """Return the rows whose ids it does not have now."""
+        """Return the rows whose ids it does not have now; writes nothing."""
 
     @abstractmethod
     def write(self, ds: Dataset, rows: int) -> int:

@@ -113,7 +113,7 @@ def _tell_apart(ds: Dataset, columns: Columns, hashes: np.ndarray, rows: int, re
                 first[str(id_)] = batch.slice(index, 1)
     # Two ids may share a hash; those stay where they are.
     kept = [row for id_, row in first.items() if id_ in repeated]
-    return Screening(rows, frozenset(repeated), pa.concat_tables(kept) if kept else None)
+    return Screening(rows, frozenset(repeated), pa.concat_tables(kept, promote_options="default") if kept else None)
 
 
 def _select_hashes(rows: pa.Table, columns: Columns, hashes: np.ndarray) -> pa.Table:
