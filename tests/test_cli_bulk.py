@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lancedb
@@ -10,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from host_helpers import run_python
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin.cli import app
 from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress, parse_target
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+
+pytest_plugins = ("host_fixtures",)
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +59,50 @@ def test_dry_run_then_run_then_search(tmp_path: Path, minilm_dir: Path) -> None:
     found = CliRunner().invoke(app, ["search", "cooking noodles", "--lancedb", "db", "--table", "docs", "--json"])
     assert "pasta" in json.loads(found.stdout)[0]["text"]
     assert not ray.is_initialized()
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_run_into_a_chroma_server_is_searched_by_text_elsewhere(
+    tmp_path: Path, minilm_dir: Path, chroma_port: int, name: str
+) -> None:
+    texts = {"date": "parse a date from a string", "file": "open a file", "pasta": "boil the pasta"}
+    write_lines(tmp_path / "docs.jsonl", [{"id": id_, "text": text, "words": 3} for id_, text in texts.items()])
+    target = f"chroma://127.0.0.1:{chroma_port}/{name}"
+    whole, worker = run("--input", "docs.jsonl", "--to", target, "--model", "minilm-l6-v2")
+    assert (whole["rows"], whole["written"], whole["rejected"], worker["texts"]) == (3, 3, "", 3)
+    found = run_python(
+        """
+        import json, sys, chromadb
+        from akidb_mlx_chroma import get_collection
+        collection = get_collection(chromadb.HttpClient("127.0.0.1", int(sys.argv[1])), sys.argv[2])
+        print(json.dumps(collection.query(query_texts=["cooking noodles"], n_results=1)))
+        """,
+        chroma_port,
+        name,
+    )
+    best = json.loads(found.splitlines()[-1])
+    assert (best["ids"], best["documents"]) == ([["pasta"]], [["boil the pasta"]])
+    assert best["metadatas"] == [[{"words": 3}]]
+
+
+def test_strict_command_says_why_it_stops(tmp_path: Path, minilm_dir: Path) -> None:
+    write_lines(tmp_path / "docs.jsonl", [{"id": "a", "text": "one"}, {"id": "a", "text": "two"}])
+    command = [sys.executable, "-m", "akidb_mlx_plugin.cli", "bulk", "--input", "docs.jsonl", "--strict"]
+    command += ["--to", "lancedb://db/docs", "--model", "minilm-l6-v2"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "1 rows cannot be embedded (1 duplicate id); they are in docs.rejected.jsonl" in done.stderr
+    assert "Nothing was written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "docs.rejected.jsonl").read_text())["text"] == "two"
+    assert not list(tmp_path.glob("db/*"))
 
 
 @pytest.mark.parametrize(
