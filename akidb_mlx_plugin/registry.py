@@ -191,7 +191,7 @@ def resolve(model: str | Path) -> ModelSource:
     if model in _BY_NAME:
         spec = _BY_NAME[model]
         return ModelSource(model, spec=spec, repo=spec.repo)
-    if model.startswith(("/", "./", "../", "~", "\\")) or model in (".", ".."):
+    if _is_folder_name(model):
         return _folder_source(model, Path(model).expanduser())
     if _REPO_ID.fullmatch(model) and ".." not in model:
         return ModelSource(model, spec=_BY_REPO.get(model), repo=model)
@@ -199,6 +199,16 @@ def resolve(model: str | Path) -> ModelSource:
         f"unknown model {model!r}; {_nearest(model)} A Hugging Face repository is named as 'org/repo', "
         "a local checkpoint by its folder ('./folder' or '/folder')"
     )
+
+
+def check_name(model: str) -> None:
+    """Raise as `resolve` for a name that is none; of folders nothing is asked, they may come later."""
+    if not _is_folder_name(model):
+        resolve(model)
+
+
+def _is_folder_name(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~", "\\")) or model in (".", "..")
 
 
 def _folder_source(name: str, folder: Path) -> ModelSource:

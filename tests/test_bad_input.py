@@ -186,7 +186,8 @@ class TestNames:
         ],
     )
     def test_everywhere(self, tmp_path: Path, name: str, model: str, error: type[Exception], message: str) -> None:
-        collection = chromadb.EphemeralClient().create_collection(name, embedding_function=MLXEmbeddingFunction(model))
+        stored = MLXEmbeddingFunction.build_from_config({"model": model})
+        collection = chromadb.EphemeralClient().create_collection(name, embedding_function=stored)
         for ask in (
             lambda: Embedder.load(model),
             lambda: EmbeddingService(model).embed_batch(["a"]),

@@ -18,7 +18,7 @@ from chromadb.api.types import VectorIndexConfig
 from chromadb.errors import InvalidArgumentError
 from host_helpers import DOCUMENTS, MINILM, SETTINGS, Embedded, count_loads, nearest, run_python, vector_of
 
-from akidb_mlx_plugin import EmbeddingService, InvalidInputError
+from akidb_mlx_plugin import EmbeddingService, InvalidInputError, ModelNotFoundError
 
 pytest_plugins = ("host_fixtures", "hub_fixtures")
 
@@ -225,6 +225,11 @@ class TestSettings:
         settings = json.loads(json.dumps(function.get_config()))
         MLXEmbeddingFunction.validate_config(settings)
         assert MLXEmbeddingFunction.build_from_config(settings).get_config() == function.get_config() == settings
+
+    def test_a_misspelt_name_is_refused_before_a_collection_stores_it(self) -> None:
+        with pytest.raises(ModelNotFoundError, match="did you mean 'minilm-l6-v2'"):
+            MLXEmbeddingFunction("minlm-l6-v2")
+        assert MLXEmbeddingFunction("theirs", mode="user_provided").get_config()["model"] == "theirs"
 
     def test_what_belongs_to_the_machine_is_not_stored(self, tmp_path: Path) -> None:
         function = MLXEmbeddingFunction(MINILM, device="cpu", cache_dir=tmp_path)

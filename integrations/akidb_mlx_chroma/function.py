@@ -11,6 +11,7 @@ from chromadb.utils.embedding_functions import register_embedding_function
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.registry import check_name
 from akidb_mlx_plugin.stored import check_same_space, check_settings, config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo
 
@@ -59,23 +60,24 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             device: "auto", "gpu" or "cpu"; not stored.
             cache_dir: where models are kept; not stored.
         Raises:
+            ModelNotFoundError: a misspelt name, which a plain collection would store for good.
             InvalidInputError: a value that cannot be used.
         """
-        self._use(
-            EmbeddingConfig.from_arguments(
-                model,
-                mode=mode,
-                dimension=dimension,
-                normalize=normalize,
-                device=device,
-                cache_dir=cache_dir,
-                query_prompt=query_prompt,
-                document_prompt=document_prompt,
-                query_task=query_task,
-                document_task=document_task,
-            ),
-            trusted=True,
+        config = EmbeddingConfig.from_arguments(
+            model,
+            mode=mode,
+            dimension=dimension,
+            normalize=normalize,
+            device=device,
+            cache_dir=cache_dir,
+            query_prompt=query_prompt,
+            document_prompt=document_prompt,
+            query_task=query_task,
+            document_task=document_task,
         )
+        if config.mode == "mlx" and isinstance(model, str):
+            check_name(model)
+        self._use(config, trusted=True)
 
     @classmethod
     def from_config(cls, path: str | Path) -> MLXEmbeddingFunction:

@@ -21,6 +21,11 @@ from akidb_mlx_plugin.embedder import Embedder
 pytest_plugins = ("host_fixtures", "hub_fixtures")
 
 
+def stored_function(model: str) -> MLXEmbeddingFunction:
+    """A function as a database has it, which nobody has checked."""
+    return MLXEmbeddingFunction.build_from_config({"model": model})
+
+
 class TestTraps:
     @pytest.mark.parametrize(
         "model", ["no-such-model", " ", "~nobody-of-that-name/model", "/" + "x" * 5000, "a\0b", "org/unreachable"]
@@ -28,7 +33,7 @@ class TestTraps:
     def test_no_model_name_downgrades_to_legacy(self, chroma: ClientAPI, name: str, model: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
-            made = chroma.create_collection(name, embedding_function=MLXEmbeddingFunction(model))
+            made = chroma.create_collection(name, embedding_function=stored_function(model))
         assert made.configuration_json["embedding_function"]["name"] == "akidb_mlx"
         assert made.configuration_json["embedding_function"]["config"]["model"] == model
 
@@ -50,7 +55,7 @@ class TestTraps:
         assert [str(w.message) for w in recwarn if "embedding function" in str(w.message).lower()] == []
 
     def test_typed_errors_arrive(self, chroma: ClientAPI, name: str) -> None:
-        collection = chroma.create_collection(name, embedding_function=MLXEmbeddingFunction("minilm-l6-v3"))
+        collection = chroma.create_collection(name, embedding_function=stored_function("minilm-l6-v3"))
         with pytest.raises(ModelNotFoundError, match="did you mean 'minilm-l6-v2'"):
             collection.add(ids=["a"], documents=["a"])
         with pytest.raises(ModelNotFoundError, match="did you mean 'minilm-l6-v2'"):
