@@ -237,7 +237,7 @@ def _open(
         if function is None:
             raise InvalidInputError(
                 f"{stored.label} stores no function of this package; name the one that its vectors were made with, "
-                "embedding_function=MLXEmbeddingFunction(...)"
+                "embedding_function=MLXEmbeddingFunction(...) (on the command line: --model)"
             )
     collection = wait(client.get_collection(name, embedding_function=_as_host_type(function)))
     _validate(collection, None, wait)

@@ -112,7 +112,7 @@ def open_table(db: Any, name: str, embedding_function: MLXEmbeddings | None = No
     if embedding_function is None and open_layout(table, None).stored is None:
         raise InvalidInputError(
             f"table {name!r} stores no function of this package; name the one that its vectors were made with, "
-            "embedding_function=MLXEmbeddings.create(...)"
+            "embedding_function=MLXEmbeddings.create(...) (on the command line: --model)"
         )
     validate_table(table, embedding_function)
     return table
