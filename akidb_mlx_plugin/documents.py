@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
+from akidb_mlx_plugin.inputs import check_unicode
 from akidb_mlx_plugin.spaces import as_vector
 from akidb_mlx_plugin.types import Document
 
@@ -63,9 +64,7 @@ class DocumentCheck:
             return
         if not isinstance(text, str):
             raise InvalidInputError(f"the text of document {document.id!r} is {type(text).__name__}, not a string")
-        # An ASCII string is checked by a flag; only others have to be encoded.
-        if not text.isascii():
-            _check_encodable(text, f"the text of document {document.id!r}")
+        check_unicode(text, f"the text of document {document.id!r}")
         if document.vector is None and not self._can_embed:
             raise InvalidInputError(
                 f"document {document.id!r} has a text and no vector, and {self._label} has no function to embed it "
@@ -115,8 +114,7 @@ def _check_id(index: int, document: object) -> None:
         raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
     if not isinstance(document.id, str) or not document.id:
         raise InvalidInputError(f"document {index} has the id {document.id!r}; an id is a string, and not empty")
-    if not document.id.isascii():
-        _check_encodable(document.id, f"the id of document {index}")
+    check_unicode(document.id, f"the id of document {index}")
 
 
 def _check_metadata(document: Document) -> None:
@@ -125,13 +123,3 @@ def _check_metadata(document: Document) -> None:
         return
     if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
         raise InvalidInputError(f"the metadata of document {document.id!r} is no mapping of strings to values")
-
-
-def _check_encodable(text: str, what: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidInputError(
-            f"{what} holds a lone surrogate (character {error.start}), which is no Unicode text; "
-            "decode it with errors='replace'"
-        ) from None

@@ -40,9 +40,7 @@ def check_request(request: BatchEmbeddingRequest) -> None:
     for index, text in enumerate(request.inputs):
         if not isinstance(text, str):
             raise InvalidInputError(f"text {index} is {type(text).__name__}, not a string{_remedy(text)}")
-        # An ASCII string is checked by a flag; only others have to be encoded.
-        if not text.isascii():
-            _check_surrogates(index, text)
+        check_unicode(text, f"text {index}")
     if request.kind not in _KINDS:
         raise InvalidInputError(f"kind must be {' or '.join(map(repr, _KINDS))}, got {request.kind!r}")
     dimension = request.dimension
@@ -50,12 +48,21 @@ def check_request(request: BatchEmbeddingRequest) -> None:
         raise InvalidInputError(f"dimension must be a positive whole number, got {dimension!r}")
 
 
-def _check_surrogates(index: int, text: str) -> None:
+def check_unicode(text: str, what: str) -> None:
+    """Raise InvalidInputError for a string with a lone surrogate, half a character, which no database keeps.
+
+    Args:
+        text: of any length.
+        what: what messages call it.
+    """
+    # An ASCII string is checked by a flag; only others have to be encoded.
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidInputError(
-            f"text {index} holds a lone surrogate (character {error.start}), which is no Unicode text; "
+            f"{what} holds a lone surrogate (character {error.start}), which is no Unicode text; "
             "decode it with errors='replace'"
         ) from None
 

@@ -225,10 +225,11 @@ class Upsert:
             self._tokens += response.usage.total_tokens
             self._truncated += response.usage.truncated
             self._adapt_size(len(batch.missing), response.usage.duration_ms / 1e3)
-        self._refuse_cancelled()
         rows = self._fill(batch, vectors)
-        self._batch = None
         self._wait_for_write()
+        # Asked last: a write takes long, and a cancel may have come meanwhile.
+        self._refuse_cancelled()
+        self._batch = None
         self._writing = writer.submit(self._write, batch, rows)
 
     def _wait_for(self, embedding: Future[BatchEmbeddingResponse]) -> BatchEmbeddingResponse:

@@ -139,7 +139,7 @@ def test_a_byte_order_mark_is_no_text(minilm: EmbeddingService) -> None:
     [
         ('{"text": "a"}\n{"body": "b"}', "row 2 of standard input has no text in field 'text'; its fields are body"),
         ('{"text": null}', "row 1 of standard input: field 'text' is None, not a text; leave such rows out"),
-        ('{"text": "a"}\n{"text": "b\\ud800"}', "row 2 of standard input holds half a character"),
+        ('{"text": "a"}\n{"text": "b\\ud800"}', "row 2 of standard input holds a lone surrogate (character 1)"),
         ('{"text": "a", "n": NaN}', "line 1 of standard input is not JSON: it has no NaN"),
         ('{"text": "a", "n": 1e999}', "a number that JSON cannot hold"),
         ("[1]", "not an object"),

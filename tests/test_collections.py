@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -470,6 +471,8 @@ class TestBackground:
 
         def hold(number: int) -> None:
             if number == 2:
+                # By then the next chunk is embedded and waits to be written.
+                time.sleep(0.3)
                 loop.call_soon_threadsafe(written.set)
                 release.wait(PATIENCE_S)
 

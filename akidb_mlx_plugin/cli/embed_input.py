@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.inputs import check_unicode
 
 Format = Literal["lines", "jsonl", "parquet"]
 
@@ -117,13 +118,7 @@ class TextSource:
                 f"row {number} of {self._label} has no text in field {self.text_field!r}; its fields are {fields}; "
                 "name the right one with --text-field"
             )
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(
-                f"the text in row {number} of {self._label} holds half a character (a lone surrogate, "
-                f"at {error.start}), which is no Unicode; take it out"
-            ) from None
+        check_unicode(text, f"the text in row {number} of {self._label}")
 
     def _open(self, path: str) -> Any:
         try:

@@ -10,6 +10,7 @@ from chromadb.api.types import SparseVector, validate_metadata
 
 from akidb_mlx_plugin.collections import plain_value
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.inputs import check_unicode
 from akidb_mlx_plugin.types import Document
 
 # Chroma's own keys: its server refuses the first two kinds, and shows nobody the third again.
@@ -64,15 +65,5 @@ def _check_value(key: str, value: Any) -> None:
         raise ValueError(f"{key!r} has the value {value}, and Chroma keeps finite numbers only; leave it out")
     elif isinstance(value, int) and value not in _INT64:
         raise ValueError(f"{key!r} has the value {value}, which is beyond 64 bits; give it as a string")
-    elif isinstance(value, str) and not value.isascii():
-        _check_encodable(key, value)
-
-
-def _check_encodable(key: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{key!r} holds a lone surrogate (character {error.start}), which is no Unicode text; "
-            "decode it with errors='replace'"
-        ) from None
+    elif isinstance(value, str):
+        check_unicode(value, repr(key))
