@@ -94,7 +94,7 @@ def test_run_into_a_chroma_server_is_searched_by_text_elsewhere(
 
 def test_strict_command_says_why_it_stops(tmp_path: Path, minilm_dir: Path) -> None:
     write_lines(tmp_path / "docs.jsonl", [{"id": "a", "text": "one"}, {"id": "a", "text": "two"}])
-    command = [sys.executable, "-m", "akidb_mlx_plugin.cli", "bulk", "--input", "docs.jsonl", "--strict"]
+    command = [sys.executable, "-m", "akidb_mlx_plugin", "bulk", "--input", "docs.jsonl", "--strict"]
     command += ["--to", "lancedb://db/docs", "--model", "minilm-l6-v2"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
