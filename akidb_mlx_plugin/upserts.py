@@ -230,7 +230,8 @@ class Upsert:
         # Asked last: a write takes long, and a cancel may have come meanwhile.
         self._refuse_cancelled()
         self._batch = None
-        self._writing = writer.submit(self._write, batch, rows)
+        # Without the batch, which holds the answer of the model too: that is copied into the rows by now.
+        self._writing = writer.submit(self._write, batch.chunk, batch.documents, rows)
 
     def _wait_for(self, embedding: Future[BatchEmbeddingResponse]) -> BatchEmbeddingResponse:
         try:
@@ -258,16 +259,16 @@ class Upsert:
             rows[batch.missing] = embedded
         return rows
 
-    def _write(self, batch: _Batch, rows: Vector) -> None:
+    def _write(self, chunk: _Chunk, documents: list[Document], rows: Vector) -> None:
         """Runs on the writer's thread."""
-        size = self._target.max_rows or max(1, len(batch.documents))
-        for start in range(0, len(batch.documents), size):
-            part = batch.documents[start : start + size]
+        size = self._target.max_rows or max(1, len(documents))
+        for start in range(0, len(documents), size):
+            part = documents[start : start + size]
             self._target.write(part, rows[start : start + size])
             self._inserted += len(part)
             ids = [document.id for document in part]
             self._done.extend(ids)
-            batch.chunk.done.update(ids)
+            chunk.done.update(ids)
             self._advance(len(part))
 
     def _wait_for_write(self) -> None:
