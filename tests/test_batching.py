@@ -51,6 +51,20 @@ def answer(future: Future[BatchEmbeddingResponse]) -> BatchEmbeddingResponse:
     return future.result(PATIENCE_S)
 
 
+def embed_within_callback(queue: BatchQueue, future: Future[BatchEmbeddingResponse]) -> Future[BaseException]:
+    """Ask the queue again, and wait, as soon as a future is done; returns the refusal that brings."""
+    caught: Future[BaseException] = Future()
+
+    def embed_again(done: object) -> None:
+        try:
+            queue.embed(request("inner"))
+        except ServiceUnavailableError as error:
+            caught.set_result(error)
+
+    future.add_done_callback(embed_again)
+    return caught
+
+
 def worker_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("akidb-mlx-")]
 
@@ -296,17 +310,9 @@ class TestDeadlines:
     def test_a_callback_must_not_wait_on_the_thread_that_watches_them(
         self, queue: BatchQueue, engine: GatedEngine, clock: FakeClock
     ) -> None:
-        caught: Future[BaseException] = Future()
-
-        def embed_again(future: object) -> None:
-            try:
-                queue.embed(request("inner"))
-            except ServiceUnavailableError as error:
-                caught.set_result(error)
-
         engine.hold()
         first = queue.submit(request("first"), deadline_ms=1000)
-        first.add_done_callback(embed_again)
+        caught = embed_within_callback(queue, first)
         engine.wait_for_batch()
         clock.advance(1.0)
         assert "callback" in str(caught.result(PATIENCE_S))
@@ -463,16 +469,8 @@ class TestFaults:
         queue.close()
 
     def test_waiting_inside_a_callback_is_refused(self, queue: BatchQueue, engine: GatedEngine) -> None:
-        caught: Future[BaseException] = Future()
-
-        def embed_again(future: object) -> None:
-            try:
-                queue.embed(request("inner"))
-            except ServiceUnavailableError as error:
-                caught.set_result(error)
-
         first = occupy(queue, engine)
-        first.add_done_callback(embed_again)
+        caught = embed_within_callback(queue, first)
         engine.release()
         assert "callback" in str(caught.result(PATIENCE_S))
 
