@@ -22,7 +22,7 @@ Mode = Literal["mlx", "user_provided", "mock"]
 Device = Literal["auto", "gpu", "cpu"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-_PREFIX = "AKIDB_EMBEDDING__"
+ENVIRONMENT_PREFIX = "AKIDB_EMBEDDING__"
 _CACHE_VARIABLE = "AKIDB_MODEL_CACHE_DIR"
 
 # A value by its dotted key, with where it came from.
@@ -255,9 +255,9 @@ def _read_environment(environment: Mapping[str, str]) -> Layer:
     if folder := environment.get(_CACHE_VARIABLE, "").strip():
         layer["mlx.cache_dir"] = (folder, f"environment {_CACHE_VARIABLE}")
     for variable, text in environment.items():
-        if not variable.startswith(_PREFIX):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
             continue
-        key = variable.removeprefix(_PREFIX).lower().replace("__", ".")
+        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
         origin = f"environment {variable}"
         if key not in _KEYS:
             raise InvalidInputError(f"unknown key {key!r} ({origin}){_suggest(key)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,13 @@ from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.hub import ensure_model
 
 MINILM = "minilm-l6-v2"
+# Ray reads these when it is imported: clusters of the tests answer to the tests alone, and stop when they are told to.
+os.environ |= {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 # They need the extra "ray", which few of those who run the other tests have.
 collect_ignore = [] if find_spec("ray") else ["test_ray.py", "test_cli_bulk.py"]
 

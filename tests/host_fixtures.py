@@ -36,7 +36,8 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> Embedded:
     return seen
 
 
-def _find_port() -> int:
+def find_port() -> int:
+    """Return a loopback port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -45,13 +46,13 @@ def _find_port() -> int:
 @pytest.fixture
 def free_port() -> int:
     """A loopback port that nobody listens on."""
-    return _find_port()
+    return find_port()
 
 
 @pytest.fixture(scope="session")
 def chroma_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a `chroma run` server of the tests' own."""
-    port = _find_port()
+    port = find_port()
     folder = tmp_path_factory.mktemp("chroma-server")
     beside = Path(sys.executable).with_name("chroma")
     program = str(beside) if beside.exists() else shutil.which("chroma")

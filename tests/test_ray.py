@@ -36,6 +36,7 @@ from akidb_mlx_ray.results import Failure, Tally
 from akidb_mlx_ray.runs import BulkTarget
 from chromadb.config import Settings
 from host_helpers import MINILM, run_python
+from ray_fixtures import RunningCluster
 
 from akidb_mlx_plugin import (
     DimensionMismatchError,
@@ -51,15 +52,15 @@ from akidb_mlx_plugin.mock import MockProvider
 from akidb_mlx_plugin.providers import EmbeddingProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
-pytest_plugins = ("host_fixtures",)
+pytest_plugins = ("host_fixtures", "ray_fixtures")
 
 TEXTS = [text for text, _ in zip(all_docstrings(), range(300), strict=False)]
 MOCK = {"mode": "mock", "dimension": 8}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+def _connected(cluster: RunningCluster) -> Iterator[None]:
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     yield
@@ -145,6 +146,19 @@ def test_second_run_embeds_only_what_is_missing(tmp_path: Path) -> None:
     assert sum(worker.texts for worker in second.workers) == 30
     ids = lancedb.connect(tmp_path).open_table("docs").to_arrow()["id"].to_pylist()
     assert sorted(ids) == sorted(f"d{i}" for i in range(130))
+
+
+@pytest.mark.parametrize(("cpus", "each"), [(1.0, 0.0), (2.0, 0.5), (8.0, 1.0)])
+def test_workers_leave_a_processor_to_read_with(cpus: float, each: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus})
+    assert Workers(2).cpus_each() == each
+
+
+def test_workers_that_leave_none_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert Workers(2, 1.0).cpus_each() == 1.0
+    assert not caplog.messages
+    assert Workers(3, 1.0).cpus_each() == 1.0
+    assert "3 processors, and 3 x 1 for workers leave less than one" in caplog.text
 
 
 class AtOnce:
@@ -235,6 +249,27 @@ def test_repeated_ids_whose_rows_have_nulls_alone_in_a_column(tmp_path: Path) ->
     assert {row["id"]: row["note"] for row in rows} == {"a": None, "b": "kept", "c": "left out"}
 
 
+def test_options_of_a_dataset_with_repeated_ids_stay_as_they_were(tmp_path: Path) -> None:
+    ds = bad_rows()
+    assert not ds.context.execution_options.preserve_order
+    write_lancedb(ds, tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
+    assert not ds.context.execution_options.preserve_order
+
+
+@pytest.mark.parametrize("rejects", ["nowhere/rejected.jsonl", "."])
+def test_side_file_that_cannot_be_written_is_refused_before_a_row_is_read(rejects: str, tmp_path: Path) -> None:
+    unread = ray.data.range(10).map_batches(lambda batch: pytest.fail("a row was read"))
+    with pytest.raises(InvalidInputError, match=r"cannot write .*, the file of rejected rows"):
+        write_lancedb(unread, tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK), rejects=rejects)
+
+
+def test_good_rows_leave_an_earlier_side_file_alone(tmp_path: Path) -> None:
+    Path("docs.rejected.jsonl").write_text("of an earlier run\n", encoding="utf-8")
+    result = write_lancedb(corpus(3), tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
+    assert (result.written, result.rejects) == (3, None)
+    assert Path("docs.rejected.jsonl").read_text(encoding="utf-8") == "of an earlier run\n"
+
+
 def test_strict_run_stops_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"5 rows cannot be embedded \(2 duplicate id, .*Nothing was written"):
         write_lancedb(bad_rows(), tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK), strict=True)
@@ -292,6 +327,26 @@ def test_wrong_columns_are_named(rows: dict[str, Any], message: str | None, tmp_
     with pytest.raises(InvalidInputError, match=message):
         write_lancedb(ds, tmp_path, "docs", embedding_function=function)
     assert "docs" not in lancedb.connect(tmp_path)
+
+
+def test_ray_client_is_refused(cluster: RunningCluster) -> None:
+    found = run_python(
+        """
+        import sys, ray, ray.data, akidb_mlx_ray
+        for _ in range(3):
+            try:
+                ray.init(sys.argv[1], logging_level="ERROR")
+                break
+            except ConnectionAbortedError as error:  # the cluster starts a process for each client, which may fail
+                print(error)
+        try:
+            akidb_mlx_ray.embed_dataset(ray.data.range(3), "minilm-l6-v2")
+        except ValueError as error:
+            print(error)
+        """,
+        cluster.client_address,
+    )
+    assert "Ray Data does not work through ray://; run this on a node" in found
 
 
 def test_unknown_model_is_refused_at_once() -> None:
@@ -415,7 +470,7 @@ def test_texts_that_the_model_fails_on_go_to_the_side_file(tmp_path: Path, tiny_
     function = MLXEmbeddings.create(name=str(tiny_dir))
     with ExitStack() as expected:
         if strict:
-            expected.enter_context(pytest.raises(EmbeddingError, match="the model failed on 1 texts"))
+            expected.enter_context(pytest.raises(EmbeddingError, match="the model failed on 1 text, in"))
         result = write_lancedb(ray.data.from_arrow(rows), tmp_path, "docs", embedding_function=function, strict=strict)
         assert (result.rows, result.written, result.already_there) == (3, 2, 0)
         assert sum(result.rejected.values()) == 1
@@ -423,6 +478,14 @@ def test_texts_that_the_model_fails_on_go_to_the_side_file(tmp_path: Path, tiny_
     assert (line["id"], line["text"]) == ("b", "the ocean")
     assert "not finite" in line["reason"]
     assert sorted(lancedb.connect(tmp_path).open_table("docs").to_arrow()["id"].to_pylist()) == ["a", "c"]
+
+
+def test_a_worker_imports_neither_database() -> None:
+    found = run_python(
+        "import sys, akidb_mlx_ray; akidb_mlx_ray.TextEmbedder, akidb_mlx_ray.embed_dataset\n"
+        "print([name for name in ('chromadb', 'lance', 'lancedb', 'mlx') if name in sys.modules])"
+    )
+    assert found == "[]\n"
 
 
 def test_embedder_alone_names_the_row_without_text() -> None:
@@ -460,8 +523,21 @@ def test_large_table_gets_an_index_of_ids_by_a_run_and_not_by_its_plan(
     assert [(index.index_type, index.columns) for index in table.list_indices()] == [("BTree", ["id"])]
 
 
+def test_large_index_of_ids_learns_of_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("akidb_mlx_ray.lancedb._INDEXED_ROWS", 3)
+    table = create_table(lancedb.connect(tmp_path), "docs", MLXEmbeddings.create(**MOCK))
+    for start in (0, 4):
+        table.add([{"id": f"d{i}", "text": TEXTS[i]} for i in range(start, start + 4)])
+        target = BulkTable(str(tmp_path), "docs")
+        target.make({})
+        table.checkout_latest()
+        (index,) = table.list_indices()
+        assert table.index_stats(index.name).num_indexed_rows == start + 4
+        assert find_missing(target, [f"d{i}" for i in range(start + 6)]) == [f"d{start + 4}", f"d{start + 5}"]
+
+
 def write_parquet(path: Path, count: int) -> None:
-    rows = {"id": [f"d{i}" for i in range(count)], "text": [f"{i} {TEXTS[i % 300]}" for i in range(count)]}
+    rows = {"id": [f"d{i}" for i in range(count)], "text": [f"{i} {TEXTS[i % 300][:400]}" for i in range(count)]}
     pq.write_table(pa.table(rows), path)
 
 
@@ -469,7 +545,7 @@ RUN = """
     import os, sys, ray, ray.data
     from akidb_mlx_lancedb import MLXEmbeddings
     from akidb_mlx_ray import write_lancedb
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     result = write_lancedb(
         ray.data.read_parquet(sys.argv[1]), sys.argv[2], "docs",

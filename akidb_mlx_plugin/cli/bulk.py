@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -18,7 +20,6 @@ from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 if TYPE_CHECKING:
     from akidb_mlx_ray.planning import Plan
     from akidb_mlx_ray.results import BulkResult
-    from ray.data import Dataset
 
 _PATIENCE_S = 10.0
 
@@ -33,7 +34,11 @@ def bulk(
     more: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="More input.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that embed, each with a model of its own.")] = 1,
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster, ray://HOST:10001 or auto; without it, this machine.")
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="A Ray cluster: ray://HOST:10001, or auto on one of its nodes; without it, this machine.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -70,26 +75,39 @@ def bulk(
     try:
         import ray
         from akidb_mlx_ray.dataset import Workers
-        from akidb_mlx_ray.planning import plan
-        from akidb_mlx_ray.runs import Options, run
+        from akidb_mlx_ray.planning import Plan
+
+        from akidb_mlx_plugin.cli.bulk_job import BulkJob, run_through_client
     except ImportError as error:
         raise EmbeddingError(f"this needs Ray ({error}): pip install 'akidb-mlx-plugin[ray]'") from error
     paths = _find_files([*source, *(more or [])])
-    _start_ray(address, workers)
-    try:
-        ds = _read(paths, [on, text_column, vector_column, *columns.split(",")] if columns else None)
-        opened = target.open(model, dimension, on=on, text_column=text_column, vector_column=vector_column)
-        team = Workers(workers, cpus, gpus)
-        path = rejects or Path(f"{target.name}.rejected.jsonl")
-        if dry_run:
-            print_rows([_describe_plan(plan(ds, opened, team, path), workers)], as_json=as_json)
-        else:
-            print_rows(_describe_result(run(ds, opened, team, Options(strict, path)), to), as_json=as_json)
-    finally:
-        ray.shutdown()
+    job = BulkJob(
+        paths=paths,
+        is_jsonl=_format_of(paths[0]) == "jsonl",
+        target=target,
+        model=model,
+        dimension=dimension,
+        on=on,
+        text_column=text_column,
+        vector_column=vector_column,
+        columns=[on, text_column, vector_column, *columns.split(",")] if columns else None,
+        workers=Workers(workers, cpus, gpus),
+        strict=strict,
+        rejects=rejects or Path(f"{target.name}.rejected.jsonl"),
+        dry_run=dry_run,
+    )
+    # Ray writes to standard output too, which is for the result.
+    with redirect_stdout(sys.stderr):
+        _start_ray(address, workers, cpus)
+        try:
+            made = run_through_client(job) if (address or "").startswith("ray://") else job.run()
+        finally:
+            ray.shutdown()
+    rows = [_describe_plan(made, workers)] if isinstance(made, Plan) else _describe_result(made, to)
+    print_rows(rows, as_json=as_json)
 
 
-def _start_ray(address: str | None, workers: int) -> None:
+def _start_ray(address: str | None, workers: int, cpus: float | None) -> None:
     import logging
 
     import ray
@@ -98,14 +116,17 @@ def _start_ray(address: str | None, workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        # One more than there are workers, for reading and writing beside them.
-        quiet |= {"num_cpus": max(os.cpu_count() or 1, workers + 1), "include_dashboard": False}
+        # One more than the workers take, for reading and writing beside them.
+        needed = math.ceil(workers * (cpus or 1)) + 1
+        quiet |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
     else:
         _check_answers(address)
     try:
-        ray.init(address, **quiet)
+        # "local": Ray would else take a cluster that somebody has started here.
+        ray.init(address or "local", **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EmbeddingError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+        hint = "; if it asks for a token, set RAY_AUTH_MODE=token" if address else ""
+        raise EmbeddingError(f"no Ray cluster at {address or 'this machine'}: {error}{hint}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -134,19 +155,6 @@ def _find_files(patterns: list[str]) -> list[str]:
     if len({_format_of(path) for path in paths}) > 1:
         raise InvalidInputError(f"the input mixes Parquet and JSONL: {', '.join(paths[:4])}; one format in a run")
     return paths
-
-
-def _read(paths: list[str], columns: list[str] | None) -> Dataset:
-    """Return the rows of files of one format; of their columns, those that are wanted."""
-    import ray
-
-    try:
-        is_jsonl = _format_of(paths[0]) == "jsonl"
-        ds = ray.data.read_json(paths, lines=True) if is_jsonl else ray.data.read_parquet(paths)
-        present = ds.columns() or []
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"cannot read {', '.join(paths[:4])}: {error}") from error
-    return ds.select_columns([name for name in columns if name in present]) if columns else ds
 
 
 def _expand(pattern: str) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ class LanceAddress:
     uri: str
     name: str
 
+    def absolute(self) -> LanceAddress:
+        """Return it as it is found from every folder."""
+        return self if "://" in self.uri else LanceAddress(str(Path(self.uri).expanduser().resolve()), self.name)
+
     def open(
         self, model: str | None, dimension: int | None, *, on: str, text_column: str, vector_column: str
     ) -> BulkTarget:
@@ -29,8 +35,9 @@ class LanceAddress:
         from akidb_mlx_lancedb import MLXEmbeddings
         from akidb_mlx_ray.lancedb import BulkTable
 
-        chosen = model is not None or dimension is not None
-        function = MLXEmbeddings.create(name=model, dimension=dimension) if chosen else None
+        function = None
+        if model is not None or dimension is not None:
+            function = MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, dimension=dimension))
         return BulkTable(self.uri, self.name, on, function, text_column, vector_column)
 
 
@@ -41,6 +48,10 @@ class ChromaAddress:
     host: str
     port: int
     name: str
+
+    def absolute(self) -> ChromaAddress:
+        """Return it; a server is found from everywhere."""
+        return self
 
     def open(
         self, model: str | None, dimension: int | None, *, on: str, text_column: str, vector_column: str

@@ -9,6 +9,7 @@ import typer
 
 from akidb_mlx_plugin.cli.databases import open_chroma, open_lancedb
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError
 from akidb_mlx_plugin.types import UpsertResponse
 
@@ -86,7 +87,7 @@ def _reembed_table(
         raise EmbeddingError(f"--table needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
     made, response = reembed_table(
         open_lancedb(source, table).open_table(table),
-        MLXEmbeddings.create(name=model, dimension=dimension),
+        MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, dimension=dimension)),
         name=name,
         show_progress=sys.stderr.isatty(),
         batch_size=batch_size,

@@ -80,9 +80,14 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         self._use(config, trusted=True)
 
     @classmethod
-    def from_config(cls, path: str | Path) -> MLXEmbeddingFunction:
-        """Make a function from a YAML file and the environment; see `EmbeddingConfig.load` for errors."""
-        return cls._from_embedding_config(EmbeddingConfig.load(path), trusted=True)
+    def from_config(cls, config: str | Path | EmbeddingConfig) -> MLXEmbeddingFunction:
+        """Make a function from a YAML file and the environment, or from a configuration at hand.
+
+        Raises:
+            InvalidInputError: as `EmbeddingConfig.load`.
+        """
+        effective = config if isinstance(config, EmbeddingConfig) else EmbeddingConfig.load(config)
+        return cls._from_embedding_config(effective, trusted=True)
 
     @classmethod
     def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddingFunction:

@@ -72,9 +72,14 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return cls._make(settings, trusted=not stored)
 
     @classmethod
-    def from_config(cls, path: str | Path) -> MLXEmbeddings:
-        """Make a function from a YAML file and the environment; see `EmbeddingConfig.load` for errors."""
-        return cls._from_embedding_config(EmbeddingConfig.load(path), trusted=True)
+    def from_config(cls, config: str | Path | EmbeddingConfig) -> MLXEmbeddings:
+        """Make a function from a YAML file and the environment, or from a configuration at hand.
+
+        Raises:
+            InvalidInputError: as `EmbeddingConfig.load`.
+        """
+        effective = config if isinstance(config, EmbeddingConfig) else EmbeddingConfig.load(config)
+        return cls._from_embedding_config(effective, trusted=True)
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> MLXEmbeddings:

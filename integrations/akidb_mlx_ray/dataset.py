@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
+from ray.util.client import ray as client
 
 from akidb_mlx_plugin.cache import default_cache_dir
 from akidb_mlx_plugin.config import EmbeddingConfig
@@ -19,6 +21,8 @@ from akidb_mlx_plugin.types import Kind
 from akidb_mlx_ray.embedder import TextEmbedder
 
 _BATCH_SIZE = 1024
+_CPUS_BESIDE = 1.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Workers:
 
     Attributes:
         concurrency: how many.
-        num_cpus: processors of each, and so its threads; None: one, or less where the cluster has too few for one to be
-            left over for reading and writing.
+        num_cpus: processors of each, and so its threads; None: one, or a share of what the cluster has but one, which
+            is left for reading and writing.
         num_gpus: GPUs of each.
         batch_size: rows given to the model at a time.
     """
@@ -46,11 +50,20 @@ class Workers:
 
     def cpus_each(self) -> float:
         """Return the processors that each actor asks Ray for."""
-        if self.num_cpus is not None:
-            return self.num_cpus
-        total = float(ray.cluster_resources().get("CPU", 1.0))
         # Actors that take every processor would leave none to read their rows with, and wait for ever.
-        return min(1.0, max(total - 1, 0.5) / self.concurrency)
+        left = max(float(ray.cluster_resources().get("CPU", 0.0)) - _CPUS_BESIDE, 0.0)
+        if self.num_cpus is None:
+            return min(1.0, left / self.concurrency)
+        if self.num_cpus * self.concurrency > left:
+            # Not an error: a cluster may grow when it is asked to.
+            logger.warning(
+                "the cluster has %g processors, and %d x %g for workers leave less than one to read and write with; "
+                "unless it grows, the run will wait: take fewer workers, or less num_cpus for each",
+                left + _CPUS_BESIDE,
+                self.concurrency,
+                self.num_cpus,
+            )
+        return self.num_cpus
 
 
 def embed_dataset(
@@ -88,6 +101,7 @@ def embed_dataset(
         InvalidInputError: no such column, or a value that cannot be used.
         ModelNotFoundError, DownloadError: the model is not here and cannot be fetched; no weights are loaded.
     """
+    refuse_client()
     config = EmbeddingConfig.from_arguments(model, dimension=dimension, normalize=normalize)
     with EmbeddingService(config) as service:
         service.model_info()
@@ -102,12 +116,22 @@ def embed_dataset(
     return map_embedder(ds, arguments, Workers(concurrency, num_cpus, num_gpus, batch_size))
 
 
+def refuse_client() -> None:
+    """Raise where Ray is connected by ray://, through which Ray Data cannot be driven."""
+    if client.is_connected():
+        raise InvalidInputError(
+            "Ray Data does not work through ray://; run this on a node of the cluster with ray.init('auto'), or as a "
+            "job (ray job submit). akidb-mlx bulk --address ray://HOST:10001 does that by itself"
+        )
+
+
 def embedder_arguments(config: EmbeddingConfig) -> dict[str, Any]:
     """Return arguments of `TextEmbedder` that give a configuration's vectors on any node."""
     mlx = config.mlx
-    # The default cache lies in another place on a node with another home.
-    cache_dir = str(mlx.cache_dir) if mlx.cache_dir != default_cache_dir() else None
-    return {**settings_of(config), "device": mlx.device, "cache_dir": cache_dir}
+    arguments = {**settings_of(config), "device": mlx.device}
+    # The default cache lies in another place on a node with another home, and workers are at home in another folder.
+    arguments["cache_dir"] = str(mlx.cache_dir.resolve()) if mlx.cache_dir != default_cache_dir() else None
+    return arguments
 
 
 def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) -> Dataset:

@@ -20,6 +20,7 @@ from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.index import BTree
 from ray.data import Dataset
 
+from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_ray.dataset import Workers
 from akidb_mlx_ray.results import BulkResult
@@ -118,7 +119,7 @@ class BulkTable(BulkTarget):
             layout = read_layout(name, self._table.schema, on)
             _check_names(self.label, layout.text, text_column, layout.vector, vector_column)
             function = function or MLXEmbeddings.from_stored(layout.stored or {})
-        self._function = function or MLXEmbeddings.create()
+        self._function = function or MLXEmbeddings.from_config(EmbeddingConfig.load())
         self.service = self._function.service
         self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
 
@@ -138,13 +139,19 @@ class BulkTable(BulkTarget):
                 raise InvalidInputError(f"{self.label} needs {field.name!r}, and the rows have no such column")
 
     def make(self, given: Mapping[str, Any]) -> None:
-        """Make the table if it is not there; a large one gets an index of its ids."""
+        """Make the table if it is not there; a large one gets an index of its ids, or of those that are new to it."""
         if self._table is None:
             schema = self._new_schema(given)
             self._table = create_table(self._db, self._name, self._function, schema=schema, on=self.columns.id)
-        indexed = any(self.columns.id in index.columns for index in self._table.list_indices())
-        if not indexed and self._table.count_rows() >= _INDEXED_ROWS:
+        if self._table.count_rows() < _INDEXED_ROWS:
+            return
+        names = [index.name for index in self._table.list_indices() if self.columns.id in index.columns]
+        if not names:
             self._table.create_index(self.columns.id, config=BTree())
+        elif self._table.index_stats(names[0]).num_unindexed_rows >= _INDEXED_ROWS:
+            options = self._storage_options or None
+            lance.dataset(self._uri(), storage_options=options).optimize.optimize_indices(index_names=names[:1])
+            self._table.checkout_latest()
 
     def drop_present(self, ds: Dataset) -> Dataset:
         """Look ids up in the table as it is now, so many at a time."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
@@ -17,9 +18,12 @@ from akidb_mlx_ray.results import Tally
 from akidb_mlx_ray.runs import BulkTarget, columns_of, embed, typed_errors
 from akidb_mlx_ray.screening import keep_good, screen
 
-# Texts that are embedded to see how long it takes; of each batch that Ray reads so many are candidates.
-_SAMPLE = 512
-_PER_BATCH = 128
+# Texts that are embedded to see how long it takes: so many for each worker, as long as that is not too many for all.
+# They are drawn from so many of each block that Ray reads.
+_SAMPLE, _MAX_SAMPLE = 512, 4096
+_PER_BLOCK = 128
+# How many rows a block had, on the first of those that were drawn from it.
+_BLOCK_ROWS = "rows of the block"
 _FLOAT_BYTES = 4
 
 
@@ -65,18 +69,20 @@ def plan(ds: Dataset, target: BulkTarget, workers: Workers, rejects_path: Path) 
         screening = screen(ds, target.columns, rejects)
         good = screening.rows - sum(rejects.counts.values())
         missing = target.drop_present(keep_good(ds, target.columns, screening))
-        to_write = missing.count()
-        candidates = _gather(missing.map_batches(_take_some, batch_format="pyarrow"))
-        if candidates is None or not candidates.num_rows:
-            return Plan(screening.rows, rejects.counts, rejects.path, good - to_write, to_write, 0, 0, 0.0, 0.0, 0)
-        chosen = np.sort(np.random.default_rng(0).permutation(candidates.num_rows)[:_SAMPLE])
-        sample = candidates.take(pa.array(chosen))
+        candidates = _gather(missing.map_batches(_draw, batch_format="pyarrow", batch_size=None))
+        if candidates is None:
+            return Plan(screening.rows, rejects.counts, rejects.path, good, 0, 0, 0, 0.0, 0.0, 0)
+        to_write = int(pc.sum(candidates[_BLOCK_ROWS]).as_py())
+        size = min(_SAMPLE * workers.concurrency, _MAX_SAMPLE)
+        chosen = np.sort(np.random.default_rng(0).permutation(candidates.num_rows)[:size])
+        sample = candidates.drop_columns(_BLOCK_ROWS).take(pa.array(chosen))
         tally = Tally()
-        embed(ray.data.from_arrow(sample), target, workers, tally).materialize()
+        # All workers at the same time, as in the run: those of one machine slow each other down.
+        share = replace(workers, batch_size=min(workers.batch_size, -(-len(sample) // workers.concurrency)))
+        embed(ray.data.from_arrow(sample), target, share, tally).materialize()
         reports, _ = tally.read()
     texts = sum(report.texts for report in reports)
     seconds = sum(report.seconds for report in reports)
-    # Each worker at the speed of the sample's: they share nothing but the machine, which the sample's shared as well.
     rate = texts / seconds * workers.concurrency if seconds else 0.0
     row_bytes = sample.drop_columns([c for c in (target.columns.vector,) if c in sample.column_names]).nbytes / len(
         sample
@@ -95,9 +101,11 @@ def plan(ds: Dataset, target: BulkTarget, workers: Workers, rejects_path: Path) 
     )
 
 
-def _take_some(rows: pa.Table) -> pa.Table:
-    chosen = np.sort(np.random.default_rng(rows.num_rows).permutation(rows.num_rows)[:_PER_BATCH])
-    return rows.take(pa.array(chosen))
+def _draw(rows: pa.Table) -> pa.Table:
+    """Return some rows of a block, and in a column how many it had: one pass draws the sample and counts."""
+    chosen = np.sort(np.random.default_rng(rows.num_rows).permutation(rows.num_rows)[:_PER_BLOCK])
+    counts = pa.array([rows.num_rows if row == 0 else 0 for row in range(len(chosen))], pa.int64())
+    return rows.take(pa.array(chosen)).append_column(_BLOCK_ROWS, counts)
 
 
 def _gather(ds: Dataset) -> pa.Table | None:

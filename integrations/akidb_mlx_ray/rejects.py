@@ -22,6 +22,16 @@ class RejectFile:
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> RejectFile:
+        """Refuse a file that could not be written, which would else be found out after hours of embedding."""
+        is_new = not self._path.exists()
+        try:
+            self._path.open("a", encoding="utf-8").close()
+        except OSError as error:
+            raise InvalidInputError(
+                f"cannot write {self._path}, the file of rejected rows: {error.strerror}; name another by rejects"
+            ) from error
+        if is_new:
+            self._path.unlink()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -41,12 +51,7 @@ class RejectFile:
     def add(self, id_: Any, text: Any, reason: str) -> None:
         """Write one down."""
         if self._file is None:
-            try:
-                self._file = self._path.open("w", encoding="utf-8")
-            except OSError as error:
-                raise InvalidInputError(
-                    f"cannot write {self._path}, the file of rejected rows: {error.strerror}; name another by rejects"
-                ) from error
+            self._file = self._path.open("w", encoding="utf-8")
         self._counts[reason] += 1
         line = {"id": id_, "text": text, "reason": reason}
         self._file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")

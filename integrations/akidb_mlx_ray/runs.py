@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_ray.dataset import Workers, embedder_arguments, map_embedder
+from akidb_mlx_ray.dataset import Workers, embedder_arguments, map_embedder, refuse_client
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult, Tally
 from akidb_mlx_ray.rows import Columns
@@ -81,8 +81,8 @@ def run(ds: Dataset, target: BulkTarget, workers: Workers, options: Options) -> 
         screening = screen(ds, target.columns, rejects)
         if options.strict and rejects.counts:
             raise InvalidInputError(
-                f"{_spell(rejects.counts)}; they are in {rejects.path}. Nothing was written: mend them, or leave them "
-                "out by running without strict"
+                f"{_spell(rejects.counts)}; see {rejects.path}. Nothing was written: mend the data, or leave such "
+                "rows out by running without strict"
             )
         target.make(given)
         missing = target.drop_present(keep_good(ds, target.columns, screening))
@@ -94,7 +94,7 @@ def run(ds: Dataset, target: BulkTarget, workers: Workers, options: Options) -> 
             rejects.add(failure.id, failure.text, failure.reason)
         if options.strict and failures:
             raise EmbeddingError(
-                f"the model failed on {len(failures)} texts, which are in {rejects.path}; the others are written"
+                f"the model failed on {_count(len(failures), 'text')}, in {rejects.path}; the others are written"
             )
     return BulkResult(
         rows=screening.rows,
@@ -125,6 +125,7 @@ def columns_of(ds: Dataset) -> dict[str, Any]:
     Raises:
         InvalidInputError: it has none.
     """
+    refuse_client()
     schema = ds.schema()
     if schema is None:
         raise InvalidInputError("the dataset is empty: it has no rows and no columns")
@@ -178,6 +179,9 @@ def _root(error: BaseException) -> str:
 
 
 def _spell(counts: Mapping[str, int]) -> str:
-    return (
-        f"{sum(counts.values())} rows cannot be embedded (" + ", ".join(f"{n} {why}" for why, n in counts.items()) + ")"
-    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    return f"{_count(sum(counts.values()), 'row')} cannot be embedded ({reasons})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -7,6 +7,7 @@ found by their hashes, 8 bytes of the driver's memory for each row, and then loo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,20 +101,31 @@ def _repeated(hashes: list[np.ndarray]) -> np.ndarray:
 def _tell_apart(ds: Dataset, columns: Columns, hashes: np.ndarray, rows: int, rejects: RejectFile) -> Screening:
     """Read the rows whose hashes are repeated, in their order, and keep the first of each id."""
     suspects = ds.map_batches(_select_hashes, fn_kwargs={"columns": columns, "hashes": hashes}, batch_format="pyarrow")
-    suspects.context.execution_options.preserve_order = True
     first: dict[str, pa.Table] = {}
     repeated = set()
-    for batch in _iterate(suspects):
-        texts = batch[columns.text].to_pylist() if columns.text in batch.column_names else [None] * batch.num_rows
-        for index, (id_, text) in enumerate(zip(batch[columns.id].to_pylist(), texts, strict=True)):
-            if str(id_) in first:
-                repeated.add(str(id_))
-                rejects.add(id_, text, "duplicate id")
-            else:
-                first[str(id_)] = batch.slice(index, 1)
+    with _in_order(suspects):
+        for batch in _iterate(suspects):
+            texts = batch[columns.text].to_pylist() if columns.text in batch.column_names else [None] * batch.num_rows
+            for index, (id_, text) in enumerate(zip(batch[columns.id].to_pylist(), texts, strict=True)):
+                if str(id_) in first:
+                    repeated.add(str(id_))
+                    rejects.add(id_, text, "duplicate id")
+                else:
+                    first[str(id_)] = batch.slice(index, 1)
     # Two ids may share a hash; those stay where they are.
     kept = [row for id_, row in first.items() if id_ in repeated]
     return Screening(rows, frozenset(repeated), pa.concat_tables(kept, promote_options="default") if kept else None)
+
+
+@contextmanager
+def _in_order(ds: Dataset) -> Iterator[None]:
+    """Have Ray give rows in their order; its datasets share their options with those that they were made from."""
+    options = ds.context.execution_options
+    before, options.preserve_order = options.preserve_order, True
+    try:
+        yield
+    finally:
+        options.preserve_order = before
 
 
 def _select_hashes(rows: pa.Table, columns: Columns, hashes: np.ndarray) -> pa.Table:

@@ -1,0 +1,115 @@
+"""What `akidb-mlx bulk` does once it has a cluster: here, or as a task of the cluster."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+import ray.data
+from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.planning import Plan, plan
+from akidb_mlx_ray.results import BulkResult
+from akidb_mlx_ray.runs import Options, run
+from ray.exceptions import RayError
+
+from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress
+from akidb_mlx_plugin.config import ENVIRONMENT_PREFIX
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+@dataclass(frozen=True)
+class BulkJob:
+    """All that a run needs to know, wherever it is driven from.
+
+    Attributes:
+        paths: files of one format, absolute or in an object store.
+        is_jsonl: that format; else it is Parquet.
+        target: where the rows go.
+        model, dimension: of the vectors; None: the target's own, or as configured.
+        on, text_column, vector_column: where a row's parts are.
+        columns: what is read; None: everything.
+        workers: the actors that embed.
+        strict, rejects: as `write_lancedb`.
+        dry_run: plan the run in place of doing it.
+    """
+
+    paths: list[str]
+    is_jsonl: bool
+    target: LanceAddress | ChromaAddress
+    model: str | None
+    dimension: int | None
+    on: str
+    text_column: str
+    vector_column: str
+    columns: list[str] | None
+    workers: Workers
+    strict: bool
+    rejects: Path
+    dry_run: bool
+
+    def run(self) -> Plan | BulkResult:
+        """Do it, in the cluster that is connected; raises as `write_lancedb`."""
+        ds = self._read()
+        target = self.target.open(
+            self.model, self.dimension, on=self.on, text_column=self.text_column, vector_column=self.vector_column
+        )
+        if self.dry_run:
+            return plan(ds, target, self.workers, self.rejects)
+        return run(ds, target, self.workers, Options(self.strict, self.rejects))
+
+    def _read(self) -> Dataset:
+        try:
+            ds = ray.data.read_json(self.paths, lines=True) if self.is_jsonl else ray.data.read_parquet(self.paths)
+            present = ds.columns() or []
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"cannot read {', '.join(self.paths[:4])}: {error}") from error
+        return ds.select_columns([name for name in self.columns if name in present]) if self.columns else ds
+
+
+def run_through_client(job: BulkJob) -> Plan | BulkResult:
+    """Do it in a task of the cluster: Ray Data cannot be driven through ray://, from a machine outside.
+
+    The side file comes back from there. Folders are those of this machine, which the nodes have to see as well, and
+    settings are those of this machine's environment.
+
+    Raises:
+        EmbeddingError: the cluster could not run it; and as `BulkJob.run`.
+    """
+    model = os.path.abspath(os.path.expanduser(job.model)) if job.model and job.model[0] in ".~" else job.model
+    job = replace(job, model=model, target=job.target.absolute())
+    settings = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
+    task = ray.remote(num_cpus=0, runtime_env={"env_vars": settings})(_run_apart)
+    try:
+        outcome, rejected = ray.get(task.remote(job))
+    except RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise EmbeddingError(
+            f"the cluster could not run it: {reason}; its nodes need akidb-mlx-plugin[ray] in the version that is here"
+        ) from error
+    if rejected is not None:
+        job.rejects.write_bytes(rejected)
+    if isinstance(outcome, EmbeddingError):
+        raise outcome
+    made: Plan | BulkResult = outcome
+    return replace(made, rejects=job.rejects) if made.rejects else made
+
+
+def _run_apart(job: BulkJob) -> tuple[Plan | BulkResult | EmbeddingError, bytes | None]:
+    """Return what a job made, or its error, and what is in its side file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rejected.jsonl"
+        outcome: Plan | BulkResult | EmbeddingError
+        try:
+            outcome = replace(job, rejects=path).run()
+        except EmbeddingError as error:
+            # Its message is read where the file has the name that was asked for.
+            error.args = tuple(str(part).replace(str(path), str(job.rejects)) for part in error.args)
+            outcome = error.with_traceback(None)
+        return outcome, path.read_bytes() if path.exists() else None
