@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,29 +25,32 @@ class RunningCluster:
     Attributes:
         address: for those on the node.
         client_address: for those that are on none.
-        folder: where its processes stand.
+        temp_dir: where it says that it runs; Ray's own, /tmp/ray, would say so to everybody.
     """
 
     address: str
     client_address: str
-    folder: Path
+    temp_dir: Path
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    """A cluster as `ray start` makes it, in a folder that is nobody else's."""
+    """A cluster as `ray start` makes it, which stands in a folder of its own."""
     folder = tmp_path_factory.mktemp("cluster")
+    # The paths of its sockets must not be long.
+    temp_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     port, client_port = find_port(), find_port()
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=3"]
-    command += [f"--port={port}", f"--ray-client-server-port={client_port}", "--include-dashboard=false"]
+    command += [f"--port={port}", f"--ray-client-server-port={client_port}", f"--temp-dir={temp_dir}"]
     with (folder / "log").open("w") as log:
-        head = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        head = subprocess.Popen([*command, "--include-dashboard=false"], cwd=folder, stdout=log, stderr=log)
     try:
         _wait_until_it_answers(client_port, head, folder / "log")
-        yield RunningCluster(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}", folder)
+        yield RunningCluster(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}", temp_dir)
     finally:
         head.terminate()
         head.wait(PATIENCE_S)
+        shutil.rmtree(temp_dir, ignore_errors=True)
 
 
 def _wait_until_it_answers(port: int, head: subprocess.Popen[bytes], log: Path) -> None:

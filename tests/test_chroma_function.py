@@ -18,7 +18,7 @@ from chromadb.api.types import VectorIndexConfig
 from chromadb.errors import InvalidArgumentError
 from host_helpers import DOCUMENTS, MINILM, SETTINGS, Embedded, count_loads, nearest, run_python, vector_of
 
-from akidb_mlx_plugin import EmbeddingService, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin import EmbeddingConfig, EmbeddingService, InvalidInputError, ModelNotFoundError
 
 pytest_plugins = ("host_fixtures", "hub_fixtures")
 
@@ -241,10 +241,11 @@ class TestSettings:
         monkeypatch.setenv("AKIDB_EMBEDDING__MLX__MODEL", "gemma-300m-4bit")
         assert MLXEmbeddingFunction.build_from_config(SETTINGS).get_config() == SETTINGS
 
-    def test_from_a_file(self, tmp_path: Path) -> None:
+    def test_from_a_file_or_what_was_read_from_it(self, tmp_path: Path) -> None:
         file = tmp_path / "config.yaml"
         file.write_text("embedding: {mlx: {model: minilm-l6-v2, query_prompt: 'q: '}}")
-        assert MLXEmbeddingFunction.from_config(file).get_config() == {**SETTINGS, "query_prompt": "q: "}
+        for config in (file, EmbeddingConfig.load(file)):
+            assert MLXEmbeddingFunction.from_config(config).get_config() == {**SETTINGS, "query_prompt": "q: "}
 
     @pytest.mark.parametrize(
         ("settings", "message"),

@@ -44,7 +44,7 @@ def run(*arguments: str) -> list[dict[str, object]]:
 
 
 def test_dry_run_on_a_cluster_then_run_on_this_machine_then_search(
-    tmp_path: Path, minilm_dir: Path, cluster: RunningCluster
+    tmp_path: Path, minilm_dir: Path, cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["parse a date from a string", "open a file", "boil the pasta", None]
     for part in range(2):
@@ -59,6 +59,8 @@ def test_dry_run_on_a_cluster_then_run_on_this_machine_then_search(
     assert (planned["rows"], planned["to write"], planned["rejected"]) == (8, 6, "2 no text")
     assert planned["tokens"]
     assert not list(tmp_path.glob("db/*"))
+    # Where Ray finds the cluster that runs, and would take it.
+    monkeypatch.setenv("RAY_TMPDIR", str(cluster.temp_dir))
     whole, worker = run(*common)
     assert (whole["rows"], whole["written"], worker["texts"]) == (8, 6, 6)
     assert len((tmp_path / "docs.rejected.jsonl").read_text().splitlines()) == 2

@@ -23,7 +23,13 @@ from lancedb.embeddings import get_registry
 from lancedb.index import FTS
 from lancedb.pydantic import LanceModel, Vector
 
-from akidb_mlx_plugin import EmbeddingService, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
+from akidb_mlx_plugin import (
+    EmbeddingConfig,
+    EmbeddingService,
+    InvalidInputError,
+    ModelNotFoundError,
+    ServiceUnavailableError,
+)
 from akidb_mlx_plugin.embedder import Embedder
 
 pytest_plugins = ("host_fixtures",)
@@ -269,10 +275,11 @@ class TestStored:
         )
         assert printed.splitlines() == ["3 pasta", "'akidb-mlx'", "'akidb-mlx'"]
 
-    def test_from_a_file(self, tmp_path: Path) -> None:
+    def test_from_a_file_or_what_was_read_from_it(self, tmp_path: Path) -> None:
         file = tmp_path / "config.yaml"
         file.write_text("embedding: {mlx: {model: minilm-l6-v2, query_prompt: 'q: '}}")
-        assert MLXEmbeddings.from_config(file).safe_model_dump() == {**FIELDS, "query_prompt": "q: "}
+        for config in (file, EmbeddingConfig.load(file)):
+            assert MLXEmbeddings.from_config(config).safe_model_dump() == {**FIELDS, "query_prompt": "q: "}
 
 
 class TestMaking:

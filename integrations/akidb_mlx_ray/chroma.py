@@ -12,6 +12,7 @@ from uuid import UUID
 import chromadb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, get_collection
 from akidb_mlx_chroma.target import function_at_hand, read_space
 from chromadb.api import ClientAPI
@@ -20,7 +21,7 @@ from chromadb.errors import NotFoundError
 from ray.data import Dataset, TaskPoolStrategy
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.dataset import Workers, iterate
 from akidb_mlx_ray.results import BulkResult
 from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
 
@@ -171,7 +172,8 @@ class BulkCollection(BulkTarget):
             compute=TaskPoolStrategy(size=self._writers),
             num_cpus=_WRITER_CPUS,
         )
-        return int(counts.sum("written") or 0)
+        # Added up here: an aggregation of Ray's would be two more stages.
+        return sum(pc.sum(batch["written"]).as_py() or 0 for batch in iterate(counts))
 
 
 def connect(server: Server) -> ClientAPI:

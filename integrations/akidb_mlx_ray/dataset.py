@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.client import ray as client
@@ -114,6 +115,11 @@ def embed_dataset(
         "kind": kind,
     }
     return map_embedder(ds, arguments, Workers(concurrency, num_cpus, num_gpus, batch_size))
+
+
+def iterate(ds: Dataset) -> Iterator[pa.Table]:
+    """Compute a dataset, a block at a time."""
+    yield from ds.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def refuse_client() -> None:

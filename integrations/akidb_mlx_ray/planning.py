@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
-from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.dataset import Workers, iterate
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import Tally
 from akidb_mlx_ray.runs import BulkTarget, columns_of, embed, typed_errors
@@ -109,5 +109,5 @@ def _draw(rows: pa.Table) -> pa.Table:
 
 
 def _gather(ds: Dataset) -> pa.Table | None:
-    batches = [batch for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow") if batch.num_rows]
+    batches = [batch for batch in iterate(ds) if batch.num_rows]
     return pa.concat_tables(batches, promote_options="default") if batches else None

@@ -17,6 +17,7 @@ import ray
 from ray.data import Dataset
 
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_ray.dataset import iterate
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.rows import Columns
 
@@ -50,7 +51,7 @@ def screen(ds: Dataset, columns: Columns, rejects: RejectFile) -> Screening:
     examined = ds.select_columns(wanted).map_batches(_examine, fn_kwargs={"columns": columns}, batch_format="pyarrow")
     rows = 0
     hashes = []
-    for batch in _iterate(examined):
+    for batch in iterate(examined):
         rows += batch.num_rows
         hashes.append(batch["hash"].drop_null().to_numpy())
         bad = batch.filter(pa.compute.is_valid(batch["problem"]))
@@ -104,7 +105,7 @@ def _tell_apart(ds: Dataset, columns: Columns, hashes: np.ndarray, rows: int, re
     first: dict[str, pa.Table] = {}
     repeated = set()
     with _in_order(suspects):
-        for batch in _iterate(suspects):
+        for batch in iterate(suspects):
             texts = batch[columns.text].to_pylist() if columns.text in batch.column_names else [None] * batch.num_rows
             for index, (id_, text) in enumerate(zip(batch[columns.id].to_pylist(), texts, strict=True)):
                 if str(id_) in first:
@@ -157,7 +158,3 @@ def _hash(ids: Iterable[object]) -> np.ndarray:
 
 def _spell(value: object) -> str | None:
     return value if value is None or isinstance(value, str) else repr(value)
-
-
-def _iterate(ds: Dataset) -> Iterator[pa.Table]:
-    yield from ds.iter_batches(batch_size=None, batch_format="pyarrow")
