@@ -115,7 +115,7 @@ def _start_ray(address: str | None, workers: int, cpus: float | None) -> None:
     # Ray sends what it learns of its use to its makers unless told otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
+    if not address:
         # One more than the workers take, for reading and writing beside them.
         needed = math.ceil(workers * (cpus or 1)) + 1
         quiet |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
@@ -124,8 +124,8 @@ def _start_ray(address: str | None, workers: int, cpus: float | None) -> None:
     try:
         # "local": Ray would else take a cluster that somebody has started here.
         ray.init(address or "local", **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        hint = "; if it asks for a token, set RAY_AUTH_MODE=token" if address else ""
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
         raise EmbeddingError(f"no Ray cluster at {address or 'this machine'}: {error}{hint}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
