@@ -121,6 +121,8 @@ def test_what_a_cluster_refuses_is_refused_here(
     write_lines(tmp_path / "docs.jsonl", [{"id": id_, "text": "one"} for id_ in "abb"])
     arguments = ["--input", "docs.jsonl", "--to", "lancedb://db/docs", "--rejects", "bad.jsonl"]
     arguments += ["--address", cluster.client_address]
+    with pytest.raises(InvalidInputError, match=r"cannot write nowhere/bad\.jsonl, the file of rejected rows"):
+        run(*arguments, "--rejects", "nowhere/bad.jsonl")
     with pytest.raises(InvalidInputError, match=r"1 row cannot be embedded \(1 duplicate id\); see bad\.jsonl\."):
         run(*arguments, "--strict")
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 1

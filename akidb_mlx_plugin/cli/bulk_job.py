@@ -12,6 +12,7 @@ import ray
 import ray.data
 from akidb_mlx_ray.dataset import Workers
 from akidb_mlx_ray.planning import Plan, plan
+from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult
 from akidb_mlx_ray.runs import Options, run
 from ray.exceptions import RayError
@@ -82,6 +83,8 @@ def run_through_client(job: BulkJob) -> Plan | BulkResult:
     Raises:
         EmbeddingError: the cluster could not run it; and as `BulkJob.run`.
     """
+    with RejectFile(job.rejects):
+        pass  # refused here rather than after the run
     model = os.path.abspath(os.path.expanduser(job.model)) if job.model and job.model[0] in ".~" else job.model
     job = replace(job, model=model, target=job.target.absolute())
     settings = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
