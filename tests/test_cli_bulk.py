@@ -123,6 +123,8 @@ def test_what_a_cluster_refuses_is_refused_here(
     arguments += ["--address", cluster.client_address]
     with pytest.raises(InvalidInputError, match=r"cannot write nowhere/bad\.jsonl, the file of rejected rows"):
         run(*arguments, "--rejects", "nowhere/bad.jsonl")
+    with pytest.raises(InvalidInputError, match="--columns nosuch: the rows have id, text"):
+        run(*arguments, "--columns", "nosuch")
     with pytest.raises(InvalidInputError, match=r"1 row cannot be embedded \(1 duplicate id\); see bad\.jsonl\."):
         run(*arguments, "--strict")
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 1
@@ -130,6 +132,14 @@ def test_what_a_cluster_refuses_is_refused_here(
     whole, _ = run(*arguments)
     assert whole["written"] == 2
     assert lancedb.connect("db").open_table("docs").count_rows() == 2
+
+
+@pytest.mark.parametrize("source", ["docs.rejected.jsonl", "*.jsonl", "."])
+def test_side_file_is_not_read_from(source: str, tmp_path: Path) -> None:
+    (tmp_path / "docs.rejected.jsonl").write_text('{"id": "a", "text": "mended"}\n')
+    with pytest.raises(InvalidInputError, match="and is among the input; name another by --rejects"):
+        run("--input", source, "--to", "lancedb://db/docs")
+    assert "mended" in (tmp_path / "docs.rejected.jsonl").read_text()
 
 
 def test_strict_command_says_why_it_stops(tmp_path: Path, minilm_dir: Path) -> None:

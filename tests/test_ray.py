@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -29,11 +30,12 @@ from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
 from akidb_mlx_ray import TextEmbedder, embed_dataset, write_chroma, write_lancedb
 from akidb_mlx_ray.chroma import BulkCollection, Server, connect
-from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.dataset import Workers, embedder_arguments
+from akidb_mlx_ray.jsonl import read_jsonl
 from akidb_mlx_ray.lancedb import BulkTable
 from akidb_mlx_ray.planning import plan
 from akidb_mlx_ray.results import Failure, Tally
-from akidb_mlx_ray.runs import BulkTarget
+from akidb_mlx_ray.runs import BulkTarget, typed_errors
 from chromadb.config import Settings
 from host_helpers import MINILM, run_python
 from ray_fixtures import RunningCluster
@@ -41,6 +43,7 @@ from ray_fixtures import RunningCluster
 from akidb_mlx_plugin import (
     DimensionMismatchError,
     DownloadError,
+    EmbeddingConfig,
     EmbeddingError,
     EmbeddingService,
     InvalidInputError,
@@ -367,6 +370,89 @@ def test_weights_that_cannot_be_loaded_end_the_run(tmp_path: Path, tiny_dir: Pat
     with pytest.raises(ModelNotFoundError, match=r"model\.safetensors is damaged"):
         write_lancedb(corpus(30), tmp_path, "docs", embedding_function=MLXEmbeddings.create(name=str(tiny_dir)))
     assert not Path("docs.rejected.jsonl").exists()
+
+
+def test_json_lines_keep_their_types(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "a.jsonl").write_text('{"id": "007", "text": "x", "zip": "01234", "n": 1, "day": "2020-01-01"}\n\n')
+    with gzip.open(tmp_path / "more" / "b.jsonl.gz", "wt") as file:
+        file.write('{"id": 7, "text": 5, "n": 2.5, "tag": {"q": [1]}}\n{"id": null, "text": "123"}\n')
+    rows = read_jsonl([str(tmp_path)], ("id", "text")).take_all()
+    assert sorted(rows, key=lambda row: str(row["id"])) == [
+        {"id": "007", "text": "x", "zip": "01234", "n": 1.0, "day": "2020-01-01", "tag": None},
+        {"id": 7, "text": 5, "zip": None, "n": 2.5, "day": None, "tag": {"q": [1]}},
+        {"id": None, "text": "123", "zip": None, "n": None, "day": None, "tag": None},
+    ]
+    with pytest.raises(InvalidInputError, match="column 'id' has values of several types"):
+        read_jsonl([str(tmp_path)])
+    assert read_jsonl([str(tmp_path)], columns=["zip", "n"]).columns() == ["zip", "n"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"id": "a"}\n{"id":\n', r"line 2 is not JSON: Expecting value[^\n]*$"),
+        ('{"id": "a"}\n[1]\n', "line 2 is no JSON object but list$"),
+        ("\n", "no rows"),
+    ],
+)
+def test_bad_json_lines_are_named(lines: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(lines)
+    with pytest.raises(InvalidInputError, match=message), typed_errors("the input"):
+        read_jsonl([str(tmp_path / "a.jsonl")])
+
+
+def test_what_ended_a_run_is_said(tmp_path: Path) -> None:
+    def fail(batch: Any) -> Any:
+        raise KeyError("the disk is gone")
+
+    ds = corpus(3).map_batches(fail, batch_format="pyarrow")
+    with pytest.raises(EmbeddingError, match=r"table 'docs': the run ended early: KeyError.*the disk is gone.*goes on"):
+        write_lancedb(ds, tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
+
+
+@pytest.mark.parametrize(
+    "open_target",
+    [
+        lambda folder, port: BulkTable(str(folder), "a b", function=MLXEmbeddings.create(**MOCK)),
+        lambda folder, port: BulkCollection(Server("127.0.0.1", port), "ab", function=MLXEmbeddingFunction(**MOCK)),
+    ],
+)
+def test_names_that_a_database_refuses_are_refused_first(open_target: Any, tmp_path: Path, chroma_port: int) -> None:
+    with pytest.raises(InvalidInputError, match="is no name of a"):
+        open_target(tmp_path, chroma_port)
+
+
+@pytest.mark.parametrize(
+    ("has", "given", "fits"),
+    [
+        (pa.int64(), pa.int32(), True),
+        (pa.float64(), pa.int64(), True),
+        (pa.int64(), pa.float64(), False),
+        (pa.int64(), pa.string(), False),
+        (pa.string(), pa.large_string(), True),
+        (pa.string(), pa.null(), True),
+        (pa.bool_(), pa.list_(pa.int64()), False),
+    ],
+)
+def test_columns_of_another_type_are_refused_before_a_row_is_read(
+    has: pa.DataType, given: pa.DataType, fits: bool, tmp_path: Path
+) -> None:
+    create_table(lancedb.connect(tmp_path), "docs", MLXEmbeddings.create(**MOCK), schema=pa.schema([("y", has)]))
+    target = BulkTable(str(tmp_path), "docs")
+    with ExitStack() as expected:
+        if not fits:
+            expected.enter_context(pytest.raises(InvalidInputError, match="in column 'y', and the rows have"))
+        target.check_columns({"id": pa.string(), "text": pa.string(), "y": given})
+
+
+def test_a_workers_environment_has_no_say_in_what_a_collection_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = embedder_arguments(EmbeddingConfig.from_arguments(MINILM, dimension=128, device="cpu"))
+    monkeypatch.setenv("AKIDB_EMBEDDING__MODE", "mock")
+    monkeypatch.setenv("AKIDB_EMBEDDING__MLX__DOCUMENT_PROMPT", "passage: ")
+    config = TextEmbedder(**arguments)._service.config
+    assert (config.mode, config.mlx.model, config.mlx.dimension) == ("mlx", MINILM, 128)
+    assert (config.mlx.document_prompt, config.mlx.device) == (None, "cpu")
 
 
 class FailingProvider(MockProvider):

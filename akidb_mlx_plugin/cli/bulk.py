@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from akidb_mlx_ray.results import BulkResult
 
 _PATIENCE_S = 10.0
+_JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 def bulk(
@@ -51,14 +52,14 @@ def bulk(
     columns: Annotated[
         str | None, typer.Option(help="Other columns to keep, comma-separated; without it, all of them.")
     ] = None,
-    cpus: Annotated[float | None, typer.Option(help="Processors, and so threads, of each worker.")] = None,
-    gpus: Annotated[float, typer.Option(help="GPUs of each worker.")] = 0.0,
+    cpus: Annotated[float | None, typer.Option(min=0, help="Processors, and so threads, of each worker.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker.")] = 0.0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at rows that cannot be embedded.")] = False,
     rejects: Annotated[
         Path | None, typer.Option(help="Where rows that cannot be embedded go; else NAME.rejected.jsonl here.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing: count rows, embed a sample, reckon time and disk.")
+        bool, typer.Option("--dry-run", help="Only count rows, embed a sample, reckon time and disk.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,10 +91,10 @@ def bulk(
         on=on,
         text_column=text_column,
         vector_column=vector_column,
-        columns=[on, text_column, vector_column, *columns.split(",")] if columns else None,
+        columns=[on, text_column, vector_column, *(name.strip() for name in columns.split(","))] if columns else None,
         workers=Workers(workers, cpus, gpus),
         strict=strict,
-        rejects=rejects or Path(f"{target.name}.rejected.jsonl"),
+        rejects=_check_apart(rejects or Path(f"{target.name}.rejected.jsonl"), paths),
         dry_run=dry_run,
     )
     # Ray writes to standard output too, which is for the result.
@@ -129,7 +130,8 @@ def _start_ray(address: str | None, workers: int, cpus: float | None) -> None:
         raise EmbeddingError(f"no Ray cluster at {address or 'this machine'}: {error}{hint}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Errors are said by the command, in one line.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _check_answers(address: str) -> None:
@@ -162,7 +164,8 @@ def _expand(pattern: str) -> list[str]:
 
     if "://" in pattern:
         return [pattern]
-    found = sorted(glob.glob(os.path.expanduser(pattern)))
+    named = os.path.expanduser(pattern)
+    found = [named] if os.path.exists(named) else sorted(glob.glob(named))
     if not found:
         raise InvalidInputError(f"no file {pattern}")
     return [os.path.abspath(path) for path in found]
@@ -170,9 +173,20 @@ def _expand(pattern: str) -> list[str]:
 
 def _format_of(path: str) -> str:
     if Path(path).is_dir():
-        names = [name.suffix for name in Path(path).iterdir()]
-        return "jsonl" if ".jsonl" in names or ".ndjson" in names else "parquet"
-    return "jsonl" if path.endswith((".jsonl", ".ndjson", ".jsonl.gz")) else "parquet"
+        return "jsonl" if any(name.name.endswith(_JSONL) for name in Path(path).rglob("*")) else "parquet"
+    return "jsonl" if path.endswith(_JSONL) else "parquet"
+
+
+def _check_apart(rejects: Path, paths: list[str]) -> Path:
+    """Refuse a side file that is read from."""
+    place = rejects.resolve()
+    for path in paths:
+        if place == Path(path).resolve() or (place.exists() and Path(path).resolve() in place.parents):
+            raise InvalidInputError(
+                f"{rejects} is where rows that cannot be embedded go, and is among the input; name another by "
+                "--rejects, or leave it out of the input"
+            )
+    return rejects
 
 
 def _describe_plan(made: Plan, workers: int) -> dict[str, Any]:

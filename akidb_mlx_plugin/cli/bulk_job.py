@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 import ray
 import ray.data
 from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.jsonl import read_jsonl
 from akidb_mlx_ray.planning import Plan, plan
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult
-from akidb_mlx_ray.runs import Options, run
+from akidb_mlx_ray.runs import Options, run, typed_errors
 from ray.exceptions import RayError
 
 from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress
@@ -57,7 +59,8 @@ class BulkJob:
 
     def run(self) -> Plan | BulkResult:
         """Do it, in the cluster that is connected; raises as `write_lancedb`."""
-        ds = self._read()
+        with typed_errors("the input"):
+            ds = self._read()
         target = self.target.open(
             self.model, self.dimension, on=self.on, text_column=self.text_column, vector_column=self.vector_column
         )
@@ -66,12 +69,21 @@ class BulkJob:
         return run(ds, target, self.workers, Options(self.strict, self.rejects))
 
     def _read(self) -> Dataset:
-        try:
-            ds = ray.data.read_json(self.paths, lines=True) if self.is_jsonl else ray.data.read_parquet(self.paths)
+        if self.is_jsonl:
+            ds = read_jsonl(self.paths, (self.on, self.text_column), self.columns)
             present = ds.columns() or []
-        except (OSError, ValueError) as error:
-            raise InvalidInputError(f"cannot read {', '.join(self.paths[:4])}: {error}") from error
-        return ds.select_columns([name for name in self.columns if name in present]) if self.columns else ds
+        else:
+            try:
+                ds = ray.data.read_parquet(self.paths)
+                present = ds.columns() or []
+            except (OSError, ValueError) as error:
+                raise InvalidInputError(f"cannot read {', '.join(self.paths[:4])}: {error}") from error
+        if self.columns is None:
+            return ds
+        own = (self.on, self.text_column, self.vector_column)
+        if unknown := [name for name in self.columns if name not in present and name not in own]:
+            raise InvalidInputError(f"--columns {unknown[0]}: the rows have {', '.join(present)}")
+        return ds.select_columns([name for name in self.columns if name in present])
 
 
 def run_through_client(job: BulkJob) -> Plan | BulkResult:
@@ -88,9 +100,8 @@ def run_through_client(job: BulkJob) -> Plan | BulkResult:
     model = os.path.abspath(os.path.expanduser(job.model)) if job.model and job.model[0] in ".~" else job.model
     job = replace(job, model=model, target=job.target.absolute())
     settings = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
-    task = ray.remote(num_cpus=0, runtime_env={"env_vars": settings})(_run_apart)
     try:
-        outcome, rejected = ray.get(task.remote(job))
+        outcome, rejected = ray.get(ray.remote(num_cpus=0)(_run_apart).remote(job, settings))
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise EmbeddingError(
@@ -104,8 +115,11 @@ def run_through_client(job: BulkJob) -> Plan | BulkResult:
     return replace(made, rejects=job.rejects) if made.rejects else made
 
 
-def _run_apart(job: BulkJob) -> tuple[Plan | BulkResult | EmbeddingError, bytes | None]:
-    """Return what a job made, or its error, and what is in its side file."""
+def _run_apart(job: BulkJob, settings: Mapping[str, str]) -> tuple[Plan | BulkResult | EmbeddingError, bytes | None]:
+    """Return what a job made under the settings of an environment, or its error, and what is in its side file."""
+    for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
+        del os.environ[name]
+    os.environ.update(settings)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rejected.jsonl"
         outcome: Plan | BulkResult | EmbeddingError

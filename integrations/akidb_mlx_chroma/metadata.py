@@ -46,12 +46,17 @@ def check_metadata(document: Document) -> None:
         raise InvalidInputError(f"the metadata of document {document.id!r} cannot be stored: {error}") from error
 
 
+def check_key(key: str) -> None:
+    """Raise InvalidInputError for a key of metadata that Chroma would refuse, or take for one of its own."""
+    if not key or key.startswith(_RESERVED):
+        raise InvalidInputError(
+            f"Chroma takes no key that is empty or begins with '#', '$' or 'chroma:', got {key!r}; rename it"
+        )
+
+
 def _check_keys(metadata: Mapping[str, Any]) -> None:
     for key in metadata:
-        if not key or key.startswith(_RESERVED):
-            raise ValueError(
-                f"Chroma takes no key that is empty or begins with '#', '$' or 'chroma:', got {key!r}; rename it"
-            )
+        check_key(key)
         _check_value(key, key)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, get_collection
+from akidb_mlx_chroma.metadata import check_key
 from akidb_mlx_chroma.target import function_at_hand, read_space
 from chromadb.api import ClientAPI
 from chromadb.config import Settings
@@ -26,6 +28,7 @@ from akidb_mlx_ray.results import BulkResult
 from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
 
 _PORT = 8000
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _WRITE_ROWS = 1000
 _WRITER_CPUS = 0.1
 
@@ -111,8 +114,11 @@ class BulkCollection(BulkTarget):
         """Hold the function against the collection, if there is one; nothing is made. Arguments as `write_chroma`."""
         if writers < 1:
             raise InvalidInputError(f"writers must be at least 1, got {writers}")
-        if not name:
-            raise InvalidInputError("name the collection: collection=")
+        if not _NAME.fullmatch(name):
+            raise InvalidInputError(
+                f"{name!r} is no name of a collection: 3 to 512 letters, digits, '.', '_' and '-', with a letter or "
+                "digit at both ends"
+            )
         self.label = f"collection {name!r}"
         self._server, self._name, self._writers = server, name, writers
         self._client = connect(server)
@@ -131,11 +137,14 @@ class BulkCollection(BulkTarget):
         """Refuse columns that are no metadata to Chroma."""
         own = (self.columns.id, self.columns.text, self.columns.vector)
         for name, column_type in given.items():
-            if name not in own and not _is_metadata(column_type):
+            if name in own:
+                continue
+            if not _is_metadata(column_type):
                 raise InvalidInputError(
                     f"column {name!r} holds {column_type}, and Chroma's metadata are strings, numbers and booleans; "
-                    f"convert it, or leave it out with ds.drop_columns([{name!r}])"
+                    f"convert it, or leave it out: ds.drop_columns([{name!r}]), or --columns with the others"
                 )
+            check_key(name)
 
     def make(self, given: Mapping[str, Any]) -> None:
         """Make the collection if it is not there."""

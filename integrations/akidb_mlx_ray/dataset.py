@@ -66,6 +66,18 @@ class Workers:
             )
         return self.num_cpus
 
+    def gpus_each(self) -> float | None:
+        """Return the GPUs that each actor asks Ray for; None: it needs none."""
+        there = float(ray.cluster_resources().get("GPU", 0.0))
+        if self.num_gpus * self.concurrency > there:
+            logger.warning(
+                "the cluster has %g GPUs, and workers ask for %d x %g; unless it grows, those that get none will wait",
+                there,
+                self.concurrency,
+                self.num_gpus,
+            )
+        return self.num_gpus or None
+
 
 def embed_dataset(
     ds: Dataset,
@@ -134,10 +146,9 @@ def refuse_client() -> None:
 def embedder_arguments(config: EmbeddingConfig) -> dict[str, Any]:
     """Return arguments of `TextEmbedder` that give a configuration's vectors on any node."""
     mlx = config.mlx
-    arguments = {**settings_of(config), "device": mlx.device}
     # The default cache lies in another place on a node with another home, and workers are at home in another folder.
-    arguments["cache_dir"] = str(mlx.cache_dir.resolve()) if mlx.cache_dir != default_cache_dir() else None
-    return arguments
+    cache_dir = str(mlx.cache_dir.resolve()) if mlx.cache_dir != default_cache_dir() else None
+    return {"settings": settings_of(config), "device": mlx.device, "cache_dir": cache_dir}
 
 
 def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) -> Dataset:
@@ -150,7 +161,7 @@ def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) ->
         batch_size=workers.batch_size,
         compute=ActorPoolStrategy(size=workers.concurrency),
         num_cpus=workers.cpus_each(),
-        num_gpus=workers.num_gpus or None,
+        num_gpus=workers.gpus_each(),
     )
     # Ray would wrap an error in one of its own, and that one loses the first on its way from the worker.
     embedded.context.raise_original_map_exception = True

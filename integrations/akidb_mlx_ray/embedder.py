@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from akidb_mlx_plugin.errors import (
     ServiceUnavailableError,
 )
 from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_plugin.stored import config_of
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Kind, Vector
 from akidb_mlx_ray.results import Failure, Tally
 
@@ -55,6 +57,7 @@ class TextEmbedder:
         document_task: str | None = None,
         device: Device | None = None,
         cache_dir: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
         trusted: bool = True,
         id_column: str | None = None,
         tally: Tally | None = None,
@@ -67,6 +70,8 @@ class TextEmbedder:
             vector_column: where vectors go. If the rows have it already, its vectors are kept and its nulls filled.
             kind: which of the model's prompts goes before each text.
             mode, dimension, normalize, device, cache_dir and the prompts: as `MLXEmbeddingFunction`.
+            settings: all that makes the vectors, as a collection stores it; given, it goes before the model and all
+                that is about its vectors, and the worker's environment has no say in them.
             trusted: False where the model's name comes from a stored collection; see `hub.ensure_model`.
             id_column: names rows in messages.
             tally: counts what is done. With it, a row whose text the model fails on is noted there and left out;
@@ -89,6 +94,10 @@ class TextEmbedder:
             query_task=query_task,
             document_task=document_task,
         )
+        if settings is not None:
+            stored = config_of(settings)
+            mlx = stored.mlx.model_copy(update={"device": config.mlx.device, "cache_dir": config.mlx.cache_dir})
+            config = stored.model_copy(update={"mlx": mlx})
         self._service = EmbeddingService(config, trusted=trusted)
         self._loaded = False
         self._worker = ray.get_runtime_context().get_actor_id() or "driver"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,6 +31,7 @@ from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
 _COMMIT_SHARE = 100
 _MIN_COMMIT_ROWS, _MAX_COMMIT_ROWS = 4096, 500_000
 _LOOKUP_ROWS = 4096
+_NAME = re.compile(r"[a-zA-Z0-9._-]+")
 # From here on ids are looked up by an index, below by reading the column.
 _INDEXED_ROWS = 100_000
 
@@ -108,6 +110,8 @@ class BulkTable(BulkTarget):
             raise InvalidInputError(f"{uri} is LanceDB's cloud, which Lance cannot write to by itself; use table.add")
         if commit_rows is not None and commit_rows < 1:
             raise InvalidInputError(f"commit_rows must be at least 1, got {commit_rows}")
+        if not _NAME.fullmatch(name):
+            raise InvalidInputError(f"{name!r} is no name of a table: letters, digits, '.', '_' and '-'")
         self.label = f"table {name!r}"
         self._name = name
         self._storage_options = dict(storage_options or {})
@@ -130,13 +134,20 @@ class BulkTable(BulkTarget):
             return
         if unknown := [name for name in given if name not in self._table.schema.names]:
             raise InvalidInputError(
-                f"{self.label} has no column {unknown[0]!r}; add it with table.add_columns, or leave it out with "
-                f"ds.drop_columns([{unknown[0]!r}])"
+                f"{self.label} has no column {unknown[0]!r}; add it with table.add_columns, or leave it out: "
+                f"ds.drop_columns([{unknown[0]!r}]), or --columns with the others"
             )
         own = (self.columns.id, self.columns.text, self.columns.vector)
         for field in self._table.schema:
-            if field.name not in given and field.name not in own and not field.nullable:
+            if field.name in own:
+                continue
+            if field.name not in given and not field.nullable:
                 raise InvalidInputError(f"{self.label} needs {field.name!r}, and the rows have no such column")
+            if field.name in given and not _fits(given[field.name], field.type):
+                raise InvalidInputError(
+                    f"{self.label} has {field.type} in column {field.name!r}, and the rows have {given[field.name]}; "
+                    "convert it, or leave it out"
+                )
 
     def make(self, given: Mapping[str, Any]) -> None:
         """Make the table if it is not there; a large one gets an index of its ids, or of those that are new to it."""
@@ -209,11 +220,34 @@ def _check_names(label: str, text: str | None, text_column: str, vector: str, ve
             )
 
 
+def _fits(given: Any, own: pa.DataType) -> bool:
+    """Tell whether values of a type can be put into a column as they are."""
+    if not isinstance(given, pa.DataType) or given == own or pa.types.is_null(given):
+        return isinstance(given, pa.DataType)
+    if pa.types.is_integer(given):
+        return bool(pa.types.is_integer(own) or pa.types.is_floating(own))
+    if pa.types.is_floating(given):
+        return bool(pa.types.is_floating(own))
+    if _is_string(given) or _is_string(own):
+        return _is_string(given) and _is_string(own)
+    try:
+        pa.array([], given).cast(own)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
+    return True
+
+
+def _is_string(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        return _is_string(type_.value_type)
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
 def _field(name: str, column_type: Any) -> pa.Field:
     if not isinstance(column_type, pa.DataType) or isinstance(column_type, pa.ExtensionType):
         raise InvalidInputError(
             f"column {name!r} holds {column_type}, which LanceDB cannot keep; make plain Arrow values of it, or leave "
-            f"it out with ds.drop_columns([{name!r}])"
+            f"it out: ds.drop_columns([{name!r}]), or --columns with the others"
         )
     return pa.field(name, column_type)
 

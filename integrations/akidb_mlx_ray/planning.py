@@ -62,7 +62,7 @@ def plan(ds: Dataset, target: BulkTarget, workers: Workers, rejects_path: Path) 
     Raises:
         As the run itself, for what it would refuse.
     """
-    with RejectFile(rejects_path) as rejects, typed_errors(target):
+    with RejectFile(rejects_path) as rejects, typed_errors(target.label):
         given = columns_of(ds)
         target.columns.check_schema(given)
         target.check_columns(given)
@@ -110,4 +110,4 @@ def _draw(rows: pa.Table) -> pa.Table:
 
 def _gather(ds: Dataset) -> pa.Table | None:
     batches = [batch for batch in iterate(ds) if batch.num_rows]
-    return pa.concat_tables(batches, promote_options="default") if batches else None
+    return pa.concat_tables(batches, promote_options="permissive") if batches else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from errno import EISDIR
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -13,30 +14,33 @@ from akidb_mlx_plugin.errors import InvalidInputError
 
 
 class RejectFile:
-    """JSON lines of id, text and reason; the file is made with the first of them, in place of an older one."""
+    """JSON lines of id, text and reason; the file takes the place of an older one when all are written."""
 
     def __init__(self, path: Path) -> None:
         """Note where it will be."""
         self._path = path
+        # An older one may be what is read from.
+        self._part = Path(f"{path}.part")
         self._file: IO[str] | None = None
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> RejectFile:
         """Refuse a file that could not be written, which would else be found out after hours of embedding."""
-        is_new = not self._path.exists()
         try:
-            self._path.open("a", encoding="utf-8").close()
+            if self._path.is_dir():
+                raise IsADirectoryError(EISDIR, "it is a folder")
+            self._part.open("w", encoding="utf-8").close()
         except OSError as error:
             raise InvalidInputError(
                 f"cannot write {self._path}, the file of rejected rows: {error.strerror}; name another by rejects"
             ) from error
-        if is_new:
-            self._path.unlink()
+        self._part.unlink()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._file is not None:
             self._file.close()
+            self._part.replace(self._path)
 
     @property
     def path(self) -> Path | None:
@@ -51,7 +55,7 @@ class RejectFile:
     def add(self, id_: Any, text: Any, reason: str) -> None:
         """Write one down."""
         if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = self._part.open("w", encoding="utf-8")
         self._counts[reason] += 1
         line = {"id": id_, "text": text, "reason": reason}
         self._file.write(json.dumps(line, ensure_ascii=False, default=repr) + "\n")

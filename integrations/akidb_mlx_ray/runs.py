@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,10 @@ from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult, Tally
 from akidb_mlx_ray.rows import Columns
 from akidb_mlx_ray.screening import keep_good, screen
+
+_ADVICE = re.compile(r"\s*Failed to apply UDF transform after")
+_RAYS_OWN = re.compile(r"ray\.exceptions\.")
+_NAMED_ERROR = re.compile(r"[A-Za-z_.]+(Error|Exception|Invalid)\b.*: ")
 
 
 class BulkTarget(ABC):
@@ -74,7 +79,7 @@ class Options:
 def run(ds: Dataset, target: BulkTarget, workers: Workers, options: Options) -> BulkResult:
     """Write what a target lacks of a dataset."""
     begun = time.perf_counter()
-    with RejectFile(options.rejects) as rejects, typed_errors(target):
+    with RejectFile(options.rejects) as rejects, typed_errors(target.label):
         given = columns_of(ds)
         target.columns.check_schema(given)
         target.check_columns(given)
@@ -147,7 +152,7 @@ def embed(ds: Dataset, target: BulkTarget, workers: Workers, tally: Tally) -> Da
 
 
 @contextmanager
-def typed_errors(target: BulkTarget) -> Iterator[None]:
+def typed_errors(label: str) -> Iterator[None]:
     """Let our own errors out of what Ray wraps them in, and say of all others that the run can go on."""
     try:
         yield
@@ -159,23 +164,34 @@ def typed_errors(target: BulkTarget) -> Iterator[None]:
         if own is not None:
             raise own from error
         raise EmbeddingError(
-            f"{target.label}: the run ended early: {_root(error)}; what was written stays, and the same call goes on "
-            "from there"
+            f"{label}: the run ended early: {_root(error)}; what was written stays, and with the cause mended the same "
+            "call goes on from there"
         ) from error
 
 
 def _find_own(error: BaseException | None) -> EmbeddingError | None:
     while error is not None:
         if isinstance(error, EmbeddingError) and not isinstance(error, RayTaskError):
+            error.args = (_without_advice(str(error)), *error.args[1:])
             return error
         error = getattr(error, "cause", None) or error.__cause__
     return None
 
 
 def _root(error: BaseException) -> str:
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = inner
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+    """Return the line that says what went wrong; Ray makes stack traces of messages, and wraps errors in its own."""
+    chain = [error]
+    while (inner := getattr(chain[-1], "cause", None) or chain[-1].__cause__) is not None:
+        chain.append(inner)
+    lines = [line.strip() for each in chain for line in _without_advice(str(each)).splitlines() if line.strip()]
+    named = [line for line in lines if _NAMED_ERROR.match(line) and not _RAYS_OWN.match(line)]
+    last = chain[-1]
+    return named[-1] if named else f"{type(last).__name__}: {_without_advice(str(last)).strip()}"
+
+
+def _without_advice(message: str) -> str:
+    """Return what was wrong, without what Ray writes behind it: how it could be tried again."""
+    return _ADVICE.split(message)[0]
 
 
 def _spell(counts: Mapping[str, int]) -> str:
