@@ -388,6 +388,17 @@ def test_json_lines_keep_their_types(tmp_path: Path) -> None:
     assert read_jsonl([str(tmp_path)], columns=["zip", "n"]).columns() == ["zip", "n"]
 
 
+def test_half_characters_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": "a", "text": "\\ud83d"}\n{"id": "\\ud83d", "text": "x"}\n{"id": "b", "text": "\\ud83d\\ude00"}'
+    )
+    ds = read_jsonl([str(tmp_path / "a.jsonl")], ("id", "text"))
+    result = write_lancedb(ds, tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
+    assert dict(result.rejected) == {"text with half a character": 1, "id with half a character": 1}
+    assert {line["id"] for line in read_lines(Path("docs.rejected.jsonl"))} == {"a", "\\ud83d"}
+    assert lancedb.connect(tmp_path).open_table("docs").to_arrow()["text"].to_pylist() == ["\U0001f600"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -59,11 +59,12 @@ class BulkJob:
 
     def run(self) -> Plan | BulkResult:
         """Do it, in the cluster that is connected; raises as `write_lancedb`."""
-        with typed_errors("the input"):
-            ds = self._read()
+        # First, because the input takes long to look through.
         target = self.target.open(
             self.model, self.dimension, on=self.on, text_column=self.text_column, vector_column=self.vector_column
         )
+        with typed_errors("the input"):
+            ds = self._read()
         if self.dry_run:
             return plan(ds, target, self.workers, self.rejects)
         return run(ds, target, self.workers, Options(self.strict, self.rejects))

@@ -109,7 +109,7 @@ def _find_types(files: pa.Table) -> pa.Table:
 def _type_of(values: list[Any]) -> pa.DataType | None:
     try:
         return pa.array(values).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except (ValueError, TypeError, OverflowError, NotImplementedError):  # Arrow's are of these too
         return None
 
 

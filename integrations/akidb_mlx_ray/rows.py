@@ -88,6 +88,8 @@ class Columns:
     def _problem_of_text(self, text: Any, *, has_vector: bool) -> str | None:
         if text is not None and not isinstance(text, str):
             return f"text is {type(text).__name__}, not a string"
+        if text is not None and _has_half_characters(text):
+            return "text with half a character"
         if has_vector:
             return None
         if not self.embeds:
@@ -100,8 +102,19 @@ class Columns:
 def _problem_of_id(id_: Any) -> str | None:
     if id_ is None or id_ == "":
         return "no id"
+    if isinstance(id_, str) and _has_half_characters(id_):
+        return "id with half a character"
     is_id = isinstance(id_, str | int) and not isinstance(id_, bool)
     return None if is_id else f"id is {type(id_).__name__}, not a string"
+
+
+def _has_half_characters(text: str) -> bool:
+    """Tell whether a string holds one half of a surrogate pair, as JSON allows and UTF-8 does not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _is_list(column_type: pa.DataType) -> bool:

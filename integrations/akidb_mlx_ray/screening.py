@@ -152,9 +152,14 @@ def _as_strings(rows: pa.Table, columns: Columns) -> pa.Table:
 
 def _hash(ids: Iterable[object]) -> np.ndarray:
     """Return (N,) uint64, the same in every process."""
-    hashes: np.ndarray = pd.util.hash_array(np.array([str(id_) for id_ in ids], dtype=object), categorize=False)
+    # Bad ids are hashed with the others and left out later; pandas can hash what UTF-8 can write.
+    spelled = np.array([str(id_).encode("utf-8", "backslashreplace").decode() for id_ in ids], dtype=object)
+    hashes: np.ndarray = pd.util.hash_array(spelled, categorize=False)
     return hashes
 
 
 def _spell(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else repr(value)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else repr(value)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
