@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from akidb_mlx_ray.results import BulkResult
 
 _PATIENCE_S = 10.0
-_JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
 def bulk(
@@ -172,9 +171,11 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _format_of(path: str) -> str:
+    from akidb_mlx_ray.jsonl import SUFFIXES
+
     if Path(path).is_dir():
-        return "jsonl" if any(name.name.endswith(_JSONL) for name in Path(path).rglob("*")) else "parquet"
-    return "jsonl" if path.endswith(_JSONL) else "parquet"
+        return "jsonl" if any(name.name.endswith(SUFFIXES) for name in Path(path).rglob("*")) else "parquet"
+    return "jsonl" if path.endswith(SUFFIXES) else "parquet"
 
 
 def _check_apart(rejects: Path, paths: list[str]) -> Path:

@@ -70,21 +70,24 @@ class BulkJob:
         return run(ds, target, self.workers, Options(self.strict, self.rejects))
 
     def _read(self) -> Dataset:
-        if self.is_jsonl:
-            ds = read_jsonl(self.paths, (self.on, self.text_column), self.columns)
-            present = ds.columns() or []
-        else:
-            try:
-                ds = ray.data.read_parquet(self.paths)
-                present = ds.columns() or []
-            except (OSError, ValueError) as error:
-                raise InvalidInputError(f"cannot read {', '.join(self.paths[:4])}: {error}") from error
+        mixed = (self.on, self.text_column)
+        ds = read_jsonl(self.paths, mixed, self.columns) if self.is_jsonl else _read_parquet(self.paths)
         if self.columns is None:
             return ds
+        present = ds.columns() or []
         own = (self.on, self.text_column, self.vector_column)
         if unknown := [name for name in self.columns if name not in present and name not in own]:
             raise InvalidInputError(f"--columns {unknown[0]}: the rows have {', '.join(present)}")
         return ds.select_columns([name for name in self.columns if name in present])
+
+
+def _read_parquet(paths: list[str]) -> Dataset:
+    try:
+        ds = ray.data.read_parquet(paths)
+        ds.schema()  # which reads what makes a file a Parquet file
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"cannot read {', '.join(paths[:4])}: {error}") from error
+    return ds
 
 
 def run_through_client(job: BulkJob) -> Plan | BulkResult:

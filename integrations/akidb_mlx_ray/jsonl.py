@@ -23,10 +23,10 @@ from akidb_mlx_ray.dataset import iterate
 
 try:
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
-except ImportError:  # Ray before 2.55
+except ImportError:  # where Ray 2.51 has it
     from ray.air.util.object_extensions.arrow import ArrowPythonObjectArray
 
-_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 _ROWS = 4096
 _BUFFER_BYTES = 1 << 20
 _MAX_TASKS = 1000
@@ -47,7 +47,7 @@ def read_jsonl(paths: list[str], mixed: Collection[str] = (), columns: Collectio
     """
     files = [file for path in paths for file in _list_files(path)]
     if not files:
-        raise InvalidInputError(f"no JSON lines in {', '.join(paths[:4])}; their names end in {', '.join(_SUFFIXES)}")
+        raise InvalidInputError(f"no JSON lines in {', '.join(paths[:4])}; their names end in {', '.join(SUFFIXES)}")
     named = ray.data.from_items([{"path": file} for file in files], override_num_blocks=min(len(files), _MAX_TASKS))
     named.context.raise_original_map_exception = True
     found: list[Types] = [
@@ -67,7 +67,7 @@ def read_jsonl(paths: list[str], mixed: Collection[str] = (), columns: Collectio
 
 
 def _list_files(path: str) -> list[str]:
-    system, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    system, inner = _locate(path)
     info = system.get_file_info(inner)
     if info.type == fs.FileType.NotFound:
         raise InvalidInputError(f"no file {path}")
@@ -75,12 +75,16 @@ def _list_files(path: str) -> list[str]:
         return [path]
     prefix = path.partition("://")[0] + "://" if "://" in path else ""
     entries = system.get_file_info(fs.FileSelector(inner, recursive=True))
-    return sorted(prefix + entry.path for entry in entries if entry.is_file and entry.path.endswith(_SUFFIXES))
+    return sorted(prefix + entry.path for entry in entries if entry.is_file and entry.path.endswith(SUFFIXES))
+
+
+def _locate(path: str) -> tuple[fs.FileSystem, str]:
+    return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
 
 
 def _rows(path: str) -> Iterator[list[dict[str, Any]]]:
     """Yield rows by thousands."""
-    system, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+    system, inner = _locate(path)
     with system.open_input_stream(inner) as stream, BufferedReader(stream, _BUFFER_BYTES) as lines:
         objects = (_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip())
         while chunk := list(islice(objects, _ROWS)):

@@ -25,6 +25,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_ray.dataset import Workers
 from akidb_mlx_ray.results import BulkResult
+from akidb_mlx_ray.rows import is_string
 from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
 
 # Rows that an interruption can cost, and what one file of the table holds: a hundredth of the run, within limits.
@@ -228,19 +229,13 @@ def _fits(given: Any, own: pa.DataType) -> bool:
         return bool(pa.types.is_integer(own) or pa.types.is_floating(own))
     if pa.types.is_floating(given):
         return bool(pa.types.is_floating(own))
-    if _is_string(given) or _is_string(own):
-        return _is_string(given) and _is_string(own)
+    if is_string(given) or is_string(own):
+        return is_string(given) and is_string(own)
     try:
         pa.array([], given).cast(own)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return False
     return True
-
-
-def _is_string(type_: pa.DataType) -> bool:
-    if pa.types.is_dictionary(type_):
-        return _is_string(type_.value_type)
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 def _field(name: str, column_type: Any) -> pa.Field:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
+from akidb_mlx_plugin.inputs import check_unicode
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def _problem_of_id(id_: Any) -> str | None:
 def _has_half_characters(text: str) -> bool:
     """Tell whether a string holds one half of a surrogate pair, as JSON allows and UTF-8 does not."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        check_unicode(text, "text")
+    except InvalidInputError:
         return True
     return False
 
@@ -130,10 +131,13 @@ def _may_be_text(column_type: pa.DataType) -> bool:
     """Tell whether a column may hold strings: Ray keeps Python objects of mixed types in one of its own."""
     if pa.types.is_dictionary(column_type):
         return _may_be_text(column_type.value_type)
-    is_string = pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+    return bool(is_string(column_type) or pa.types.is_null(column_type) or isinstance(column_type, pa.ExtensionType))
+
+
+def is_string(column_type: pa.DataType) -> bool:
+    """Tell whether all values of a column are strings, in whichever of Arrow's layouts."""
+    if pa.types.is_dictionary(column_type):
+        return is_string(column_type.value_type)
     return bool(
-        is_string
-        or pa.types.is_string_view(column_type)
-        or pa.types.is_null(column_type)
-        or isinstance(column_type, pa.ExtensionType)
+        pa.types.is_string(column_type) or pa.types.is_large_string(column_type) or pa.types.is_string_view(column_type)
     )

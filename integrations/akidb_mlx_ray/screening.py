@@ -153,13 +153,15 @@ def _as_strings(rows: pa.Table, columns: Columns) -> pa.Table:
 def _hash(ids: Iterable[object]) -> np.ndarray:
     """Return (N,) uint64, the same in every process."""
     # Bad ids are hashed with the others and left out later; pandas can hash what UTF-8 can write.
-    spelled = np.array([str(id_).encode("utf-8", "backslashreplace").decode() for id_ in ids], dtype=object)
+    spelled = np.array([_writable(str(id_)) for id_ in ids], dtype=object)
     hashes: np.ndarray = pd.util.hash_array(spelled, categorize=False)
     return hashes
 
 
 def _spell(value: object) -> str | None:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else repr(value)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return None if value is None else _writable(value if isinstance(value, str) else repr(value))
+
+
+def _writable(text: str) -> str:
+    """Return a string that UTF-8 can write: half characters are spelled out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
