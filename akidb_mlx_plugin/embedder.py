@@ -16,14 +16,14 @@ import mlx.core as mx
 import numpy as np
 
 from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
-from akidb_mlx_plugin.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.inputs import check_request, list_inputs
-from akidb_mlx_plugin.loading import LoadedModel, load_model
 from akidb_mlx_plugin.locate import locate_checkpoint
-from akidb_mlx_plugin.models.base import Tokens
-from akidb_mlx_plugin.packing import TokenBatch, pack_exact, pack_padded
-from akidb_mlx_plugin.pooling import pool
+from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
+from akidb_mlx_plugin.nn.pooling import pool
+from akidb_mlx_plugin.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.tokenizer import TextTokenizer
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Usage, Vector
 from akidb_mlx_plugin.workers import WorkerPool, core_count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from akidb_mlx_plugin.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from akidb_mlx_plugin.hub import ensure_model
 from akidb_mlx_plugin.types import ModelInfo
 

@@ -9,51 +9,11 @@ choice and a buffer of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class Block:
-    """A rectangle of texts on the token axis.
-
-    Attributes:
-        start: its first position on the token axis.
-        rows: texts in it, B.
-        length: tokens per row, L.
-        lengths: real tokens of each row where rows are padded on the right; None where every row is full.
-    """
-
-    start: int
-    rows: int
-    length: int
-    lengths: tuple[int, ...] | None = None
-
-    @property
-    def stop(self) -> int:
-        """Position behind its last token."""
-        return self.start + self.rows * self.length
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Texts that go through the encoder together.
-
-    Attributes:
-        ids: (T,) int32 token ids of all blocks, end to end.
-        positions: (T,) int32 place of each token within its text.
-        blocks: the rectangles that ids are made of.
-        order: input index of each row, in the order of the blocks' rows; rows that only pad a block have none and
-            come last in their block.
-    """
-
-    ids: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    blocks: tuple[Block, ...]
-    order: tuple[int, ...]
+from akidb_mlx_plugin.nn.batch import Block, TokenBatch
 
 
 def pack_exact(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[TokenBatch]:

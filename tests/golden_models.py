@@ -11,11 +11,11 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from akidb_mlx_plugin.checkpoint import Checkpoint, read_checkpoint
-from akidb_mlx_plugin.loading import LoadedModel
-from akidb_mlx_plugin.models.base import Tokens
-from akidb_mlx_plugin.packing import TokenBatch, pack_exact
-from akidb_mlx_plugin.pooling import pool
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.loading import LoadedModel
+from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
+from akidb_mlx_plugin.nn.pooling import pool
+from akidb_mlx_plugin.packing import pack_exact
 from akidb_mlx_plugin.tokenizer import TextTokenizer
 from akidb_mlx_plugin.types import Vector
 

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from akidb_mlx_plugin.models import base
-from akidb_mlx_plugin.models.base import Rotary, Tokens, attend, rotate, split_linear
-from akidb_mlx_plugin.packing import Block, TokenBatch, pack_exact, pack_padded
+from akidb_mlx_plugin.models.base import split_linear
+from akidb_mlx_plugin.nn import attention
+from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
+from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+from akidb_mlx_plugin.packing import pack_exact, pack_padded
 
 Array = NDArray[np.float32]
 
@@ -80,10 +83,10 @@ def test_attention_is_that_of_the_textbook(
     total, heads = blocks[-1].stop, key_heads * share
     q, k, v = (3 * rng.standard_normal((total, n, 8), dtype=np.float32) for n in (heads, key_heads, key_heads))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "on_cpu", lambda: on_cpu)
-        patch.setattr(base, "_MASKED_QUERIES", slice_length)
-        patch.setattr(base, "_MAX_SCORES", 1 if slice_length == 1 else 1 << 22)
-        patch.setattr(base, "_FEWEST_QUERIES", slice_length)
+        patch.setattr(attention, "on_cpu", lambda: on_cpu)
+        patch.setattr(attention, "_MASKED_QUERIES", slice_length)
+        patch.setattr(attention, "_MAX_SCORES", 1 if slice_length == 1 else 1 << 22)
+        patch.setattr(attention, "_FEWEST_QUERIES", slice_length)
         out = np.array(attend(mx.array(q), mx.array(k), mx.array(v), blocks, scale=0.3, causal=causal, window=window))
     assert np.isfinite(out).all()
     for block in blocks:
@@ -96,12 +99,12 @@ def test_attention_is_that_of_the_textbook(
 
 def test_long_texts_attend_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = []
-    softmax_parts = base.softmax_parts
-    monkeypatch.setattr(base, "softmax_parts", lambda scores: largest.append(scores.size) or softmax_parts(scores))
+    softmax_parts = attention.softmax_parts
+    monkeypatch.setattr(attention, "softmax_parts", lambda scores: largest.append(scores.size) or softmax_parts(scores))
     length, heads = 3000, 2
     q = mx.random.normal((length, heads, 4))
     mx.eval(attend(q, q, q, (Block(0, 1, length),), scale=1.0))
-    assert max(largest) <= base._MAX_SCORES
+    assert max(largest) <= attention._MAX_SCORES
     # Of a window, only what it reaches is computed at all.
     largest.clear()
     mx.eval(attend(q, q, q, (Block(0, 1, length),), scale=1.0, window=10))

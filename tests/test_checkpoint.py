@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from golden_models import GOLDEN, NAMES
 
-from akidb_mlx_plugin.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.sentence_transformers import DenseLayer
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.manifest import digest_of_folder
-from akidb_mlx_plugin.pooling import POOLINGS
+from akidb_mlx_plugin.nn.pooling import POOLINGS
 from akidb_mlx_plugin.registry import ModelSpec, list_models
-from akidb_mlx_plugin.sentence_modules import DenseLayer
 
 SPECS = {spec.name: spec for spec in list_models()}
 

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from akidb_mlx_plugin.models import kernels
-from akidb_mlx_plugin.models.kernels import ACTIVATIONS, GATED_ACTIVATIONS, softmax_parts
+from akidb_mlx_plugin.nn import activations
+from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS, softmax_parts
 
 # Densely where the functions bend, sparsely far out.
 POINTS = np.concatenate([np.linspace(-12, 12, 20_001), [-1e4, -300, -88, -40, 40, 88, 300, 1e4]]).astype(np.float32)
@@ -45,7 +45,7 @@ DEFINITIONS: dict[str, Callable[[float], float]] = {
 def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = mx.default_device()
     mx.set_default_device(mx.cpu)
-    monkeypatch.setattr(kernels, "on_cpu", lambda: request.param == "on a CPU")
+    monkeypatch.setattr(activations, "on_cpu", lambda: request.param == "on a CPU")
     yield
     mx.set_default_device(before)
 
@@ -106,7 +106,7 @@ def test_softmax_gives_a_hidden_key_nothing() -> None:
 _MANY_SHAPES = """
 import os, random
 import akidb_mlx_plugin, mlx.core as mx
-from akidb_mlx_plugin.models.kernels import softmax_parts
+from akidb_mlx_plugin.nn.activations import softmax_parts
 
 mx.set_default_device(mx.cpu)
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

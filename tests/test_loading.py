@@ -15,12 +15,12 @@ import pytest
 from golden_models import GOLDEN, Golden, embed, farthest, read_golden
 from mlx.utils import tree_flatten
 
-from akidb_mlx_plugin.checkpoint import Checkpoint, read_checkpoint
-from akidb_mlx_plugin.convert import convert_checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
+from akidb_mlx_plugin.checkpoints.loading import LoadedModel, estimate_memory, load_model
+from akidb_mlx_plugin.checkpoints.quantization import Scheme
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError, ServiceUnavailableError
-from akidb_mlx_plugin.loading import LoadedModel, estimate_memory, load_model
-from akidb_mlx_plugin.models import base, kernels
-from akidb_mlx_plugin.quantization import Scheme
+from akidb_mlx_plugin.nn import activations, attention
 
 Tensors = dict[str, mx.array]
 SCHEMES = [
@@ -45,7 +45,7 @@ def _on_cpu() -> Iterator[None]:
 @pytest.fixture
 def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute by MLX's own kernels, as a GPU does, but here."""
-    for module in (base, kernels):
+    for module in (attention, activations):
         monkeypatch.setattr(module, "on_cpu", lambda: False)
 
 

@@ -19,9 +19,10 @@ import pytest
 from golden_models import GOLDEN, NAMES, Packing, embed, farthest, read_golden
 
 from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.loading import load_model
-from akidb_mlx_plugin.models import base, causal_lm, find_encoder, kernels
+from akidb_mlx_plugin.models import causal_lm, find_encoder
+from akidb_mlx_plugin.nn import activations, attention
 from akidb_mlx_plugin.packing import pack_exact, pack_padded
 
 LM_NAMES = {"llama"}
@@ -68,7 +69,7 @@ class TestAgainstSentenceTransformers:
     def test_vectors_are_the_same_by_what_a_gpu_computes(
         self, name: str, packing: Packing, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for module in (base, kernels):
+        for module in (attention, activations):
             monkeypatch.setattr(module, "on_cpu", lambda: False)
         golden = read_golden(name)
         model = load_model(golden.checkpoint, dtype="float32")
@@ -76,9 +77,9 @@ class TestAgainstSentenceTransformers:
         assert farthest(vectors, golden.vectors["query"]) < 1e-5
 
     def test_vectors_are_the_same_in_slices_of_few_scores(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(base, "_MAX_SCORES", 1)
-        monkeypatch.setattr(base, "_MASKED_QUERIES", 7)
-        monkeypatch.setattr(base, "_FEWEST_QUERIES", 5)
+        monkeypatch.setattr(attention, "_MAX_SCORES", 1)
+        monkeypatch.setattr(attention, "_MASKED_QUERIES", 7)
+        monkeypatch.setattr(attention, "_FEWEST_QUERIES", 5)
         golden = read_golden(name)
         vectors = embed(golden.checkpoint, load_model(golden.checkpoint), golden.texts, packing=pack_padded)
         assert farthest(vectors, golden.vectors["document"]) < 1e-5

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.packing import Block
-from akidb_mlx_plugin.pooling import POOLINGS, check_modes, pool
+from akidb_mlx_plugin.nn.batch import Block
+from akidb_mlx_plugin.nn.pooling import POOLINGS, check_modes, pool
 
 
 @pytest.fixture(autouse=True)

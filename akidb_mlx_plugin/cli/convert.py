@@ -27,7 +27,7 @@ def convert(
     Example: akidb-mlx convert minilm-l6-v2 ./minilm-8bit --bits 8
     """
     # Deferred: MLX takes longer to import than the other commands to run.
-    from akidb_mlx_plugin.convert import choose_scheme, convert_checkpoint, mean_cosine
+    from akidb_mlx_plugin.checkpoints.convert import choose_scheme, convert_checkpoint, mean_cosine
     from akidb_mlx_plugin.hub import ensure_model
 
     scheme = choose_scheme(bits, group_size, mode)

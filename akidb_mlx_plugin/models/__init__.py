@@ -1,4 +1,4 @@
-"""Which architecture is implemented where; each file is imported when a checkpoint asks for it."""
+"""Encoders, one file per architecture, imported when a checkpoint asks for it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import ARCHITECTURES, find_architecture
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.models.base import Encoder
-
-ARCHITECTURES = {
-    "bert": ("bert", "BertEncoder"),
-    "camembert": ("roberta", "RobertaEncoder"),
-    "gemma3_text": ("gemma3_text", "Gemma3Encoder"),
-    "modernbert": ("modernbert", "ModernBertEncoder"),
-    "qwen3": ("qwen3", "Qwen3Encoder"),
-    "roberta": ("roberta", "RobertaEncoder"),
-    "xlm-roberta": ("roberta", "RobertaEncoder"),
-}
 
 
 def find_encoder(model_type: str) -> type[Encoder]:
@@ -27,12 +18,12 @@ def find_encoder(model_type: str) -> type[Encoder]:
     Raises:
         ModelNotFoundError: there is none, or only an mlx-lm that is not installed could tell.
     """
-    module, name = ARCHITECTURES.get(model_type, ("causal_lm", "CausalEncoder"))
-    implementation = import_module(f"akidb_mlx_plugin.models.{module}")
+    architecture = find_architecture(model_type)
+    implementation = import_module(f"akidb_mlx_plugin.models.{architecture.module}")
     if model_type not in ARCHITECTURES and not implementation.implements(model_type):
         raise ModelNotFoundError(
             f"architecture {model_type!r} is not supported; supported are {', '.join(sorted(ARCHITECTURES))} and the "
             "causal decoders of mlx-lm"
         )
-    found: type[Encoder] = getattr(implementation, name)
+    found: type[Encoder] = getattr(implementation, architecture.encoder)
     return found

@@ -13,10 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, Tokens, attend, settle
-from akidb_mlx_plugin.models.kernels import ACTIVATIONS
+from akidb_mlx_plugin.models.base import Encoder, settle
 from akidb_mlx_plugin.models.settings import check_activation, take_fields
-from akidb_mlx_plugin.packing import Block
+from akidb_mlx_plugin.nn.activations import ACTIVATIONS
+from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.batch import Block, Tokens
 
 
 @dataclass(frozen=True)

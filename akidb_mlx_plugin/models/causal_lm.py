@@ -18,7 +18,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, Tokens
+from akidb_mlx_plugin.models.base import Encoder
+from akidb_mlx_plugin.nn.batch import Tokens
 
 REMEDY = 'pip install "akidb-mlx-plugin[lm]"'
 # Architectures that mlx-lm computes by the module of another, as its `utils.MODEL_REMAPPING`.

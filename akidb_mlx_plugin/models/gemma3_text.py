@@ -13,9 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, Rotary, Tokens, attend, rotate, settle
-from akidb_mlx_plugin.models.kernels import GATED_ACTIVATIONS
+from akidb_mlx_plugin.models.base import Encoder, settle
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
+from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
 @dataclass(frozen=True)

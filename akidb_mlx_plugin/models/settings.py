@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.kernels import ACTIVATIONS
+from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 
 
 def take_fields(args: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from akidb_mlx_plugin import Embedder
-from akidb_mlx_plugin.convert import choose_scheme, convert_checkpoint
+from akidb_mlx_plugin.checkpoints.convert import choose_scheme, convert_checkpoint
 from akidb_mlx_plugin.corpus import popular_docstrings
 from akidb_mlx_plugin.hub import ensure_model
 from akidb_mlx_plugin.types import Vector

@@ -15,190 +15,27 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from tiny_tokenizers import (
-    WORDS,
-    bert_tokenizer,
-    gemma_tokenizer,
-    llama_tokenizer,
-    modernbert_tokenizer,
-    qwen3_tokenizer,
-    roberta_tokenizer,
-    save_tokenizer,
-    xlm_roberta_tokenizer,
-)
+from tiny import Tiny
+from tiny_tokenizers import WORDS, save_tokenizer
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
-ALL_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-PROMPTS = {"query": "the question of time: ", "document": "", "task": "some work "}
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny checkpoint: configuration, tokenizer, what comes behind the encoder, and the token counts of its texts."""
-
-    config: transformers.PretrainedConfig
-    tokenizer: Callable[[], Tokenizer]
-    special: dict[str, str]
-    max_tokens: int
-    lengths: tuple[int, ...]
-    pooling: dict[str, Any]
-    dense: tuple[dict[str, Any], ...] = ()
-    normalize: bool = True
-    prompts: dict[str, str] = field(default_factory=dict)
-    default_prompt: str | None = None
-    dtype: torch.dtype = torch.float32
-    with_head: bool = False
-
-
-BERT = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-ROBERTA = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>"}
-QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-SIZES = {
-    "vocab_size": 448,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-}
-GROUPED = {**SIZES, "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16}
-GEMMA_SIZES = {
-    **GROUPED,
-    "vocab_size": 320,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "hidden_size": 48,
-    "query_pre_attn_scalar": 24,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-HEAD = (
-    {"in_features": 48, "out_features": 96, "bias": False, "activation_function": torch.nn.Identity()},
-    {"in_features": 96, "out_features": 48, "bias": False, "activation_function": torch.nn.Identity()},
-)
-SHORT = (2, 3, 4, 5, 8, 13, 21, 34, 47, 48, 49, 70)
 
 
 def checkpoints() -> dict[str, Tiny]:
-    """Return the checkpoints by name."""
-    t = transformers
-    bert = t.BertConfig(**SIZES, max_position_embeddings=64)
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}}
-    windows = {"full_attention": 3_000.0, "sliding_attention": 100.0}
-    ropes = {"rope_parameters": {k: {"rope_type": "default", "rope_theta": v} for k, v in windows.items()}}
-    gemma = {**GEMMA_SIZES, **ropes, "use_bidirectional_attention": True, "sliding_window": 8}
-    layers = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]}
-    modern = {**SIZES, "num_hidden_layers": 4, "local_attention": 8, "max_position_embeddings": 64, **ropes}
-    modern |= {"pad_token_id": 3, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-    bias = {"norm_bias": True, "attention_bias": True, "mlp_bias": True}
-    qwen = {**GROUPED, **rope, "tie_word_embeddings": True, "pad_token_id": 0, "max_position_embeddings": 64}
-    mean, last = {"pooling_mode": "mean"}, {"pooling_mode": "lasttoken"}
-    every = {"pooling_mode": ALL_MODES, "include_prompt": False}
-    wide = (
-        {"in_features": 192, "out_features": 24, "activation_function": torch.nn.GELU(), "use_residual": True},
-        {"in_features": 24, "out_features": 24, "activation_function": torch.nn.Tanh(), "use_residual": True},
-    )
-    return {
-        "bert": Tiny(bert, bert_tokenizer, BERT, 48, SHORT, mean),
-        "bert_all_pooling": Tiny(
-            bert, bert_tokenizer, BERT, 48, SHORT, every, wide, False, PROMPTS, default_prompt="task"
-        ),
-        "roberta": Tiny(
-            t.RobertaConfig(**SIZES, max_position_embeddings=50, layer_norm_eps=1e-5, type_vocab_size=1),
-            roberta_tokenizer,
-            ROBERTA,
-            48,
-            SHORT,
-            mean,
-            with_head=True,
-        ),
-        "xlm_roberta": Tiny(
-            t.XLMRobertaConfig(**SIZES, max_position_embeddings=50, layer_norm_eps=1e-5, type_vocab_size=1),
-            xlm_roberta_tokenizer,
-            ROBERTA,
-            48,
-            SHORT,
-            {"pooling_mode": "cls"},
-            prompts={"query": "question: ", "passage": "paper: "},
-            dtype=torch.float16,
-        ),
-        "modernbert": Tiny(t.ModernBertConfig(**modern), modernbert_tokenizer, BERT, 48, SHORT, mean),
-        "modernbert_bias": Tiny(
-            t.ModernBertConfig(**modern, **bias),
-            modernbert_tokenizer,
-            BERT,
-            48,
-            SHORT,
-            {"pooling_mode": "cls"},
-            dtype=torch.bfloat16,
-        ),
-        "qwen3": Tiny(t.Qwen3Config(**qwen), qwen3_tokenizer, QWEN, 48, SHORT, last, prompts=PROMPTS),
-        "qwen3_window": Tiny(
-            t.Qwen3Config(**qwen, use_sliding_window=True, sliding_window=6, max_window_layers=1, attention_bias=True),
-            qwen3_tokenizer,
-            QWEN,
-            48,
-            SHORT,
-            last,
-            dtype=torch.bfloat16,
-            with_head=True,
-        ),
-        "qwen3_both_ways": Tiny(
-            t.Qwen3Config(**qwen, is_causal=False),
-            qwen3_tokenizer,
-            QWEN,
-            48,
-            SHORT,
-            mean,
-            dtype=torch.bfloat16,
-        ),
-        "gemma3_text": Tiny(
-            t.Gemma3TextConfig(**gemma, **layers), gemma_tokenizer, GEMMA, 48, SHORT, mean, HEAD, prompts=PROMPTS
-        ),
-        "gemma3_text_wide": Tiny(
-            t.Gemma3TextConfig(**{**gemma, **layers, "sliding_window": 512}),
-            gemma_tokenizer,
-            GEMMA,
-            600,
-            (2, 17, 255, 256, 257, 258, 259, 260, 300, 514, 599, 600, 640),
-            mean,
-            HEAD,
-            dtype=torch.bfloat16,
-        ),
-        "gemma3_text_causal": Tiny(
-            t.Gemma3TextConfig(**{**gemma, **layers, "use_bidirectional_attention": False, "sliding_window": 6}),
-            gemma_tokenizer,
-            GEMMA,
-            48,
-            SHORT,
-            last,
-            dtype=torch.bfloat16,
-        ),
-        "llama": Tiny(
-            t.LlamaConfig(**GROUPED, max_position_embeddings=64, tie_word_embeddings=False),
-            llama_tokenizer,
-            {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"},
-            48,
-            SHORT,
-            last,
-            prompts=PROMPTS,
-            dtype=torch.bfloat16,
-            with_head=True,
-        ),
-    }
+    """Return all tiny checkpoints by name: those of every `checkpoints_*.py` beside this file."""
+    found: dict[str, Tiny] = {}
+    for file in sorted(HERE.glob("checkpoints_*.py")):
+        found |= import_module(file.stem).checkpoints()
+    return found
 
 
 def fill(model: torch.nn.Module, seed: int, *, norms_around: float) -> None:

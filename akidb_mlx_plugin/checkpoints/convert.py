@@ -14,13 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from akidb_mlx_plugin.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.loading import original_names, read_tensors
+from akidb_mlx_plugin.checkpoints.quantization import Scheme, quantized_paths
+from akidb_mlx_plugin.checkpoints.safetensors import INDEX_NAME, find_weight_files
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.loading import original_names, read_tensors
 from akidb_mlx_plugin.manifest import select_files
 from akidb_mlx_plugin.models import find_encoder
-from akidb_mlx_plugin.quantization import Scheme, quantized_paths
-from akidb_mlx_plugin.tensor_files import INDEX_NAME, find_weight_files
 
 # For how far the vectors of a conversion are from its original's: several scripts, prose and code, short and long.
 SAMPLE_TEXTS = (

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, find_weight_files, read_header
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.tensor_files import TensorInfo, find_weight_files, read_header
 
 # sentence-transformers `Pooling` before version 5.5: the order is that in which several modes are concatenated.
 _POOLING_FLAGS = {

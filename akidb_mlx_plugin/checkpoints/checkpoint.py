@@ -16,10 +16,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.manifest import digest_of_folder
-from akidb_mlx_plugin.registry import ModelSpec, trained_dimensions
-from akidb_mlx_plugin.sentence_modules import (
+from akidb_mlx_plugin.checkpoints.sentence_transformers import (
     DenseLayer,
     Module,
     dense_inside,
@@ -29,13 +26,12 @@ from akidb_mlx_plugin.sentence_modules import (
     read_modules,
     read_transformer_settings,
 )
+from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.manifest import digest_of_folder
+from akidb_mlx_plugin.models.architectures import attends_both_ways, find_architecture
+from akidb_mlx_plugin.registry import ModelSpec, trained_dimensions
 from akidb_mlx_plugin.types import ModelInfo
 
-# Encoders that attend in both directions; any other architecture is a causal decoder, whose last token alone has seen
-# the whole text, unless its configuration says otherwise.
-_BIDIRECTIONAL = {"bert", "roberta", "xlm-roberta", "camembert", "modernbert"}
-# Position ids start behind the padding id there, so that many fewer positions are left for tokens.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert"}
 _UNBOUNDED = 1 << 30
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -271,8 +267,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelNotFoundError(f"{folder} is no checkpoint: it has no config.json")
     config = read_json(file)
-    # So older decoders call it.
-    config.setdefault("hidden_size", config.get("n_embd") or config.get("d_model"))
+    key = find_architecture(str(config.get("model_type"))).hidden_size
+    # The last two are what older decoders call it.
+    config.setdefault("hidden_size", config.get(key) or config.get("n_embd") or config.get("d_model"))
     if not isinstance(config.get("model_type"), str) or not isinstance(config.get("hidden_size"), int):
         raise ModelNotFoundError(f"{file} has no model_type or no hidden_size; is it a text encoder?")
     if "AutoModel" in (config.get("auto_map") or {}):
@@ -296,12 +293,8 @@ def _pooling(
         return pooling_modes(settings), bool(settings.get("include_prompt", True))
     if spec and spec.pooling:
         return (spec.pooling,), True
-    both_ways = (
-        config["model_type"] in _BIDIRECTIONAL
-        or config.get("use_bidirectional_attention") is True
-        or config.get("is_causal") is False
-    )
-    mode = "mean" if both_ways else "lasttoken"
+    # The last token alone of a causal decoder has seen the whole text.
+    mode = "mean" if attends_both_ways(config) else "lasttoken"
     _warn_of_convention(folder, config["model_type"], mode)
     return (mode,), True
 
@@ -325,8 +318,9 @@ def _tokenizer_settings(folder: Path) -> dict[str, Any]:
 
 def _max_tokens(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], spec: ModelSpec | None) -> int:
     """Return the longest text in tokens: the sentence-transformers setting, else registry, tokenizer and positions."""
-    positions = int(config.get("max_position_embeddings") or _UNBOUNDED)
-    if config["model_type"] in _OFFSET_POSITIONS:
+    architecture = find_architecture(config["model_type"])
+    positions = int((architecture.positions and config.get(architecture.positions)) or _UNBOUNDED)
+    if architecture.offset_positions:
         pad_id = config.get("pad_token_id")
         positions -= (1 if pad_id is None else int(pad_id)) + 1
     if settings.get("max_seq_length"):

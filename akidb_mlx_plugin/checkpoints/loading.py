@@ -11,18 +11,24 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from akidb_mlx_plugin.blas import load_blas
-from akidb_mlx_plugin.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.quantization import (
+    check_method,
+    dequantize,
+    quantize_modules,
+    quantized_paths,
+    scheme_of,
+)
+from akidb_mlx_plugin.checkpoints.safetensors import find_weight_files, read_header
+from akidb_mlx_plugin.checkpoints.sentence_transformers import DenseLayer
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.memory import available_memory, check_memory
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.base import Encoder
-from akidb_mlx_plugin.models.cpu_layers import use_cpu_layers
-from akidb_mlx_plugin.models.dense import Dense
-from akidb_mlx_plugin.models.kernels import on_cpu
-from akidb_mlx_plugin.pooling import check_modes
-from akidb_mlx_plugin.quantization import check_method, dequantize, quantize_modules, quantized_paths, scheme_of
-from akidb_mlx_plugin.sentence_modules import DenseLayer
-from akidb_mlx_plugin.tensor_files import find_weight_files, read_header
+from akidb_mlx_plugin.nn.activations import on_cpu
+from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
+from akidb_mlx_plugin.nn.dense import Dense
+from akidb_mlx_plugin.nn.pooling import check_modes
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 # Of the memory that is left beside the weights, this part may go to second copies of weights that make queries faster.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.packing import Block
+from akidb_mlx_plugin.nn.batch import Block
 
 
 def pool(hidden: mx.array, blocks: Sequence[Block], modes: Sequence[str], skip: int = 0) -> mx.array:

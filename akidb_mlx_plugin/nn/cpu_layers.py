@@ -8,8 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from akidb_mlx_plugin.models.base import Encoder
-from akidb_mlx_plugin.models.kernels import swap_outer_axes
+from akidb_mlx_plugin.nn.activations import swap_outer_axes
 
 # OpenBLAS multiplies matrices of up to 10^6 products as they lie and copies larger ones into a layout of its own first.
 _MOST_PRODUCTS = 10**6
@@ -89,7 +88,7 @@ class CPURMSNorm(nn.RMSNorm):
         return x * mx.rsqrt((x * x) @ self.mean + self.eps) * self.weight
 
 
-def use_cpu_layers(encoder: Encoder, *, spare_bytes: int) -> None:
+def use_cpu_layers(encoder: nn.Module, *, spare_bytes: int) -> None:
     """Exchange an encoder's float32 layers for those of this file.
 
     Args:

@@ -1,0 +1,1 @@
+"""A checkpoint folder to an encoder with its pooling, prompts and lengths."""

@@ -1,0 +1,139 @@
+"""Attention within each text of a packed batch."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from akidb_mlx_plugin.nn.activations import on_cpu, softmax_parts, swap_outer_axes
+from akidb_mlx_plugin.nn.batch import Block
+
+# Scores of one attention step on a CPU, in elements: longer texts attend in slices of queries, so that memory grows
+# with the length and not with its square. 1 Mi float32 are 4 MiB, which stays in the cache and well inside one heap of
+# the allocator: what outgrows a heap is given back and paged in anew with every batch.
+_MAX_SCORES = 1 << 20
+# Where a query does not see every key, shorter slices leave more of the unseen ones out; below some length, the matrix
+# products of a slice become too small to be efficient.
+_MASKED_QUERIES, _FEWEST_QUERIES = 128, 32
+
+
+def attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    blocks: tuple[Block, ...],
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+) -> mx.array:
+    """Attention within each text of a packed batch.
+
+    Args:
+        q: (T, H, d) queries.
+        k, v: (T, K, d) keys and values; K divides H, and each key head serves H/K query heads.
+        blocks: the rectangles of the batch.
+        scale: applied to the scores.
+        causal: a token sees itself and what is before it.
+        window: a token sees only tokens less than this many places away.
+    Returns:
+        (T, H * d).
+    """
+    if on_cpu():
+        return _attend_sliced(q * scale, k, v, blocks, causal, window)
+    outputs = []
+    for block in blocks:
+        # (T, H, d) -> (B, L, H, d)
+        queries, keys, values = (
+            x[block.start : block.stop].reshape(block.rows, block.length, x.shape[-2], x.shape[-1]) for x in (q, k, v)
+        )
+        out = _attend_fused(queries, keys, values, block.lengths, scale, causal, window)
+        outputs.append(out.reshape(block.rows * block.length, -1))
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
+
+
+def _attend_fused(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    lengths: tuple[int, ...] | None,
+    scale: float,
+    causal: bool,
+    window: int | None,
+) -> mx.array:
+    """One fused kernel over (B, L, H, d); a boolean mask, because an additive one gives NaN on empty rows."""
+    length = q.shape[1]
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    if causal and (window is None or window >= length):
+        # With right padding and a causal mask no real token sees padding.
+        mask: mx.array | str | None = "causal"
+    else:
+        mask = _visible(0, length, 0, length, lengths, causal, window)
+        mask = mask if mask is None or mask.ndim == 2 else mask[:, None]
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask).transpose(0, 2, 1, 3)
+
+
+def _attend_sliced(
+    q: mx.array, k: mx.array, v: mx.array, blocks: tuple[Block, ...], causal: bool, window: int | None
+) -> mx.array:
+    """Scores, softmax and mixing over (T, H, d), q scaled, by slices of queries that see only the keys they reach."""
+    heads, groups, size = q.shape[1], k.shape[1], q.shape[2]
+    # Heads first in one go for all blocks: a matrix product copies what is not in one piece.
+    q, k, v = (swap_outer_axes(x) for x in (q, k, v))
+    outputs = []
+    for block in blocks:
+        rows, length = block.rows, block.length
+        # (H, T, d) -> (K, H/K, B, L, d)
+        queries, keys, values = (
+            x[:, block.start : block.stop].reshape(groups, -1, rows, length, size) for x in (q, k, v)
+        )
+        step = max(_FEWEST_QUERIES, _MAX_SCORES // (rows * heads * length))
+        if causal or window is not None:
+            step = min(step, _MASKED_QUERIES)
+        slices = []
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            first = 0 if window is None else max(0, start - window + 1)
+            last = stop if causal else length if window is None else min(length, stop + window - 1)
+            scores = queries[..., start:stop, :] @ keys[..., first:last, :].swapaxes(-1, -2)
+            visible = _visible(start, stop, first, last, block.lengths, causal, window)
+            if visible is not None:
+                # (Q, K) or (B, Q, K), against (K, H/K, B, Q, K)
+                scores = scores + mx.where(visible, 0.0, -mx.inf).astype(scores.dtype)
+            weights, total = softmax_parts(scores)
+            # Divided once they are mixed: mostly fewer numbers, and never more passes.
+            slices.append((weights @ values[..., first:last, :]) / total)
+        out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=-2)
+        outputs.append(out.reshape(heads, -1, size))
+    mixed = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
+    return swap_outer_axes(mixed).reshape(-1, heads * size)
+
+
+def _visible(
+    start: int,
+    stop: int,
+    first: int,
+    last: int,
+    lengths: tuple[int, ...] | None,
+    causal: bool,
+    window: int | None,
+) -> mx.array | None:
+    """Return which keys (first to last) each query (start to stop) sees; every query sees at least one.
+
+    Returns:
+        (Q, K) or (B, Q or 1, K) bool; None where every query sees every key.
+    """
+    query, key = mx.arange(start, stop)[:, None], mx.arange(first, last)
+    visible: mx.array | None = None
+    if causal and last - 1 > start:
+        visible = key <= query
+    if window is not None and max(stop - 1 - first, last - 1 - start) >= window:
+        near = mx.abs(query - key) < window
+        visible = near if visible is None else visible & near
+    # With right padding and a causal mask no real token sees padding.
+    if lengths is not None and not causal and min(lengths) < last:
+        real = key < mx.array(lengths)[:, None, None]
+        if window is not None:
+            # Far in the padding, a window holds no real token: a query there sees itself.
+            real = real | (key == query)
+        visible = real if visible is None else visible & real
+    return visible

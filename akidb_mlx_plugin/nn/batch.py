@@ -1,0 +1,74 @@
+"""The packed batch: rectangular blocks of token rows laid end to end on one token axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Block:
+    """A rectangle of texts on the token axis.
+
+    Attributes:
+        start: its first position on the token axis.
+        rows: texts in it, B.
+        length: tokens per row, L.
+        lengths: real tokens of each row where rows are padded on the right; None where every row is full.
+    """
+
+    start: int
+    rows: int
+    length: int
+    lengths: tuple[int, ...] | None = None
+
+    @property
+    def stop(self) -> int:
+        """Position behind its last token."""
+        return self.start + self.rows * self.length
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts that go through the encoder together.
+
+    Attributes:
+        ids: (T,) int32 token ids of all blocks, end to end.
+        positions: (T,) int32 place of each token within its text.
+        blocks: the rectangles that ids are made of.
+        order: input index of each row, in the order of the blocks' rows; rows that only pad a block have none and
+            come last in their block.
+    """
+
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    blocks: tuple[Block, ...]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A `TokenBatch` as the encoder takes it.
+
+    Attributes:
+        ids: (T,) token ids.
+        positions: (T,) place of each token within its text.
+        blocks: the rectangles the token axis is made of.
+    """
+
+    ids: mx.array
+    positions: mx.array
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def from_batch(cls, batch: TokenBatch) -> Tokens:
+        """Hand a packed batch to MLX; call it on the thread that evaluates."""
+        return cls(mx.array(batch.ids), mx.array(batch.positions), batch.blocks)
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest row."""
+        return max(block.length for block in self.blocks)
