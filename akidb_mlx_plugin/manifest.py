@@ -18,7 +18,16 @@ MANIFEST_NAME = "akidb-model.json"
 _FORMAT = 1
 _CHUNK_BYTES = 1 << 20
 _INDEX = "model.safetensors.index.json"
-_SETTINGS = re.compile(r"config\.json|modules\.json|config_sentence_transformers\.json|sentence_\w+_config\.json")
+# One of these makes a folder a checkpoint.
+CHECKPOINT_FILES = {"config.json", "modules.json"}
+# What torch.save writes; the second is the index of several.
+PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Conversions of repositories that have no safetensors of their own.
+SAFETENSORS_COPIES = {"BAAI/bge-m3": "mlx-community/bge-m3-mlx-fp16"}
+# README.md says what a conversion was made from.
+_SETTINGS = re.compile(
+    r"config\.json|modules\.json|config_sentence_transformers\.json|sentence_[\w-]+_config\.json|README\.md"
+)
 _TOKENIZER = re.compile(r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json")
 # Read only where tokenizer.json, which holds them, is missing.
 _VOCABULARY = re.compile(r"vocab\.txt|vocab\.json|merges\.txt|tokenizer\.model")
@@ -121,10 +130,31 @@ def digest_of_folder(folder: Path) -> str:
         ModelNotFoundError: it has no safetensors.
     """
     paths = (file.relative_to(folder).as_posix() for file in [*folder.glob("*"), *folder.glob("*/*")])
-    weights = [path for path in select_files(paths) if path.endswith(".safetensors")]
+    weights = [path for path in [*select_files(paths), *_shards_below(folder)] if path.endswith(".safetensors")]
     if not weights:
-        raise ModelNotFoundError(f"{folder} has no *.safetensors; this package reads no other weights")
+        raise ModelNotFoundError(f"{folder} {without_weights(file.name for file in folder.iterdir())}")
     return digest_of_weights((path, sha256_of(folder / path)) for path in weights)
+
+
+def _shards_below(folder: Path) -> list[str]:
+    """Return the weight files that the index names in folders below."""
+    try:
+        names = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(name for name in names if "/" in name and (folder / name).is_file())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def without_weights(files: Iterable[str], repo: str = "") -> str:
+    """Return what to say of a checkpoint without safetensors: the rest of a sentence that begins with its name."""
+    if not set(files) & set(PICKLED_FILES):
+        return "has no *.safetensors, and this package reads no other weights"
+    copy = SAFETENSORS_COPIES.get(repo)
+    return (
+        "has no *.safetensors but a pickle (pytorch_model.bin), which can run code and is not loaded; "
+        + (f"{copy} has the same weights as safetensors, or, " if copy else "")
+        + "where PyTorch is installed, 'akidb-mlx convert FOLDER TARGET --bits none' writes them as such"
+    )
 
 
 def sha256_of(file: Path) -> str:

@@ -34,7 +34,7 @@ class WheelMirror:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model by its short name, with what its checkpoint does not say itself.
+    """A model by its short name; how it is used, the family of its repository says (`checkpoints.families`).
 
     Attributes:
         name: the short name.
@@ -42,11 +42,7 @@ class ModelSpec:
         revision: commit, tag or branch to fetch.
         dimension: default length of its vectors.
         native_dimension: length before any matryoshka cut.
-        dimensions: lengths it was trained to be cut to; (low, high) ranges are `range`s.
         max_tokens: longest text in tokens.
-        pooling: used where the checkpoint has no pooling of its own.
-        prompts: used where the checkpoint has none of its own, by kind or task.
-        end_token: every text must end with it, whatever the tokenizer's template says.
         size_mb: download size.
         licence: of the weights.
         summary: one line for `akidb-mlx models list`.
@@ -63,10 +59,6 @@ class ModelSpec:
     licence: str
     summary: str
     revision: str = "main"
-    dimensions: range | tuple[int, ...] = ()
-    pooling: str | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    end_token: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     mirror: WheelMirror | None = None
 
@@ -94,15 +86,7 @@ _SPECS = (
         repo="mlx-community/Qwen3-Embedding-0.6B-4bit-DWQ",
         dimension=512,
         native_dimension=1024,
-        dimensions=range(32, 1025),
         max_tokens=32768,
-        pooling="lasttoken",
-        # No space after the colon: README of QwenLM/Qwen3-Embedding, config_sentence_transformers.json upstream.
-        prompts={
-            "query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
-            "document": "",
-        },
-        end_token="<|endoftext|>",
         size_mb=335,
         licence="Apache-2.0",
         summary="multilingual, best quality; 1024 dimensions cut to 512",
@@ -112,19 +96,7 @@ _SPECS = (
         repo="mlx-community/embeddinggemma-300m-4bit",
         dimension=768,
         native_dimension=768,
-        dimensions=(128, 256, 512, 768),
         max_tokens=2048,
-        pooling="mean",
-        # Model card of google/embeddinggemma-300m, section "Prompt Instructions".
-        prompts={
-            "query": "task: search result | query: ",
-            "document": "title: none | text: ",
-            "question_answering": "task: question answering | query: ",
-            "classification": "task: classification | query: ",
-            "clustering": "task: clustering | query: ",
-            "sentence_similarity": "task: sentence similarity | query: ",
-            "code_retrieval": "task: code retrieval | query: ",
-        },
         size_mb=180,
         licence="Gemma",
         summary="multilingual and light; 768 dimensions",
@@ -135,7 +107,6 @@ _SPECS = (
         dimension=384,
         native_dimension=384,
         max_tokens=256,
-        pooling="mean",
         size_mb=91,
         licence="Apache-2.0",
         summary="English, small and quick; for demo and tests",
@@ -147,15 +118,17 @@ _SPECS = (
             sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         ),
     ),
+    ModelSpec(
+        name="mpnet-base-v2",
+        repo="sentence-transformers/all-mpnet-base-v2",
+        dimension=768,
+        native_dimension=768,
+        max_tokens=384,
+        size_mb=438,
+        licence="Apache-2.0",
+        summary="English, the best of its kind before 2023",
+    ),
 )
-# Repositories without a short name whose vectors may be cut too, which their files do not say: README of
-# QwenLM/Qwen3-Embedding, model card of google/embeddinggemma-300m. Nothing here lets a stranger have them downloaded.
-_TRAINED_DIMENSIONS: dict[str, range | tuple[int, ...]] = {
-    "Qwen/Qwen3-Embedding-0.6B": range(32, 1025),
-    "Qwen/Qwen3-Embedding-4B": range(32, 2561),
-    "Qwen/Qwen3-Embedding-8B": range(32, 4097),
-    "google/embeddinggemma-300m": (128, 256, 512, 768),
-}
 _BY_NAME = {spec.name: spec for spec in _SPECS}
 _BY_REPO = {spec.repo: spec for spec in _SPECS}
 
@@ -163,12 +136,6 @@ _BY_REPO = {spec.repo: spec for spec in _SPECS}
 def list_models() -> list[ModelSpec]:
     """Return the models that have a short name, the default first."""
     return list(_SPECS)
-
-
-def trained_dimensions(repo: str) -> range | tuple[int, ...]:
-    """Return the lengths that a repository's vectors may be cut to; empty where none are known."""
-    spec = _BY_REPO.get(repo)
-    return spec.dimensions if spec else _TRAINED_DIMENSIONS.get(repo, ())
 
 
 def resolve(model: str | Path) -> ModelSource:
@@ -214,7 +181,23 @@ def _is_folder_name(model: str) -> bool:
 def _folder_source(name: str, folder: Path) -> ModelSource:
     if not folder.is_dir():
         raise ModelNotFoundError(f"no folder at {name!r}; give the folder that holds the model's config.json")
-    return ModelSource(name, folder=folder.resolve())
+    return ModelSource(name, folder=_snapshot_in(folder.resolve()))
+
+
+def _snapshot_in(folder: Path) -> Path:
+    """Return the snapshot in a folder of a Hugging Face cache, `models--org--name`; any other folder itself.
+
+    That of the branch main where there is one, else the newest. Source: huggingface_hub's guide "Manage your cache".
+    """
+    snapshots = folder / "snapshots"
+    if not (snapshots.is_dir() and (folder / "blobs").is_dir()):
+        return folder
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        commit = ""
+    present = sorted((path for path in snapshots.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    return next((path for path in present if path.name == commit), present[-1] if present else folder)
 
 
 def _nearest(model: str) -> str:

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from akidb_mlx_plugin.display import facts_table
 
 Kind = Literal["document", "query"]
+# What vectors are compared by: the names of sentence-transformers.
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+# How token vectors become one: the names of sentence-transformers' `Pooling`.
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 Vector = NDArray[np.float32]
 
 

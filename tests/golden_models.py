@@ -11,8 +11,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.packing import pack_exact

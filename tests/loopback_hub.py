@@ -31,7 +31,8 @@ def tiny_files(seed: int = 0, size: int = WEIGHTS_BYTES) -> dict[str, bytes]:
     return {
         "config.json": b'{"model_type": "bert", "hidden_size": 4, "num_hidden_layers": 1, "vocab_size": 9}',
         "tokenizer.json": b'{"version": "1.0"}',
-        "modules.json": b"[]",
+        "modules.json": b'[{"type": "sentence_transformers.models.Transformer", "path": ""},'
+        b' {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]',
         "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
         WEIGHTS: weights,
         "README.md": b"# tiny",

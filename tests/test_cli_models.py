@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_models import GOLDEN
 from loopback_hub import REPO, WEIGHTS, Hub, tiny_files
 from typer.testing import CliRunner
 
@@ -27,6 +29,11 @@ def run(app: Any, *arguments: str, fails: type[Exception] | None = None) -> Any:
     return result
 
 
+def files_of(folder: Path, without: str = "") -> dict[str, bytes]:
+    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {path: content for path, content in files.items() if path != without}
+
+
 def table(result: Any) -> list[dict[str, str]]:
     header, *rows = [line.split("\t") for line in result.stdout.splitlines()]
     return [dict(zip(header, row, strict=True)) for row in rows]
@@ -42,7 +49,7 @@ class TestModels:
     @pytest.mark.usefixtures("cache_dir")
     def test_list(self) -> None:
         rows = table(run(models.app, "list"))
-        assert [row["model"] for row in rows] == ["qwen3-0.6b-4bit", "gemma-300m-4bit", "minilm-l6-v2"]
+        assert [row["model"] for row in rows] == ["qwen3-0.6b-4bit", "gemma-300m-4bit", "minilm-l6-v2", "mpnet-base-v2"]
         assert rows[2] | {"summary": ""} == {
             "model": "minilm-l6-v2",
             "dimension": "384",
@@ -56,8 +63,8 @@ class TestModels:
     @pytest.mark.usefixtures("folder")
     def test_list_names_other_cached_models(self) -> None:
         rows = json.loads(run(models.app, "list", "--json").stdout)
-        assert [row["cached"] for row in rows] == [False, False, False, True]
-        assert rows[3]["model"] == REPO
+        assert [row["cached"] for row in rows] == [False, False, False, False, True]
+        assert rows[4]["model"] == REPO
 
     def test_download(self, hub: Hub, tmp_path: Path) -> None:
         hub.add(REPO, tiny_files())
@@ -73,19 +80,60 @@ class TestModels:
     def test_download_of_what_is_not_there(self) -> None:
         run(models.app, "download", "org/nothing", fails=ModelNotFoundError)
 
-    def test_info(self, hub: Hub, folder: Path) -> None:
+    def test_info_of_a_model_in_the_cache(self, hub: Hub, cache_dir: Path) -> None:
+        hub.add("BAAI/bge-m3", files_of(GOLDEN / "xlm_roberta" / "model", without="1_Pooling/config.json"))
+        ensure_model("BAAI/bge-m3")
         hub.requests.clear()
-        facts = {row["field"]: row["value"] for row in table(run(models.app, "info", REPO))}
-        assert (facts["cached"], facts["folder"], facts["hidden_size"]) == ("yes", str(folder), "4")
-        facts = json.loads(run(models.app, "info", "gemma-300m-4bit", "--json").stdout)
-        assert (facts["dimension"], facts["dimensions"], facts["cached"]) == (768, [128, 256, 512, 768], False)
-        assert facts["prompts"]["query"] == "task: search result | query: "
-        assert "32 to 1024" in run(models.app, "info", "qwen3-0.6b-4bit").stdout
-        assert json.loads(run(models.app, "info", str(folder), "--json").stdout)["model_type"] == "bert"
+        facts = json.loads(run(models.app, "info", "BAAI/bge-m3", "--json").stdout)
+        assert (facts["cached"], facts["hidden_size"], facts["supported"]) == (True, 32, True)
+        assert (facts["pooling"], facts["pooling_from"]) == ("cls", "family BAAI/bge-m3")
+        rows = {row["field"]: row["value"] for row in table(run(models.app, "info", "BAAI/bge-m3"))}
+        assert (rows["family"], rows["supported"]) == ("BAAI/bge-m3", "yes")
         assert hub.requests == []
 
+    def test_info_of_a_folder(self, tmp_path: Path) -> None:
+        shutil.copytree(GOLDEN / "qwen3" / "model", tmp_path / "m")
+        facts = json.loads(run(models.app, "info", str(tmp_path / "m"), "--json").stdout)
+        assert (facts["family"], facts["pooling_from"]) == ("none known", "1_Pooling/config.json")
+        assert facts["supported"] is True
+        assert facts["memory_bytes"] > 0
+        (tmp_path / "m" / "tokenizer.json").unlink()
+        result = CliRunner().invoke(models.app, ["info", str(tmp_path / "m"), "--json"])
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["supported"] is False
+        assert "tokenizer.json" in json.loads(result.stdout)["reason"]
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_info_of_a_repository_reads_its_settings_alone(self, hub: Hub) -> None:
+        hub.add("org/known", files_of(GOLDEN / "bert" / "model"))
+        facts = json.loads(run(models.app, "info", "org/known", "--json").stdout)
+        assert (facts["cached"], facts["supported"], facts["pooling"]) == (False, True, "mean")
+        assert not [request for request in hub.requests if request.path.endswith("safetensors")]
+        files = files_of(GOLDEN / "bert" / "model")
+        code = {"model_type": "bert", "hidden_size": 4, "auto_map": {"AutoModel": "org/other--modeling.Other"}}
+        hub.add("org/code", files | {"config.json": json.dumps(code).encode()})
+        result = CliRunner().invoke(models.app, ["info", "org/code", "--json"])
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["reason"].startswith("org/code/config.json has auto_map")
+
+    @pytest.mark.usefixtures("cache_dir")
+    def test_what_cannot_be_computed_is_refused_before_its_weights_are_downloaded(self, hub: Hub) -> None:
+        files = files_of(GOLDEN / "bert" / "model")
+        code = {"model_type": "bert", "hidden_size": 4, "auto_map": {"AutoModel": "org/other--modeling.Other"}}
+        hub.add(REPO, files | {"config.json": json.dumps(code).encode()})
+        result = run(models.app, "download", REPO, fails=ModelNotFoundError)
+        assert str(result.exception).startswith(f"{REPO}/config.json has auto_map")
+        assert not [request for request in hub.requests if request.path.endswith("safetensors")]
+
+    @pytest.mark.usefixtures("cache_dir", "hub")
+    def test_info_of_what_the_hub_does_not_have(self) -> None:
+        facts = json.loads(run(models.app, "info", "org/none", "--json", fails=ModelNotFoundError).stdout or "{}")
+        assert facts == {}
+
     def test_info_of_what_is_no_checkpoint(self, tmp_path: Path) -> None:
-        run(models.app, "info", str(tmp_path), fails=ModelNotFoundError)
+        result = CliRunner().invoke(models.app, ["info", str(tmp_path), "--json"])
+        assert result.exit_code == 1
+        assert "not a checkpoint" in json.loads(result.stdout)["reason"]
         run(models.app, "info", "qwen4", fails=ModelNotFoundError)
 
     def test_verify(self, folder: Path) -> None:

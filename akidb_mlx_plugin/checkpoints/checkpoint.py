@@ -1,41 +1,26 @@
-"""What a checkpoint folder says about itself: architecture, pooling, dense head, prompts, lengths.
-
-Reads JSON and the headers of weight files; weights are loaded by `loading.py`. A folder is either in the layout of
-sentence-transformers (`modules.json`, `1_Pooling/config.json`, …) or bare (`config.json`, weights, tokenizer), where
-the registry's entry, and without one the architecture's convention, fills the gaps.
-"""
+"""A checkpoint as it is described: architecture, pooling, dense layers, prompts, lengths, and the vectors it makes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from akidb_mlx_plugin.checkpoints.sentence_transformers import (
-    DenseLayer,
-    Module,
-    dense_inside,
-    dense_layers,
-    pooling_modes,
-    read_json,
-    read_modules,
-    read_transformer_settings,
-)
-from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.checkpoints.families import Family
+from akidb_mlx_plugin.checkpoints.head import DenseLayer
+from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
+from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.manifest import digest_of_folder
-from akidb_mlx_plugin.models.architectures import attends_both_ways, find_architecture
-from akidb_mlx_plugin.registry import ModelSpec, trained_dimensions
-from akidb_mlx_plugin.types import ModelInfo
+from akidb_mlx_plugin.registry import ModelSpec
+from akidb_mlx_plugin.types import ModelInfo, Similarity
 
-_UNBOUNDED = 1 << 30
+# How `origins["pooling"]` begins where nothing said it.
+CONVENTION = "convention"
 _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +32,7 @@ class Checkpoint:
         root: where it lies.
         folder: where the encoder's configuration, weights and tokenizer lie; the same, or a folder in it.
         spec: the registry's entry, if it has one.
+        family: what model cards say of its kind, if it belongs to a known one.
         config: `config.json`.
         model_type: its architecture.
         max_tokens: longest text in tokens.
@@ -54,6 +40,7 @@ class Checkpoint:
         pool_prompt: whether the tokens of a prompt are pooled too.
         dense: layers behind the pooling.
         normalize: whether vectors are scaled to unit length.
+        similarity: what its vectors are compared by.
         prompts: by kind or task name.
         default_prompt: used where `prompts` has no entry for a kind.
         truncate_dim: length of the vectors where the caller names none, if it is not the native one.
@@ -61,12 +48,14 @@ class Checkpoint:
         repo: repository id or folder it came from.
         revision: commit, or digest of the weights.
         known_digest: digest of the weights where it was recorded before.
+        origins: where "family", "pooling" and "prompts" come from, in words; "" where there is none.
     """
 
     name: str
     root: Path
     folder: Path
     spec: ModelSpec | None
+    family: Family | None
     config: Mapping[str, Any]
     model_type: str
     max_tokens: int
@@ -74,6 +63,7 @@ class Checkpoint:
     pool_prompt: bool = True
     dense: tuple[DenseLayer, ...] = ()
     normalize: bool = True
+    similarity: Similarity = "cosine"
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str = ""
     truncate_dim: int | None = None
@@ -81,6 +71,12 @@ class Checkpoint:
     repo: str = ""
     revision: str = ""
     known_digest: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pooling_is_convention(self) -> bool:
+        """Whether nothing said how token vectors become one, so that what is usual for the architecture was taken."""
+        return self.origins.get("pooling", "").startswith(CONVENTION)
 
     @property
     def native_dimension(self) -> int:
@@ -99,9 +95,10 @@ class Checkpoint:
     @property
     def end_token(self) -> str | None:
         """Token that must end every text, whatever the tokenizer's template says; None: as that says."""
-        if self.spec and self.spec.end_token:
-            return self.spec.end_token
-        settings = _tokenizer_settings(self.folder)
+        if self.family and self.family.end_token:
+            return self.family.end_token
+        file = self.folder / "tokenizer_config.json"
+        settings = read_json(file) if file.is_file() else {}
         end = settings.get("eos_token") if settings.get("add_eos_token") else None
         return end.get("content") if isinstance(end, dict) else end
 
@@ -147,8 +144,7 @@ class Checkpoint:
     @property
     def allowed_dimensions(self) -> range | tuple[int, ...]:
         """Lengths its vectors may have."""
-        known = self.spec.dimensions if self.spec else trained_dimensions(self.repo)
-        if known:
+        if self.family and (known := self.family.dimensions_within(self.native_dimension)):
             return known
         trained = self.config.get("matryoshka_dimensions") or ()
         return tuple(sorted({*map(int, trained), self.default_dimension, self.native_dimension}))
@@ -206,127 +202,3 @@ class Checkpoint:
             parameters=parameters,
             fingerprint=self.fingerprint(length, unit, effective),
         )
-
-
-def read_checkpoint(
-    folder: Path,
-    *,
-    name: str | None = None,
-    spec: ModelSpec | None = None,
-    repo: str = "",
-    revision: str = "",
-    weights_digest: str = "",
-) -> Checkpoint:
-    """Read what a checkpoint folder says about itself.
-
-    Args:
-        folder: it holds modules.json, or config.json, weights and tokenizer.
-        name: what the caller calls the model; None: the folder.
-        spec: the registry's entry, for what the folder does not say.
-        repo: where it came from; "": the folder.
-        revision: which version; "": the digest of its weights.
-        weights_digest: as `Checkpoint.weights_digest`, where it is known; "": computed when it is asked for.
-    Raises:
-        ModelNotFoundError: not a checkpoint, or one of a kind this package does not know.
-    """
-    modules = read_modules(folder)
-    place = modules[0].folder if modules else folder
-    config = _read_config(place)
-    pooling, pool_prompt = _pooling(modules, spec, config, folder)
-    settings = read_transformer_settings(place)
-    prompts_file = folder / "config_sentence_transformers.json"
-    sentence_config = read_json(prompts_file) if prompts_file.is_file() else {}
-    prompts = {k: v for k, v in (sentence_config.get("prompts") or {}).items() if isinstance(v, str)}
-    if spec and not any(prompts.values()):
-        prompts = dict(spec.prompts)
-    return Checkpoint(
-        name=name or str(folder),
-        root=folder,
-        folder=place,
-        spec=spec,
-        config=config,
-        model_type=config["model_type"],
-        max_tokens=_max_tokens(place, config, settings, spec),
-        pooling=pooling,
-        pool_prompt=pool_prompt,
-        dense=dense_inside(place, modules, int(config["hidden_size"]) * len(pooling)) or dense_layers(modules),
-        # A bare folder is an embedding model too, and every one of those is compared by cosine.
-        normalize=modules[-1].kind == "Normalize" if modules else True,
-        prompts=prompts,
-        default_prompt=prompts.get(sentence_config.get("default_prompt_name") or "", ""),
-        truncate_dim=sentence_config.get("truncate_dim"),
-        lowercase=bool(settings.get("do_lower_case", False)),
-        repo=repo or str(folder),
-        revision=revision,
-        known_digest=weights_digest,
-    )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ModelNotFoundError(f"{folder} is no checkpoint: it has no config.json")
-    config = read_json(file)
-    key = find_architecture(str(config.get("model_type"))).hidden_size
-    # The last two are what older decoders call it.
-    config.setdefault("hidden_size", config.get(key) or config.get("n_embd") or config.get("d_model"))
-    if not isinstance(config.get("model_type"), str) or not isinstance(config.get("hidden_size"), int):
-        raise ModelNotFoundError(f"{file} has no model_type or no hidden_size; is it a text encoder?")
-    if "AutoModel" in (config.get("auto_map") or {}):
-        raise ModelNotFoundError(
-            f"{file} has auto_map: the model is computed by code of its own, which this package does not run; the "
-            "architecture's usual code would give other vectors"
-        )
-    if (folder / "adapter_config.json").is_file():
-        raise ModelNotFoundError(
-            f"{folder} holds an adapter beside the model; merge it (peft's merge_and_unload, then save_pretrained)"
-        )
-    return config
-
-
-def _pooling(
-    modules: list[Module], spec: ModelSpec | None, config: Mapping[str, Any], folder: Path
-) -> tuple[tuple[str, ...], bool]:
-    """Return the pooling modes, and whether prompts are pooled: by folder, else by registry, else by convention."""
-    if modules:
-        settings = modules[1].settings
-        return pooling_modes(settings), bool(settings.get("include_prompt", True))
-    if spec and spec.pooling:
-        return (spec.pooling,), True
-    # The last token alone of a causal decoder has seen the whole text.
-    mode = "mean" if attends_both_ways(config) else "lasttoken"
-    _warn_of_convention(folder, config["model_type"], mode)
-    return (mode,), True
-
-
-@lru_cache(maxsize=256)
-def _warn_of_convention(folder: Path, model_type: str, mode: str) -> None:
-    """Say once per folder that its pooling is a convention."""
-    _log.warning(
-        "%s does not say how its token vectors become one (no modules.json); taking %s pooling and unit length, as is "
-        "usual for %s",
-        folder,
-        mode,
-        model_type,
-    )
-
-
-def _tokenizer_settings(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def _max_tokens(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], spec: ModelSpec | None) -> int:
-    """Return the longest text in tokens: the sentence-transformers setting, else registry, tokenizer and positions."""
-    architecture = find_architecture(config["model_type"])
-    positions = int((architecture.positions and config.get(architecture.positions)) or _UNBOUNDED)
-    if architecture.offset_positions:
-        pad_id = config.get("pad_token_id")
-        positions -= (1 if pad_id is None else int(pad_id)) + 1
-    if settings.get("max_seq_length"):
-        return min(int(settings["max_seq_length"]), positions)
-    if spec:
-        return min(spec.max_tokens, positions)
-    # transformers writes 1e30 where a tokenizer has no limit of its own.
-    limit = min(int(_tokenizer_settings(folder).get("model_max_length") or _UNBOUNDED), positions)
-    return limit if limit < _UNBOUNDED else 512

@@ -14,9 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import original_names, read_tensors
 from akidb_mlx_plugin.checkpoints.quantization import Scheme, quantized_paths
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.checkpoints.safetensors import INDEX_NAME, find_weight_files
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.manifest import select_files

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,6 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from akidb_mlx_plugin.blas import load_blas
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.head import DenseLayer
 from akidb_mlx_plugin.checkpoints.quantization import (
     check_method,
     dequantize,
@@ -20,7 +23,6 @@ from akidb_mlx_plugin.checkpoints.quantization import (
     scheme_of,
 )
 from akidb_mlx_plugin.checkpoints.safetensors import find_weight_files, read_header
-from akidb_mlx_plugin.checkpoints.sentence_transformers import DenseLayer
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.memory import available_memory, check_memory
 from akidb_mlx_plugin.models import find_encoder
@@ -29,6 +31,8 @@ from akidb_mlx_plugin.nn.activations import on_cpu
 from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
 from akidb_mlx_plugin.nn.dense import Dense
 from akidb_mlx_plugin.nn.pooling import check_modes
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 # Of the memory that is left beside the weights, this part may go to second copies of weights that make queries faster.
@@ -80,7 +84,21 @@ def load_model(
     for module in (model.encoder, *model.dense):
         for _, value in tree_flatten(module.parameters()):
             mx.eval(value)
+    if checkpoint.pooling_is_convention:
+        _warn_of_convention(checkpoint.root, checkpoint.model_type, "+".join(checkpoint.pooling))
     return model
+
+
+@lru_cache(maxsize=256)
+def _warn_of_convention(folder: Path, model_type: str, mode: str) -> None:
+    """Say once per folder that its pooling is a convention."""
+    _log.warning(
+        "%s does not say how its token vectors become one; taking %s pooling, as is usual for %s; pass pooling= if its "
+        "model card names another",
+        folder,
+        mode,
+        model_type,
+    )
 
 
 def estimate_memory(
@@ -126,9 +144,25 @@ def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], origin: st
         for name in sorted(wanted.keys() & weights.keys())
         if weights[name].shape != wanted[name].shape
     ][:3]
+    problems += [
+        f"has {names.get(name, name)} as {_dtype_name(weights[name])}, which holds no weights that this package reads"
+        for name in sorted(wanted.keys() & weights.keys())
+        if not _fits(weights[name].dtype, wanted[name].dtype)
+    ][:3]
     if problems:
         raise ModelNotFoundError(f"{origin} does not fit its config.json: it {'; it '.join(problems)}")
     module.update(tree_unflatten(list(weights.items())))
+
+
+def _fits(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
+    """Return whether a tensor may be a parameter: numbers for numbers, packed bits only where they are expected."""
+    if mx.issubdtype(wanted, mx.floating):
+        return bool(mx.issubdtype(stored, mx.floating))
+    return bool(stored == wanted)
+
+
+def _dtype_name(tensor: mx.array) -> str:
+    return str(tensor.dtype).removeprefix("mlx.core.")
 
 
 def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
@@ -218,7 +252,12 @@ def _build_dense(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> tup
     layers = []
     for i, spec in enumerate(checkpoint.dense):
         layer = Dense(
-            spec.in_features, spec.out_features, bias=spec.bias, activation=spec.activation, residual=spec.residual
+            spec.in_features,
+            spec.out_features,
+            bias=spec.bias,
+            activation=spec.activation,
+            residual=spec.residual,
+            normalize_input=spec.normalize_input,
         )
         weights, names = _dense_weights(spec, tensors, f"dense.{i}.")
         _take_quantized(layer, weights, keep=False)

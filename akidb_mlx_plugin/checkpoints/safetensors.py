@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.manifest import without_weights
 
 INDEX_NAME = "model.safetensors.index.json"
+_LFS_POINTER = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000
 
 
@@ -44,16 +46,14 @@ def find_weight_files(folder: Path) -> list[Path]:
     if missing and files != [whole]:
         raise ModelNotFoundError(f"{index} names {', '.join(missing)}, which {folder} does not have")
     if not files:
-        raise ModelNotFoundError(
-            f"{folder} has no *.safetensors; convert other formats with transformers' save_pretrained"
-        )
+        raise ModelNotFoundError(f"{folder} {without_weights(file.name for file in folder.iterdir())}")
     return files
 
 
 def _names_in(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
             raise ValueError("a file lies outside")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(f"{index} cannot be read as an index of tensors: {error!r}") from error
@@ -64,10 +64,15 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """Return what a file says it holds, by tensor name.
 
     Raises:
-        ModelNotFoundError: damaged, cut off, or no safetensors file.
+        ModelNotFoundError: damaged, cut off, a Git LFS pointer, or not a safetensors file.
     """
     try:
         with file.open("rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise ModelNotFoundError(
+                    f"{file} is a Git LFS pointer, not the weights; run 'git lfs pull' in its folder"
+                )
+            stream.seek(0)
             length = int.from_bytes(stream.read(8), "little")
             if length > _LONGEST_HEADER:
                 raise ValueError("no header where one should be")
@@ -80,6 +85,6 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(
-            f"{file} is damaged or no safetensors file ({error}); fetch the model again: "
+            f"{file} is damaged or not a safetensors file ({error}); download the model again: "
             "akidb-mlx models download --force NAME"
         ) from error

@@ -1,18 +1,17 @@
 """The layout of sentence-transformers: a pipeline in `modules.json`, each module's settings in a folder of its own.
 
-Source: sentence_transformers 6, and what versions since 0.3 have written.
+Source: sentence_transformers 6, and what versions since 0.3 have written. A setting that would change the vectors is
+honoured, or refused by name.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, find_weight_files, read_header
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
 # sentence-transformers `Pooling` before version 5.5: the order is that in which several modes are concatenated.
@@ -26,6 +25,21 @@ _POOLING_FLAGS = {
 }
 # Dropout does nothing outside training.
 _IGNORED = {"Dropout"}
+_SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
+# Where the classes live that this package computes: a class of the same name from elsewhere may do something else.
+_PACKAGE = "sentence_transformers."
+_VECTOR = "sentence_embedding"
+# Settings that are read, and others at the one value that changes nothing.
+_KNOWN_SETTINGS: Mapping[str, set[str]] = {
+    "Pooling": {"pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension", *_POOLING_FLAGS},
+    "Dense": {"in_features", "out_features", "bias", "activation_function", "use_residual"},
+    "Normalize": set(),
+}
+_FIXED_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "Pooling": {},
+    "Dense": {"module_input_name": _VECTOR, "module_output_name": _VECTOR},
+    "Normalize": {"module_input_name": _VECTOR, "module_output_name": _VECTOR},
+}
 
 
 @dataclass(frozen=True)
@@ -33,34 +47,14 @@ class Module:
     """One step of the pipeline.
 
     Attributes:
-        kind: "Transformer", "Pooling", "Dense" or "Normalize".
+        kind: "Transformer", "StaticEmbedding", "Pooling", "Dense" or "Normalize".
         folder: where its files lie.
-        settings: its own config.json; empty for the transformer and where there is none.
+        settings: its own config.json; None: its folder is not there, as in conversions that copied only the root.
     """
 
     kind: str
     folder: Path
-    settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class DenseLayer:
-    """A `Dense` module behind the pooling.
-
-    Attributes:
-        folder: where its weights lie; None: inside the model's own files as `dense.{i}.*`.
-        in_features, out_features: its sides.
-        bias: whether it has one.
-        activation: last part of the torch class's name in lower case, such as "identity" or "tanh".
-        residual: whether its input is added to its output.
-    """
-
-    folder: Path | None
-    in_features: int
-    out_features: int
-    bias: bool = False
-    activation: str = "identity"
-    residual: bool = False
+    settings: Mapping[str, Any] | None
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -69,55 +63,95 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         ModelNotFoundError: unreadable, not JSON, or not an object.
     """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(f"{file} cannot be read as JSON: {error}") from error
+    value = _load_json(file)
     if not isinstance(value, dict):
         raise ModelNotFoundError(f"{file} holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def _load_json(file: Path) -> Any:
+    try:
+        text = file.read_text(encoding="utf-8")
+        if text.startswith("version https://git-lfs"):
+            raise ModelNotFoundError(
+                f"{file} is a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder"
+            )
+        return json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelNotFoundError(f"{file} cannot be read as JSON: {error}") from error
 
 
 def read_modules(folder: Path) -> list[Module]:
     """Return the pipeline of a folder, or nothing for a bare checkpoint.
 
     Raises:
-        ModelNotFoundError: unreadable, or a pipeline of other modules or another order than this package computes.
+        ModelNotFoundError: unreadable, or a pipeline of other modules, settings or another order than this package
+            computes.
     """
     file = folder / "modules.json"
     if not file.is_file():
         return []
-    try:
-        entries = [(entry["type"].rpartition(".")[2], entry["path"]) for entry in json.loads(file.read_text("utf-8"))]
-        if any(Path(path).is_absolute() or ".." in Path(path).parts for _, path in entries):
-            raise ValueError("a module lies outside")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelNotFoundError(f"{file} cannot be read as a list of modules: {error!r}") from error
-    entries = [(kind, path) for kind, path in entries if kind not in _IGNORED]
-    kinds = [kind for kind, _ in entries]
-    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"})
-    if unknown:
-        raise ModelNotFoundError(
-            f"{file} names the module {', '.join(unknown)}; supported are Transformer, Pooling, Dense and Normalize"
-        )
-    order = ["Transformer", "Pooling", *["Dense"] * kinds.count("Dense")]
-    if kinds not in (order, [*order, "Normalize"]):
-        raise ModelNotFoundError(
-            f"{file} orders its modules {', '.join(kinds)}; supported is Transformer, Pooling, any number of Dense, "
-            "and perhaps Normalize"
-        )
-    modules = [Module(kind, folder / path, _settings(folder / path, kind)) for kind, path in entries]
+    entries = _read_entries(file)
+    modules = [Module(kind, folder / path, _read_settings(folder / path, kind)) for kind, path in entries]
     for module in modules:
-        if module.settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-            raise ModelNotFoundError(f"{module.folder} works on tokens; this package makes one vector per text")
+        _check_settings(module)
+    kinds = [module.kind for module in modules]
+    if "Pooling" in kinds:
+        # There is no vector yet that such a module could work on.
+        before = kinds.index("Pooling")
+        modules = [module for i, module in enumerate(modules) if i > before or module.kind != "Normalize"]
+        kinds = [module.kind for module in modules]
+    start = ["Transformer", "Pooling"] if kinds[:1] == ["Transformer"] else ["StaticEmbedding"]
+    if kinds[: len(start)] != start or set(kinds[len(start) :]) - {"Dense", "Normalize"}:
+        raise ModelNotFoundError(
+            f"{file} orders its modules {', '.join(kinds) or 'none'}; supported are Transformer and Pooling, or "
+            "StaticEmbedding, then any number of Dense and Normalize"
+        )
     return modules
 
 
-def _settings(folder: Path, kind: str) -> Mapping[str, Any]:
+def _read_entries(file: Path) -> list[tuple[str, str]]:
+    """Return kind and path of every module that does something."""
+    try:
+        types = [(entry["type"], entry["path"]) for entry in _load_json(file)]
+        if any(Path(path).is_absolute() or ".." in Path(path).parts for _, path in types):
+            raise ValueError("a module lies outside")
+        foreign = [name for name, _ in types if not name.startswith(_PACKAGE)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelNotFoundError(f"{file} cannot be read as a list of modules: {error!r}") from error
+    if foreign:
+        raise ModelNotFoundError(
+            f"{file} names the class {foreign[0]}, which is code of the checkpoint's own; this package runs none, and "
+            "computes only sentence-transformers' own modules"
+        )
+    entries = [(name.rpartition(".")[2], path) for name, path in types]
+    unknown = sorted({kind for kind, _ in entries} - {*_SUPPORTED, *_IGNORED})
+    if unknown:
+        raise ModelNotFoundError(f"{file} names the module {', '.join(unknown)}; supported are {', '.join(_SUPPORTED)}")
+    return [(kind, path) for kind, path in entries if kind not in _IGNORED]
+
+
+def _read_settings(folder: Path, kind: str) -> Mapping[str, Any] | None:
     file = folder / "config.json"
-    if kind == "Transformer" or (kind == "Normalize" and not file.is_file()):
+    if kind in ("Transformer", "StaticEmbedding"):
         return {}
-    return read_json(file)
+    if file.is_file():
+        return read_json(file)
+    return {} if kind == "Normalize" else None
+
+
+def _check_settings(module: Module) -> None:
+    """Check that a module has no setting that this package would read past."""
+    if module.settings is None or module.kind not in _KNOWN_SETTINGS:
+        return
+    fixed = _FIXED_SETTINGS[module.kind]
+    for name, value in module.settings.items():
+        if name in _KNOWN_SETTINGS[module.kind] or value is None or value == fixed.get(name, False):
+            continue
+        what = (
+            "works on tokens or on another output" if name in fixed else "has a setting that this package does not know"
+        )
+        raise ModelNotFoundError(f"{module.folder / 'config.json'} {what}: {name} = {value!r}")
 
 
 def pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -125,68 +159,9 @@ def pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
     named = settings.get("pooling_mode")
     if named is None:
         return tuple(mode for flag, mode in _POOLING_FLAGS.items() if settings.get(flag)) or ("mean",)
-    return (named,) if isinstance(named, str) else tuple(named)
+    return (named,) if isinstance(named, str) else tuple(map(str, named))
 
 
-def read_transformer_settings(folder: Path) -> dict[str, Any]:
-    """Return `sentence_bert_config.json` (or its `sentence_*_config.json` kin), which lies beside the transformer."""
-    for file in sorted(folder.glob("sentence_*_config.json")):
-        return read_json(file)
-    return {}
-
-
-def dense_layers(modules: Sequence[Module]) -> tuple[DenseLayer, ...]:
-    """Return the dense layers of a pipeline.
-
-    Raises:
-        ModelNotFoundError: one does not say its sides.
-    """
-    layers = []
-    for module in modules:
-        if module.kind != "Dense":
-            continue
-        settings = module.settings
-        try:
-            sides = int(settings["in_features"]), int(settings["out_features"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelNotFoundError(f"{module.folder / 'config.json'} has no in_features or out_features") from error
-        layers.append(
-            DenseLayer(
-                module.folder,
-                *sides,
-                bias=bool(settings.get("bias", True)),
-                activation=str(settings.get("activation_function", "tanh")).rpartition(".")[2].lower(),
-                residual=bool(settings.get("use_residual", False)),
-            )
-        )
-    return tuple(layers)
-
-
-def dense_inside(folder: Path, modules: Sequence[Module], width: int) -> tuple[DenseLayer, ...]:
-    """Return the dense layers whose weights lie in the model's own files, as MLX conversions of EmbeddingGemma do.
-
-    Args:
-        folder: of the encoder.
-        modules: their settings, where the conversion has kept them.
-        width: of the pooled vectors.
-    """
-    try:
-        headers = [read_header(file) for file in find_weight_files(folder)]
-    except ModelNotFoundError:
-        # Described, not loaded: without its weights a checkpoint has no layers inside.
-        return ()
-    found: dict[str, TensorInfo] = {name: info for header in headers for name, info in header.items()}
-    inside = [name for name in found if re.fullmatch(r"dense\.\d+\.weight", name)]
-    described = dense_layers(modules)
-    layers = []
-    for i in range(len(inside)):
-        weight = found.get(f"dense.{i}.weight")
-        if weight is None:
-            raise ModelNotFoundError(f"{folder} has the dense layers {', '.join(sorted(inside))}, but no dense.{i}")
-        settings = described[i] if i < len(described) else DenseLayer(None, width, weight.shape[0])
-        layer = replace(
-            settings, folder=None, in_features=width, out_features=weight.shape[0], bias=f"dense.{i}.bias" in found
-        )
-        layers.append(layer)
-        width = layer.out_features
-    return tuple(layers)
+def describe_modules(modules: Sequence[Module]) -> str:
+    """Return a pipeline in a line, such as "Transformer, Pooling, Normalize"."""
+    return ", ".join(module.kind for module in modules)

@@ -54,6 +54,7 @@ def prepare(
         DownloadError: the model could not be fetched.
     """
     from akidb_mlx_plugin.benchmarks.subject import limit_cores
+    from akidb_mlx_plugin.checkpoints.reader import check_settings
     from akidb_mlx_plugin.config import EmbeddingConfig
     from akidb_mlx_plugin.hub import ensure_model
 
@@ -61,7 +62,7 @@ def prepare(
     mlx = {"model": model, **{key: value for key, value in given.items() if value is not None}}
     config = EmbeddingConfig.load(overrides={"mlx": mlx})
     if config.mode == "mlx":
-        ensure_model(model, cache_dir=config.mlx.cache_dir, show_progress=sys.stderr.isatty())
+        ensure_model(model, cache_dir=config.mlx.cache_dir, show_progress=sys.stderr.isatty(), check=check_settings)
     if threads is not None:
         limit_cores(threads)
     return config

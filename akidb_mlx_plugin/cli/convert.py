@@ -28,10 +28,11 @@ def convert(
     """
     # Deferred: MLX takes longer to import than the other commands to run.
     from akidb_mlx_plugin.checkpoints.convert import choose_scheme, convert_checkpoint, mean_cosine
+    from akidb_mlx_plugin.checkpoints.reader import check_settings
     from akidb_mlx_plugin.hub import ensure_model
 
     scheme = choose_scheme(bits, group_size, mode)
-    folder = ensure_model(source, show_progress=sys.stderr.isatty()).folder
+    folder = ensure_model(source, show_progress=sys.stderr.isatty(), check=check_settings).folder
     done = convert_checkpoint(folder, target, scheme)
     cosine = mean_cosine(folder, target)
     if as_json:

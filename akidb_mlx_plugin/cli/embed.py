@@ -99,11 +99,12 @@ def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer:
 
 def _open_service(model: str | None, dimension: int | None) -> EmbeddingService:
     """Return a service with its model on this machine, so that a download has a bar of its own."""
+    from akidb_mlx_plugin.checkpoints.reader import check_settings
     from akidb_mlx_plugin.hub import ensure_model
     from akidb_mlx_plugin.service import EmbeddingService
 
     service = EmbeddingService(model, dimension=dimension)
     mlx = service.config.mlx
     if service.config.mode == "mlx":
-        ensure_model(mlx.model, cache_dir=mlx.cache_dir, show_progress=sys.stderr.isatty())
+        ensure_model(mlx.model, cache_dir=mlx.cache_dir, show_progress=sys.stderr.isatty(), check=check_settings)
     return service

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from akidb_mlx_plugin.cache import CachedModel, find_cached, list_cached_models, resolve_cache_dir
+from akidb_mlx_plugin.cache import CachedModel, list_cached_models
 from akidb_mlx_plugin.cli.cache import CacheDirOption, human_size
 from akidb_mlx_plugin.cli.output import JsonOption, print_json, print_rows
 from akidb_mlx_plugin.errors import DownloadError, ModelNotFoundError
-from akidb_mlx_plugin.hub import download_model
+from akidb_mlx_plugin.locate import download_model
 from akidb_mlx_plugin.manifest import damaged_files, read_manifest
-from akidb_mlx_plugin.registry import ModelSource, ModelSpec, list_models, resolve
+from akidb_mlx_plugin.registry import ModelSpec, list_models, resolve
 
 NameArgument = Annotated[str, typer.Argument(help="Short name, Hugging Face repository or checkpoint folder.")]
-
-# What of a checkpoint's config.json tells models apart.
-_CONFIG_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "quantization")
 
 app = typer.Typer(help="List, download and check models.", no_args_is_help=True)
 
@@ -58,16 +54,22 @@ def download(
 
 @app.command()
 def info(name: NameArgument, cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> None:
-    """Print what is known of a model, without loading or downloading it.
+    """Print what is known of a model, and whether it can be computed; exits with status 1 if it cannot.
+
+    Neither loads nor downloads its weights; of a repository that is not cached, some kilobytes of settings are read.
 
     Example: akidb-mlx models info gemma-300m-4bit
     """
-    source = resolve(name)
-    facts = {**_registry_facts(source), **_local_facts(source, cache_dir)}
+    # Deferred: MLX takes longer to import than the other commands to run.
+    from akidb_mlx_plugin.cli.model_facts import collect_facts
+
+    facts = collect_facts(resolve(name), cache_dir)
     if as_json:
         print_json(facts)
     else:
         print_rows([{"field": key, "value": _text(value)} for key, value in facts.items()])
+    if facts.get("supported") is False:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -128,55 +130,6 @@ def _other_row(model: CachedModel, as_json: bool) -> dict[str, Any]:
 
 def _size(size_bytes: int, as_json: bool) -> dict[str, Any]:
     return {"size_bytes": size_bytes} if as_json else {"size": human_size(size_bytes)}
-
-
-def _registry_facts(source: ModelSource) -> dict[str, Any]:
-    facts: dict[str, Any] = {"model": source.name, "repo": source.repo}
-    spec = source.spec
-    if spec is None:
-        return facts
-    choices = spec.dimensions
-    return {
-        **facts,
-        "dimension": spec.dimension,
-        "native_dimension": spec.native_dimension,
-        "dimensions": f"{choices[0]} to {choices[-1]}" if isinstance(choices, range) else list(choices),
-        "max_tokens": spec.max_tokens,
-        "pooling": spec.pooling,
-        "prompts": dict(spec.prompts),
-        "licence": spec.licence,
-        "download_bytes": spec.size_mb * 1_000_000,
-        "summary": spec.summary,
-    }
-
-
-def _local_facts(source: ModelSource, cache_dir: Path | None) -> dict[str, Any]:
-    """Return what lies on this machine: a cached copy, or the local folder itself."""
-    if source.folder is not None:
-        return {"folder": str(source.folder), **_config_facts(source.folder)}
-    assert source.repo is not None
-    revision = source.spec.revision if source.spec else "main"
-    found = find_cached(resolve_cache_dir(cache_dir), source.repo, revision)
-    if found is None:
-        return {"cached": False}
-    folder, manifest = found
-    return {
-        "cached": True,
-        "folder": str(folder),
-        "revision": manifest.revision,
-        "weights_digest": manifest.weights_digest,
-        "source": manifest.source,
-        "size_bytes": sum(file.size for file in manifest.files),
-        **_config_facts(folder),
-    }
-
-
-def _config_facts(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {key: config[key] for key in _CONFIG_KEYS if key in config}
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelNotFoundError(f"{folder} is no checkpoint, its config.json cannot be read: {error}") from error
 
 
 def _text(value: Any) -> str:

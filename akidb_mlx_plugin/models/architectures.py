@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from akidb_mlx_plugin.errors import ModelNotFoundError
+
 # Class names that say that a decoder attends in both directions, such as LlamaBidirectionalModel or MistralBiModel.
 _BOTH_WAYS_CLASS = re.compile(r"Bidirec|Bi(Model|Encoder|For)")
 
@@ -24,6 +26,7 @@ class Architecture:
         both_ways: whether tokens see what comes after them, where the configuration does not say.
         hidden_size: name of the setting for the width of the token vectors.
         positions: name of the setting for the number of positions; None where there is no such limit.
+        code: classes that published checkpoints name in `auto_map`, as "file.Class", whose computation is this one.
         offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
     """
 
@@ -33,6 +36,7 @@ class Architecture:
     hidden_size: str = "hidden_size"
     positions: str | None = "max_position_embeddings"
     offset_positions: bool = False
+    code: tuple[str, ...] = ()
 
 
 ARCHITECTURES = {
@@ -41,6 +45,8 @@ ARCHITECTURES = {
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
+    # So this package calls a table of token vectors, which has no model_type.
+    "static_embedding": Architecture("static_embedding", "StaticEncoder"),
     "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     "xlm-roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
 }
@@ -51,6 +57,28 @@ OTHER = Architecture("causal_lm", "CausalEncoder", both_ways=False)
 def find_architecture(model_type: str) -> Architecture:
     """Return what is known of a `model_type`; `OTHER` where it is not one of this package's own."""
     return ARCHITECTURES.get(model_type, OTHER)
+
+
+def check_config(config: Mapping[str, Any], file: str) -> None:
+    """Check by a `config.json` alone that its architecture is one that this package computes.
+
+    Args:
+        config: the settings.
+        file: where they come from, for the message.
+    Raises:
+        ModelNotFoundError: it is not, with the reason.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelNotFoundError(f"{file} has no model_type; is it a text encoder?")
+    code = config.get("auto_map")
+    named = code.get("AutoModel") if isinstance(code, Mapping) else None
+    # "repository--file.Class", where the code lies in another repository.
+    if named is not None and str(named).rpartition("--")[2] not in find_architecture(model_type).code:
+        raise ModelNotFoundError(
+            f"{file} has auto_map: the model is computed by code of its own ({named}), which this package does not "
+            "run; the architecture's usual code would give other vectors"
+        )
 
 
 def attends_both_ways(config: Mapping[str, Any]) -> bool:

@@ -10,6 +10,8 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
+# Vectors shorter than this keep their length: torch's `normalize`.
+SMALLEST_NORM = 1e-12
 # By the last part of the torch class's name, in lower case.
 _ACTIVATIONS = {
     "identity": nn.Identity(),
@@ -22,9 +24,18 @@ _ACTIVATIONS = {
 
 
 class Dense(nn.Module):
-    """A linear layer with an activation, its input added to the output if asked for."""
+    """A linear layer with an activation; its input may be normalized first, and added to the output."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, activation: str, residual: bool) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        activation: str,
+        residual: bool,
+        normalize_input: bool = False,
+    ) -> None:
         """Build it, weights uninitialised.
 
         Raises:
@@ -37,12 +48,15 @@ class Dense(nn.Module):
             )
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.adds_input = residual
+        self.normalizes_input = normalize_input
         # Sides that differ need a projection of their own.
         if residual and in_features != out_features:
             self.residual = nn.Linear(in_features, out_features, bias=False)
         self._activation = _ACTIVATIONS[activation]
 
     def __call__(self, x: mx.array) -> mx.array:
+        if self.normalizes_input:
+            x = x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), SMALLEST_NORM)
         out = self._activation(self.linear(x))
         if not self.adds_input:
             return out

@@ -1,0 +1,119 @@
+"""What a checkpoint has behind its pooling: dense layers, with their weights in folders or in the model's own files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, find_weight_files, read_header
+from akidb_mlx_plugin.checkpoints.sentence_transformers import Module
+from akidb_mlx_plugin.errors import ModelNotFoundError
+
+_INSIDE = re.compile(r"dense\.\d+\.weight")
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """A `Dense` module behind the pooling.
+
+    Attributes:
+        folder: where its weights lie; None: inside the model's own files as `dense.{i}.*`.
+        in_features, out_features: its sides.
+        bias: whether it has one.
+        activation: last part of the torch class's name in lower case, such as "identity" or "tanh".
+        residual: whether its input is added to its output.
+        normalize_input: whether vectors are scaled to unit length before it.
+    """
+
+    folder: Path | None
+    in_features: int
+    out_features: int
+    bias: bool = False
+    activation: str = "identity"
+    residual: bool = False
+    normalize_input: bool = False
+
+
+def read_head(place: Path, modules: Sequence[Module], width: int) -> tuple[DenseLayer, ...]:
+    """Return the dense layers of a checkpoint, in order.
+
+    Args:
+        place: folder of the encoder.
+        modules: the pipeline; empty for a bare checkpoint.
+        width: of the pooled vectors.
+    Raises:
+        ModelNotFoundError: one does not say its sides, does not fit the one before, or has no weights.
+    """
+    stored = _stored_inside(place)
+    modules = [module for module in modules if module.kind in ("Dense", "Normalize")]
+    described = [module for module in modules if module.kind == "Dense"]
+    count = len([name for name in stored if _INSIDE.fullmatch(name)])
+    missing = [module.folder.name for module in described[count:] if module.settings is None]
+    if missing and stored:
+        raise ModelNotFoundError(
+            f"{place} lacks the folder {missing[0]} that its modules.json names, and its weights hold no dense.N.* in "
+            "place of it; download the model again with all its folders"
+        )
+    layers = []
+    for i in range(max(count, len(described) - len(missing))):
+        layer = _describe(described[i] if i < len(described) else None, stored if i < count else None, i, width)
+        if layer.in_features != width:
+            raise ModelNotFoundError(
+                f"dense layer {i} of {place} takes vectors of {layer.in_features} components, and those before it have "
+                f"{width}"
+            )
+        layers.append(layer)
+        width = layer.out_features
+    return tuple(_with_norms(layers, modules))
+
+
+def _describe(module: Module | None, stored: Mapping[str, TensorInfo] | None, i: int, width: int) -> DenseLayer:
+    """Return one layer: its settings by its module, its sides by its weights where they lie inside the model's own."""
+    layer = DenseLayer(None, width, 0) if module is None or module.settings is None else _read_layer(module)
+    if stored is None:
+        return layer
+    weight = stored.get(f"dense.{i}.weight")
+    if weight is None or len(weight.shape) != 2:
+        inside = sorted(name for name in stored if _INSIDE.fullmatch(name))
+        raise ModelNotFoundError(
+            f"the weights hold the dense layers {', '.join(inside)}, but no matrix dense.{i}.weight"
+        )
+    return replace(
+        layer, folder=None, in_features=width, out_features=weight.shape[0], bias=f"dense.{i}.bias" in stored
+    )
+
+
+def _read_layer(module: Module) -> DenseLayer:
+    settings: Mapping[str, Any] = module.settings or {}
+    try:
+        sides = int(settings["in_features"]), int(settings["out_features"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelNotFoundError(f"{module.folder / 'config.json'} has no in_features or out_features") from error
+    return DenseLayer(
+        module.folder,
+        *sides,
+        bias=bool(settings.get("bias", True)),
+        activation=str(settings.get("activation_function", "tanh")).rpartition(".")[2].lower(),
+        residual=bool(settings.get("use_residual", False)),
+    )
+
+
+def _with_norms(layers: Sequence[DenseLayer], modules: Sequence[Module]) -> list[DenseLayer]:
+    """Note which layers have a Normalize before them; one behind the last is the checkpoint's own `normalize`."""
+    result = list(layers)
+    i = 0
+    for before, module in zip([None, *modules], modules, strict=False):
+        if module.kind == "Dense":
+            result[i] = replace(result[i], normalize_input=before is not None and before.kind == "Normalize")
+            i += 1
+    return result
+
+
+def _stored_inside(place: Path) -> Mapping[str, TensorInfo]:
+    """Return what the model's own files hold; nothing where a checkpoint is described before its weights are there."""
+    if not any(place.rglob("*.safetensors")):
+        return {}
+    return {name: info for file in find_weight_files(place) for name, info in read_header(file).items()}

@@ -1,0 +1,226 @@
+"""Read what a checkpoint folder says about itself: JSON and the headers of weight files, never the weights.
+
+A folder is either in the layout of sentence-transformers (`modules.json`, `1_Pooling/config.json`, …) or bare
+(`config.json`, weights, tokenizer). What it does not say, the family of its repository does, and else the convention
+of its architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from akidb_mlx_plugin.checkpoints.checkpoint import CONVENTION, Checkpoint
+from akidb_mlx_plugin.checkpoints.families import Family, find_family, find_family_by_prompts
+from akidb_mlx_plugin.checkpoints.head import read_head
+from akidb_mlx_plugin.checkpoints.readme import find_family_in_readme
+from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_modes, read_json, read_modules
+from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
+from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
+from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import attends_both_ways, check_config, find_architecture
+from akidb_mlx_plugin.registry import ModelSpec
+from akidb_mlx_plugin.types import POOLING_MODES, Similarity
+
+_UNBOUNDED = 1 << 30
+_DEFAULT_TOKENS = 512
+_SIMILARITIES: Mapping[str, Similarity] = {
+    "cosine": "cosine",
+    "dot": "dot",
+    "dot_product": "dot",
+    "euclidean": "euclidean",
+    "manhattan": "manhattan",
+}
+
+
+@dataclass(frozen=True)
+class _Pooling:
+    modes: tuple[str, ...]
+    pool_prompt: bool
+    origin: str
+
+
+def read_checkpoint(
+    folder: Path,
+    *,
+    name: str | None = None,
+    spec: ModelSpec | None = None,
+    repo: str = "",
+    revision: str = "",
+    weights_digest: str = "",
+    pooling: str | None = None,
+) -> Checkpoint:
+    """Read what a checkpoint folder says about itself.
+
+    Args:
+        folder: it holds modules.json, or config.json, weights and tokenizer.
+        name: what the caller calls the model; None: the folder.
+        spec: the registry's entry.
+        repo: where it came from; "": the folder.
+        revision: which version; "": the digest of its weights.
+        weights_digest: as `Checkpoint.weights_digest`, where it is known; "": computed when it is asked for.
+        pooling: modes to use whatever the checkpoint says, joined by "+"; None: as the checkpoint says.
+    Raises:
+        ModelNotFoundError: not a checkpoint, or one of a kind this package does not know.
+        InvalidInputError: no such pooling.
+    """
+    modules = read_modules(folder)
+    place = modules[0].folder if modules else folder
+    settings = read_transformer_settings(place)
+    config = _read_config(place, modules, settings)
+    sentence_config = _read_optional(folder / "config_sentence_transformers.json")
+    prompts = {k: v for k, v in _mapping(sentence_config, "prompts").items() if isinstance(v, str)}
+    family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
+    modes = _read_pooling(modules, family, known_as, config, pooling)
+    own_prompts = any(prompts.values())
+    dense = read_head(place, modules, int(config["hidden_size"]) * len(modes.modes))
+    if family and len(dense) < family.dense and not modules:
+        raise ModelNotFoundError(
+            f"{folder} is a {known_as} without the {family.dense} dense layers behind its pooling, so that its vectors "
+            "would be others; download it with all its folders"
+        )
+    return Checkpoint(
+        name=name or str(folder),
+        root=folder,
+        folder=place,
+        spec=spec,
+        family=family,
+        config=config,
+        model_type=config["model_type"],
+        max_tokens=_max_tokens(place, config, settings, spec),
+        pooling=modes.modes,
+        pool_prompt=modes.pool_prompt,
+        dense=dense,
+        normalize=_normalizes(modules, config, family),
+        similarity=_similarity(sentence_config, family),
+        prompts=prompts if own_prompts or not family else dict(family.prompts),
+        default_prompt=prompts.get(sentence_config.get("default_prompt_name") or "", ""),
+        truncate_dim=sentence_config.get("truncate_dim"),
+        lowercase=settings.lowercase,
+        repo=repo or str(folder),
+        revision=revision,
+        known_digest=weights_digest,
+        origins={
+            "family": known_as,
+            "pooling": modes.origin,
+            "prompts": "the checkpoint" if own_prompts else f"family {known_as}" if family and family.prompts else "",
+        },
+    )
+
+
+def check_settings(folder: Path) -> None:
+    """Check by its JSON files alone that a checkpoint can be computed, before its weights are downloaded.
+
+    Raises:
+        ModelNotFoundError: it cannot, with the reason.
+    """
+    modules = read_modules(folder)
+    place = modules[0].folder if modules else folder
+    settings = read_transformer_settings(place)
+    if not is_static(modules):
+        _read_config(place, modules, settings)
+
+
+def _read_config(place: Path, modules: list[Module], settings: TransformerSettings) -> dict[str, Any]:
+    if is_static(modules) or (not modules and is_static(place)):
+        return read_static_config(place)
+    file = place / "config.json"
+    if not file.is_file():
+        raise ModelNotFoundError(f"{place} is not a checkpoint: it has no config.json")
+    config = {**read_json(file), **settings.config}
+    check_config(config, str(file))
+    key = find_architecture(str(config["model_type"])).hidden_size
+    # The last two are what older decoders call it.
+    config.setdefault("hidden_size", config.get(key) or config.get("n_embd") or config.get("d_model"))
+    if not isinstance(config["hidden_size"], int):
+        raise ModelNotFoundError(f"{file} has no hidden_size; is it a text encoder?")
+    if (place / "adapter_config.json").is_file():
+        raise ModelNotFoundError(
+            f"{place} holds an adapter beside the model; merge it (peft's merge_and_unload, then save_pretrained)"
+        )
+    return config
+
+
+def _read_optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _mapping(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = settings.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _find_family(
+    folder: Path, repo: str, config: Mapping[str, Any], prompts: Mapping[str, str]
+) -> tuple[Family | None, str]:
+    """Return the family and the repository by which it is known; None and "" where there is none."""
+    if family := find_family(repo):
+        return family, repo
+    if found := find_family_in_readme(folder):
+        return found
+    family = find_family_by_prompts(config["model_type"], prompts)
+    return family, family.card if family else ""
+
+
+def _read_pooling(
+    modules: list[Module], family: Family | None, known_as: str, config: Mapping[str, Any], chosen: str | None
+) -> _Pooling:
+    """Return the pooling by the caller, else by the checkpoint, by its family, by its architecture's convention."""
+    settings = modules[1].settings if len(modules) > 1 and modules[1].kind == "Pooling" else None
+    pool_prompt = bool(settings.get("include_prompt", True)) if settings else True
+    if chosen is not None:
+        return _Pooling(_check_modes(chosen), pool_prompt, "the setting pooling")
+    if is_static(modules) or config["model_type"] == STATIC:
+        return _Pooling(("mean",), True, "StaticEmbedding")
+    if settings is not None:
+        return _Pooling(pooling_modes(settings), pool_prompt, f"{modules[1].folder.name}/config.json")
+    if family and family.pooling:
+        return _Pooling((family.pooling,), True, f"family {known_as}")
+    # The last token alone of a causal decoder has seen the whole text.
+    mode = "mean" if attends_both_ways(config) else "lasttoken"
+    return _Pooling((mode,), True, f"{CONVENTION} of {config['model_type']}")
+
+
+def _check_modes(chosen: str) -> tuple[str, ...]:
+    modes = tuple(mode.strip() for mode in str(chosen).split("+"))
+    unknown = [mode for mode in modes if mode not in POOLING_MODES]
+    if unknown:
+        raise InvalidInputError(
+            f"pooling must be {', '.join(POOLING_MODES)}, or several of them joined by '+', got {chosen!r}"
+        )
+    return modes
+
+
+def _normalizes(modules: list[Module], config: Mapping[str, Any], family: Family | None) -> bool:
+    if modules:
+        return modules[-1].kind == "Normalize"
+    if config["model_type"] == STATIC:
+        return bool(config.get("normalize", True))
+    # A bare folder is an embedding model too, and nearly every one of those is compared by cosine.
+    return family is None or family.similarity == "cosine"
+
+
+def _similarity(sentence_config: Mapping[str, Any], family: Family | None) -> Similarity:
+    named = sentence_config.get("similarity_fn_name")
+    if isinstance(named, str) and named in _SIMILARITIES:
+        return _SIMILARITIES[named]
+    return family.similarity if family else "cosine"
+
+
+def _max_tokens(folder: Path, config: Mapping[str, Any], settings: TransformerSettings, spec: ModelSpec | None) -> int:
+    """Return the longest text in tokens: the sentence-transformers setting, else registry, tokenizer and positions."""
+    architecture = find_architecture(config["model_type"])
+    positions = int((architecture.positions and config.get(architecture.positions)) or _UNBOUNDED)
+    if architecture.offset_positions:
+        pad_id = config.get("pad_token_id")
+        positions -= (1 if pad_id is None else int(pad_id)) + 1
+    if settings.max_tokens:
+        return min(settings.max_tokens, positions)
+    if spec:
+        return min(spec.max_tokens, positions)
+    tokenizer = _read_optional(folder / "tokenizer_config.json")
+    # transformers writes 1e30 where a tokenizer has no limit of its own.
+    limit = min(int(tokenizer.get("model_max_length") or _UNBOUNDED), positions)
+    return limit if limit < _UNBOUNDED else _DEFAULT_TOKENS

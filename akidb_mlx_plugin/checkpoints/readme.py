@@ -1,0 +1,48 @@
+"""Which family a checkpoint belongs to, by what its own README.md says it was made from.
+
+Format: YAML between two lines of `---`, https://huggingface.co/docs/hub/model-cards#model-card-metadata
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from akidb_mlx_plugin.checkpoints.families import Family, find_family
+
+_LARGEST_FRONT_MATTER = 1 << 16
+# What sentence-transformers' training scripts write.
+_TRAINED_TAGS = {"generated_from_trainer"}
+
+
+def find_family_in_readme(folder: Path) -> tuple[Family, str] | None:
+    """Return the family of the model that a checkpoint is a copy or a conversion of, and that model's repository.
+
+    A model that was trained further belongs to no family by this: it may be used in another way than its base.
+    """
+    facts = read_front_matter(folder)
+    tags = facts.get("tags")
+    trained = isinstance(tags, list) and _TRAINED_TAGS & {str(tag) for tag in tags}
+    if trained or facts.get("base_model_relation", "quantized") != "quantized":
+        return None
+    named = facts.get("base_model")
+    for repo in named if isinstance(named, list) else [named]:
+        if isinstance(repo, str) and (family := find_family(repo)):
+            return family, repo
+    return None
+
+
+def read_front_matter(folder: Path) -> Mapping[str, Any]:
+    """Return the YAML at the beginning of a folder's README.md; empty where there is none that can be read."""
+    # Deferred: most checkpoints say all this in their own files.
+    import yaml
+
+    try:
+        with (folder / "README.md").open(encoding="utf-8") as stream:
+            head = stream.read(_LARGEST_FRONT_MATTER)
+        opening, matter, *_ = head.split("---\n", 2)
+        facts = yaml.safe_load(matter) if not opening.strip() else None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -1,0 +1,125 @@
+"""What `akidb-mlx models info` says of a model: by the registry, by its files, and whether it can be computed."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from akidb_mlx_plugin.acquire import fetch_settings
+from akidb_mlx_plugin.cache import find_cached, resolve_cache_dir
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.families import find_family
+from akidb_mlx_plugin.checkpoints.loading import estimate_memory
+from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
+from akidb_mlx_plugin.errors import DownloadError, EmbeddingError
+from akidb_mlx_plugin.hub_client import is_offline
+from akidb_mlx_plugin.registry import ModelSource
+from akidb_mlx_plugin.tokenizer import TextTokenizer
+
+# What of a checkpoint's config.json distinguishes models.
+_CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "vocab_size", "quantization")
+
+
+def collect_facts(source: ModelSource, cache_dir: Path | None) -> dict[str, Any]:
+    """Return what is known of a model by field; "supported" is left out where nothing could be read."""
+    registry = _registry_facts(source)
+    if source.folder is not None:
+        return registry | {"folder": str(source.folder)} | _folder_facts(source, source.folder, str(source.folder))
+    assert source.repo is not None
+    revision = source.spec.revision if source.spec else "main"
+    found = find_cached(resolve_cache_dir(cache_dir), source.repo, revision)
+    if found is None:
+        return registry | {"cached": False} | _remote_facts(source, source.repo, revision)
+    folder, manifest = found
+    return {
+        **registry,
+        "cached": True,
+        "folder": str(folder),
+        "revision": manifest.revision,
+        "weights_digest": manifest.weights_digest,
+        "source": manifest.source,
+        "size_bytes": sum(file.size for file in manifest.files),
+        **_folder_facts(source, folder, source.repo),
+    }
+
+
+def _registry_facts(source: ModelSource) -> dict[str, Any]:
+    facts: dict[str, Any] = {"model": source.name, "repo": source.repo}
+    if spec := source.spec:
+        facts |= {
+            "dimension": spec.dimension,
+            "native_dimension": spec.native_dimension,
+            "max_tokens": spec.max_tokens,
+            "licence": spec.licence,
+            "download_bytes": spec.size_mb * 1_000_000,
+            "summary": spec.summary,
+        }
+    return facts
+
+
+def _remote_facts(source: ModelSource, repo: str, revision: str) -> dict[str, Any]:
+    """Return what a repository's settings say; its weights, which may hold other surprises, are not looked at."""
+    if is_offline():
+        return _family_facts(repo)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        try:
+            fetch_settings(repo, revision, folder)
+        except DownloadError as error:
+            return {**_family_facts(repo), "not_read": str(error)}
+        try:
+            check_settings(folder)
+            return _describe(read_checkpoint(folder, name=source.name, spec=source.spec, repo=repo)) | {
+                "supported": True
+            }
+        except EmbeddingError as error:
+            return _refused(error, folder, repo)
+
+
+def _folder_facts(source: ModelSource, folder: Path, repo: str) -> dict[str, Any]:
+    try:
+        checkpoint = read_checkpoint(folder, name=source.name, spec=source.spec, repo=repo)
+        facts = _describe(checkpoint)
+        facts["memory_bytes"] = estimate_memory(checkpoint)
+        TextTokenizer(checkpoint.folder, checkpoint.max_tokens, end_token=checkpoint.end_token)
+        return facts | {"supported": True}
+    except EmbeddingError as error:
+        return _refused(error, folder, str(folder))
+
+
+def _refused(error: EmbeddingError, folder: Path, shown_as: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {"supported": False, "reason": str(error).replace(str(folder), shown_as)}
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {**{key: config[key] for key in ("model_type", *_CONFIG_KEYS) if key in config}, **facts}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return facts
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    choices = checkpoint.allowed_dimensions
+    return {
+        "model_type": checkpoint.model_type,
+        **{key: checkpoint.config[key] for key in _CONFIG_KEYS if key in checkpoint.config},
+        "family": checkpoint.origins["family"] or "none known",
+        "dimension": checkpoint.default_dimension,
+        "native_dimension": checkpoint.native_dimension,
+        "dimensions": f"{choices[0]} to {choices[-1]}" if isinstance(choices, range) else list(choices),
+        "max_tokens": checkpoint.max_tokens,
+        "pooling": "+".join(checkpoint.pooling),
+        "pooling_from": checkpoint.origins["pooling"],
+        "normalize": checkpoint.normalize,
+        "similarity": checkpoint.similarity,
+        "prompts": dict(checkpoint.prompts),
+        "prompts_from": checkpoint.origins["prompts"] or "nowhere",
+    }
+
+
+def _family_facts(repo: str) -> dict[str, Any]:
+    """Return what the family of a repository that cannot be read says."""
+    family = find_family(repo)
+    if family is None:
+        return {}
+    return {"family": repo, "pooling": family.pooling, "prompts": dict(family.prompts)}
