@@ -177,7 +177,8 @@ class TestFamilies:
         assert (checkpoint.prompt_for("query"), checkpoint.prompt_for("document")) == ("q: ", "")
 
     def test_a_bare_one_that_is_compared_by_dot_product_is_not_scaled(self, folder: Path) -> None:
-        (folder / "modules.json").unlink()
+        for name in ("modules.json", "config_sentence_transformers.json"):
+            (folder / name).unlink()
         checkpoint = read_checkpoint(folder, repo="facebook/contriever")
         assert (checkpoint.normalize, checkpoint.similarity) == (False, "dot")
 
