@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tiny import Tiny
@@ -67,6 +68,14 @@ def texts_of(tokenizer: Tokenizer, lengths: tuple[int, ...], seed: int) -> list[
     return texts
 
 
+def publish(folder: Path, tiny: Tiny) -> None:
+    """Rewrite a checkpoint in the layout in which such are published."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config, tensors = tiny.publish(config, load_file(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+
+
 def write(name: str, tiny: Tiny, seed: int) -> None:
     """Write one checkpoint's folder."""
     folder = HERE / name
@@ -91,6 +100,8 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         # The weights as they were made: with their head, and in their own format.
         shutil.copy(f"{scratch}/model.safetensors", folder / "model" / "model.safetensors")
         shutil.copy(f"{scratch}/config.json", folder / "model" / "config.json")
+    if tiny.publish:
+        publish(folder / "model", tiny)
     texts = texts_of(tokenizer, tiny.lengths, seed)
     vectors = {
         "document": pipeline.encode_document(texts, batch_size=1),
