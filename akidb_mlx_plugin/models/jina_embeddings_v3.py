@@ -14,7 +14,7 @@ from akidb_mlx_plugin.models.rotary_bert import MLP, ModelArgs, RotaryBertEncode
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, take_fields
 from akidb_mlx_plugin.nn.rotary import Rotary
 
-_DEFAULTS = {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
+_DEFAULTS: dict[str, Any] = {"type_vocab_size": 1, "layer_norm_eps": 1e-5}
 _NAMES = {
     "emb_ln.": "embeddings.LayerNorm.",
     "encoder.layers.": "layers.",

@@ -38,6 +38,8 @@ _PUBLISHED = {
     "up_bias": "mlp_fc1_bias",
     "down_bias": "mlp_fc2_bias",
 }
+# What transformers' own layout does not say.
+_OWN_DEFAULTS: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "up_bias": False, "down_bias": False}
 # What nomic's code can also compute and no checkpoint is known to use.
 _NEUTRAL = {
     "prenorm": False,
@@ -129,8 +131,7 @@ class NomicBertEncoder(RotaryBertEncoder):
             args, gated = _published_args(config)
         else:
             check_activation(config, "hidden_act", "silu")
-            fixed = {"hidden_act": "silu", "attention_bias": False, "up_bias": False, "down_bias": False}
-            args, gated = ModelArgs(**fixed | take_fields(ModelArgs, config)), True
+            args, gated = ModelArgs(**_OWN_DEFAULTS | take_fields(ModelArgs, config)), True
         every = int(config.get("moe_every_n_layers") or 0)
         mlps: list[nn.Module] = []
         for i in range(args.num_hidden_layers):

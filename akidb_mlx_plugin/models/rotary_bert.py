@@ -183,7 +183,7 @@ def rename_tensors(
         names: parts of names, and what stands for them here; applied in order.
         fused: parts of names of tensors that hold several matrices one below the other, and the names of those here.
     """
-    clean = {}
+    clean: dict[str, mx.array] = {}
     for name, value in weights.items():
         for prefix in prefixes:
             name = name.removeprefix(prefix)

@@ -88,6 +88,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         tokenizer = tiny.tokenizer()
         save_tokenizer(tokenizer, Path(scratch), tiny.max_tokens, **tiny.special)
         encoder = Transformer(scratch, model_kwargs={"dtype": torch.float32})
+        if encoder.max_seq_length != tiny.max_tokens:
+            # Longer than the positions that the settings name.
+            encoder.max_seq_length = tiny.max_tokens
         modules = [encoder, Pooling(tiny.config.hidden_size, **tiny.pooling)]
         modules += [Dense(**settings) for settings in tiny.dense]
         for i, layer in enumerate(modules[2:]):

@@ -10,16 +10,17 @@ Tensors and settings have their published names.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 
 class NomicMoeConfig(PretrainedConfig):
     model_type = "nomic_moe_reference"
-    attribute_map = {"hidden_size": "n_embd"}
+    attribute_map: ClassVar = {"hidden_size": "n_embd"}
 
     vocab_size: int = 448
     n_embd: int = 32
@@ -47,7 +48,7 @@ class Attention(nn.Module):
         angles = torch.outer(torch.arange(length), self.base ** (-torch.arange(half) / half))
         turn = torch.polar(torch.ones_like(angles), angles)
         q, k = (self.turned(t, turn) for t in (q, k))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None].bool())
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None].bool())
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
     @staticmethod
@@ -64,7 +65,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(config.n_inner, config.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
 class MoE(nn.Module):
@@ -85,7 +86,7 @@ class MoE(nn.Module):
         best = probabilities.topk(self.per_token)
         shares.scatter_(-1, best.indices, best.values)
         w1, w2 = (w.view(self.count, -1, x.shape[-1]) for w in (self.experts.mlp.w1, self.experts.mlp.w2))
-        hidden = F.gelu(torch.einsum("bld,efd->blef", x, w1))
+        hidden = nn.functional.gelu(torch.einsum("bld,efd->blef", x, w1))
         return torch.einsum("blef,efd,ble->bld", hidden, w2, shares) + self.experts.bias
 
 
