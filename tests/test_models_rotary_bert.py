@@ -81,8 +81,16 @@ OTHER_LAYOUTS: list[tuple[str, dict[str, Any]]] = [
     # nomic-embed-text-v1.5 has both; max_position_embeddings is the length of training.
     ("nomic_bert_published", {**_rope(100.0), "hidden_size": 32, "hidden_act": "silu", "max_position_embeddings": 16}),
     ("nomic_bert_published", {"num_experts": 0, "moe_every_n_layers": 0, "use_rms_norm": None}),
+    ("nomic_bert_long", {**_rope(100.0, "dynamic", factor=2.0), "max_position_embeddings": 16}),
+    # Fine-tuned, and saved by a transformers that has the architecture.
+    (
+        "nomic_bert_long",
+        {**_rope(100.0, "dynamic", factor=2.0), "rotary_scaling_factor": None, "max_position_embeddings": 16},
+    ),
     ("nomic_bert", {"rope_parameters": None, "rope_theta": 100.0}),
     ("gte", {"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": None, "position_embedding_type": "rope"}),
+    # Fixed NTK scaling in the terms of transformers, which lacks it: 20 * 8, and 8 ** (2 / 8).
+    ("new", {"rope_scaling": None, **_rope(160.0, "linear", factor=8**0.25)}),
     # As strings, which snowflake-arctic-embed-m-v2.0 has there; neither changes what is computed.
     ("gte", {"unpad_inputs": "true", "use_memory_efficient_attention": "true", "logn_attention_scale": False}),
     ("eurobert", {"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": None}),
@@ -111,6 +119,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("nomic_bert_published", {"activation_function": "gelu_new"}, "activation_function 'gelu_new'"),
     ("nomic_bert_published", {"moe_every_n_layers": 2, "num_experts": 4}, "experts that are not gated"),
     ("nomic_bert_published", {"n_inner": None}, "intermediate_size"),
+    ("nomic_bert_published", {"rope_parameters": {"rope_theta": 200.0}}, "contradict rotary_emb_base 100"),
+    ("nomic_bert_long", _rope(100.0), "rotary_scaling_factor 2"),
+    ("nomic_bert_long", {"max_trained_positions": "many"}, "max_trained_positions"),
+    ("nomic_bert_long", {"rotary_scaling_factor": -1.0}, "rotary_scaling_factor"),
+    ("nomic_bert_moe", {"moe_every_n_layers": True}, "moe_every_n_layers"),
     ("nomic_bert_moe", {"moe_normalize_expert_weights": True}, "moe_normalize_expert_weights"),
     ("nomic_bert_moe", {"num_shared_experts": 1}, "num_shared_experts 1"),
     ("nomic_bert_moe", {"moe_top_k": 5}, "moe_top_k 5"),
@@ -118,6 +131,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gte", {"layer_norm_type": "rms_norm"}, "layer_norm_type 'rms_norm'"),
     ("gte", {"logn_attention_scale": True}, "logn_attention_scale"),
     ("new", {"rope_scaling": {"type": "ntk", "factor": 4.0, "mixed_b": 0.6}}, "mixed_b"),
+    ("new", {"rope_scaling": {"type": "ntk", "factor": "8"}}, "factor"),
     ("eurobert", {"is_causal": True}, "causal"),
     ("jina_embeddings_v3", {"hidden_act": "mish"}, "mish"),
 ]

@@ -17,6 +17,7 @@ from akidb_mlx_plugin.models.rotary_bert import (
     RotaryBertEncoder,
     check_neutral,
     rename_tensors,
+    take_number,
 )
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, take_fields
 from akidb_mlx_plugin.nn.rotary import Rotary
@@ -57,5 +58,5 @@ def _build_rotary(config: Mapping[str, Any], size: int) -> Rotary:
         raise ModelNotFoundError("rope_scaling with mixed_b is not supported, only fixed NTK scaling without it")
     # Fixed NTK scaling, as Alibaba's `NTKScalingRotaryEmbedding`, from the first token on: a larger base, and every
     # position divided. Source: https://kexue.fm/archives/9706, equation 6.
-    factor = float(scaling["factor"])
-    return Rotary(size, float(config.get("rope_theta") or 10_000.0) * factor, factor ** (2 / size))
+    factor = take_number(scaling, "factor", 1.0)
+    return Rotary(size, take_number(config, "rope_theta", 10_000.0) * factor, factor ** (2 / size))

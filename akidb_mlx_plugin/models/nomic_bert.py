@@ -21,6 +21,7 @@ from akidb_mlx_plugin.models.rotary_bert import (
     RotaryBertEncoder,
     check_neutral,
     rename_tensors,
+    take_number,
 )
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, take_fields
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
@@ -132,7 +133,7 @@ class NomicBertEncoder(RotaryBertEncoder):
         else:
             check_activation(config, "hidden_act", "silu")
             args, gated = ModelArgs(**_OWN_DEFAULTS | take_fields(ModelArgs, config)), True
-        every = int(config.get("moe_every_n_layers") or 0)
+        every = int(take_number(config, "moe_every_n_layers", 0))
         mlps: list[nn.Module] = []
         for i in range(args.num_hidden_layers):
             if every and i % every == 1:
@@ -142,7 +143,7 @@ class NomicBertEncoder(RotaryBertEncoder):
         return cls(args, _build_rotary(config, args.head_size), mlps)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        gated = isinstance(self.layers[0].mlp, GatedMLP)
+        gated = any(isinstance(layer.mlp, GatedMLP) for layer in self.layers)
         clean = rename_tensors(
             weights,
             prefixes=("model.", "bert.", "nomic_bert."),
@@ -171,7 +172,7 @@ def _published_args(config: Mapping[str, Any]) -> tuple[ModelArgs, bool]:
     activation, gated = _ACTIVATIONS[name]
     taken = take_fields(ModelArgs, {**config, **{ours: config.get(theirs) for ours, theirs in _PUBLISHED.items()}})
     taken = {"layer_norm_eps": 1e-5, **taken, "hidden_act": activation}
-    taken["vocab_size"] = _round_up(taken["vocab_size"], int(config.get("pad_vocab_size_multiple") or 1))
+    taken["vocab_size"] = _round_up(taken["vocab_size"], int(take_number(config, "pad_vocab_size_multiple", 1)))
     if gated:
         taken["intermediate_size"] = _round_up(taken["intermediate_size"], _WIDTH_MULTIPLE)
     return ModelArgs(**taken), gated
@@ -182,7 +183,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def _build_experts(config: Mapping[str, Any], args: ModelArgs, gated: bool) -> MixtureOfExperts:
-    experts, per_token = int(config.get("num_experts") or 0), int(config.get("moe_top_k") or 1)
+    experts, per_token = int(take_number(config, "num_experts", 0)), int(take_number(config, "moe_top_k", 1))
     if gated or not 0 < per_token <= experts:
         raise ModelNotFoundError(
             f"moe_top_k {per_token} of num_experts {experts} with {config.get('activation_function')!r} is not "
@@ -193,12 +194,20 @@ def _build_experts(config: Mapping[str, Any], args: ModelArgs, gated: bool) -> M
 
 def _build_rotary(config: Mapping[str, Any], size: int) -> Rotary:
     """Return the rotary positions: plain, or with a base that grows with long texts."""
-    if "n_embd" in config:
-        theta = float(config.get("rotary_emb_base") or 10_000.0)
-        factor, trained = config.get("rotary_scaling_factor"), config.get("max_trained_positions") or 2048
-        return DynamicRotary(size, theta, float(factor), int(trained)) if factor else Rotary(size, theta)
     rope = config.get("rope_parameters") or {}
-    if rope.get("rope_type") != "dynamic":
+    dynamic = rope.get("rope_type") == "dynamic"
+    if "n_embd" in config:
+        theta = take_number(config, "rotary_emb_base", 10_000.0)
+        factor = take_number(config, "rotary_scaling_factor", 0)
+        if not rope:
+            trained = int(take_number(config, "max_trained_positions", 2048))
+            return DynamicRotary(size, theta, factor, trained) if factor else Rotary(size, theta)
+        # Some have both layouts. transformers reads its own.
+        if take_number(rope, "rope_theta", theta) != theta or (factor and not dynamic):
+            raise ModelNotFoundError(
+                f"rope_parameters {rope} contradict rotary_emb_base {theta:g} and rotary_scaling_factor {factor:g}"
+            )
+    if not dynamic:
         return Rotary(size, *rope_settings(config, default_theta=1000.0))
-    trained = config.get("max_position_embeddings") or 2048
-    return DynamicRotary(size, float(rope.get("rope_theta") or 1000.0), float(rope["factor"]), int(trained))
+    trained = int(take_number(config, "max_position_embeddings", 2048))
+    return DynamicRotary(size, take_number(rope, "rope_theta", 1000.0), take_number(rope, "factor", 1.0), trained)

@@ -5,6 +5,7 @@ Source: Hugging Face `NomicBertModel`, `GteModel` and `JinaEmbeddingsV3Model`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,6 +167,20 @@ def check_neutral(config: Mapping[str, Any], neutral: Mapping[str, Any]) -> None
             raise ModelNotFoundError(
                 f"{key} {config[key]!r} is not supported for {config.get('model_type')}, only {value!r}"
             )
+
+
+def take_number(settings: Mapping[str, Any], key: str, default: float) -> float:
+    """Return a positive number; a null or zero counts as not set.
+
+    Raises:
+        ModelNotFoundError: it is something else.
+    """
+    value = settings.get(key)
+    if not value:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelNotFoundError(f"{key} must be a positive number, got {value!r}")
+    return float(value)
 
 
 def rename_tensors(

@@ -123,7 +123,7 @@ def checkpoints() -> dict[str, Tiny]:
     euro = {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
     dense = ({"in_features": 32, "out_features": 48, "activation_function": torch.nn.Identity()},)
     return {
-        "nomic_bert": Tiny(nomic, bert_tokenizer, BERT, 48, SHORT, mean, normalize=False, prompts=PROMPTS),
+        "nomic_bert": Tiny(nomic, bert_tokenizer, BERT, 48, SHORT, mean, prompts=PROMPTS),
         "nomic_bert_published": Tiny(
             t.NomicBertConfig(**wide, **_rope(100.0)),
             bert_tokenizer,
@@ -131,7 +131,6 @@ def checkpoints() -> dict[str, Tiny]:
             48,
             SHORT,
             mean,
-            normalize=False,
             prompts=_NOMIC_PROMPTS,
             dtype=torch.bfloat16,
             publish=_as_nomic,
@@ -140,8 +139,8 @@ def checkpoints() -> dict[str, Tiny]:
             t.NomicBertConfig(**wide, **_rope(100.0, "dynamic", factor=2.0), max_position_embeddings=16),
             bert_tokenizer,
             BERT,
-            60,
-            (2, 5, 12, 15, 16, 17, 18, 24, 33, 47, 60, 70),
+            48,
+            (2, 5, 12, 15, 16, 17, 18, 24, 33, 47, 48, 60),
             cls,
             dtype=torch.bfloat16,
             publish=_as_long_nomic,
