@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tiny import Tiny
@@ -67,6 +68,14 @@ def texts_of(tokenizer: Tokenizer, lengths: tuple[int, ...], seed: int) -> list[
     return texts
 
 
+def publish(folder: Path, tiny: Tiny) -> None:
+    """Rewrite a checkpoint in the layout in which such are published."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config, tensors = tiny.publish(config, load_file(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+
+
 def write(name: str, tiny: Tiny, seed: int) -> None:
     """Write one checkpoint's folder."""
     folder = HERE / name
@@ -79,6 +88,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         tokenizer = tiny.tokenizer()
         save_tokenizer(tokenizer, Path(scratch), tiny.max_tokens, **tiny.special)
         encoder = Transformer(scratch, model_kwargs={"dtype": torch.float32})
+        if encoder.max_seq_length != tiny.max_tokens:
+            # Longer than the positions that the settings name.
+            encoder.max_seq_length = tiny.max_tokens
         modules = [encoder, Pooling(tiny.config.hidden_size, **tiny.pooling)]
         modules += [Dense(**settings) for settings in tiny.dense]
         for i, layer in enumerate(modules[2:]):
@@ -91,6 +103,8 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         # The weights as they were made: with their head, and in their own format.
         shutil.copy(f"{scratch}/model.safetensors", folder / "model" / "model.safetensors")
         shutil.copy(f"{scratch}/config.json", folder / "model" / "config.json")
+    if tiny.publish:
+        publish(folder / "model", tiny)
     texts = texts_of(tokenizer, tiny.lengths, seed)
     vectors = {
         "document": pipeline.encode_document(texts, batch_size=1),

@@ -11,6 +11,7 @@ import transformers
 from tokenizers import Tokenizer
 
 ALL_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+Tensors = dict[str, torch.Tensor]
 PROMPTS = {"query": "the question of time: ", "document": "", "task": "some work "}
 
 
@@ -30,6 +31,8 @@ class Tiny:
     default_prompt: str | None = None
     dtype: torch.dtype = torch.float32
     with_head: bool = False
+    # Turns settings and tensors as transformers saves them into those of a layout that it does not write.
+    publish: Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]] | None = None
 
 
 BERT = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
