@@ -42,15 +42,20 @@ class Architecture:
 ARCHITECTURES = {
     "bert": Architecture("bert", "BertEncoder"),
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
-    "eurobert": Architecture("eurobert", "EuroBertEncoder"),
+    "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("modeling_eurobert.EuroBertModel",)),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
     # The same under the name that Alibaba's own checkpoints have.
-    "gte": Architecture("gte", "GteEncoder"),
-    "new": Architecture("gte", "GteEncoder"),
+    "gte": Architecture("gte", "GteEncoder", code=("modeling_hf_alibaba_nlp_gte.GteModel", "modeling.NewModel")),
+    "new": Architecture("gte", "GteEncoder", code=("modeling.NewModel",)),
     "jina_embeddings_v3": Architecture("jina_embeddings_v3", "JinaV3Encoder"),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
     # Rotary positions have no end; max_position_embeddings, where a published one has it, is the length of training.
-    "nomic_bert": Architecture("nomic_bert", "NomicBertEncoder", positions="n_positions"),
+    "nomic_bert": Architecture(
+        "nomic_bert",
+        "NomicBertEncoder",
+        positions="n_positions",
+        code=("modeling_hf_nomic_bert.NomicBertModel",),
+    ),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
     # So this package calls a table of token vectors, which has no model_type.
     "static_embedding": Architecture("static_embedding", "StaticEncoder"),
