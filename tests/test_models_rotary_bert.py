@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from golden_models import GOLDEN, embed, farthest, read_golden
 
-from akidb_mlx_plugin.checkpoints.checkpoint import read_checkpoint
 from akidb_mlx_plugin.checkpoints.convert import choose_scheme, convert_checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.nn.batch import Tokens
