@@ -14,10 +14,11 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.base import Encoder, settle
-from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
@@ -30,6 +31,9 @@ class Args:
     num_hidden_layers: int
     num_attention_heads: int
     intermediate_size: int
+    global_rope: RopeSettings
+    local_rope: RopeSettings
+    windows: tuple[int | None, ...]
     num_key_value_heads: int = 4
     head_dim: int = 256
     rms_norm_eps: float = 1e-6
@@ -37,9 +41,6 @@ class Args:
     query_pre_attn_scalar: float = 256
     attention_bias: bool = False
     use_bidirectional_attention: bool = False
-    global_rope: tuple[float, float] = (1_000_000.0, 1.0)
-    local_rope: tuple[float, float] = (10_000.0, 1.0)
-    windows: tuple[int | None, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Args:
@@ -47,7 +48,7 @@ class Args:
         check_activation(config, "hidden_activation", "gelu_pytorch_tanh")
         if config.get("attn_logit_softcapping"):
             raise ModelNotFoundError("attn_logit_softcapping is not supported")
-        layers = config["num_hidden_layers"]
+        layers = take_count(config, "num_hidden_layers")
         every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
         pattern = config.get("layer_types") or [
             "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
@@ -56,18 +57,22 @@ class Args:
         if config.get("use_bidirectional_attention"):
             # The setting is the full width there: half of it to each side, and the token itself.
             window = window // 2 + 1
+        size = take_count(config, "head_dim", cls.head_dim)
         return cls(
-            **take_fields(cls, config)
-            | {
-                "global_rope": rope_settings(config, default_theta=1_000_000.0, layer_type="full_attention"),
-                "local_rope": rope_settings(
+            **take_fields(
+                cls,
+                config,
+                global_rope=rope_settings(config, size=size, default_theta=1_000_000.0, layer_type="full_attention"),
+                local_rope=rope_settings(
                     config,
+                    size=size,
                     default_theta=10_000.0,
                     theta_key="rope_local_base_freq",
                     layer_type="sliding_attention",
+                    scaled=False,
                 ),
-                "windows": layer_windows(pattern, window, layers),
-            }
+                windows=layer_windows(pattern, window, layers),
+            )
         )
 
 
@@ -139,8 +144,8 @@ class Gemma3Encoder(Encoder):
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [Block(args, window) for window in args.windows]
         self.norm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
-        self._global_rotary = Rotary(args.head_dim, *args.global_rope)
-        self._local_rotary = Rotary(args.head_dim, *args.local_rope)
+        self._global_rotary = Rotary.from_settings(args.global_rope)
+        self._local_rotary = Rotary.from_settings(args.local_rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Gemma3Encoder:

@@ -14,10 +14,11 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.base import Encoder, settle
-from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
@@ -30,6 +31,8 @@ class Args:
     num_hidden_layers: int
     num_attention_heads: int
     intermediate_size: int
+    rope: RopeSettings
+    windows: tuple[int | None, ...]
     num_key_value_heads: int | None = None
     # Independent of hidden_size / num_attention_heads.
     head_dim: int = 128
@@ -37,16 +40,13 @@ class Args:
     hidden_act: str = "silu"
     attention_bias: bool = False
     is_causal: bool = True
-    rope_theta: float = 10_000.0
-    rope_factor: float = 1.0
-    windows: tuple[int | None, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Args:
         """Take what is named here and refuse variants that would compute something else."""
         check_activation(config, "hidden_act", "silu")
-        theta, factor = rope_settings(config, default_theta=10_000.0)
-        layers = config["num_hidden_layers"]
+        rope = rope_settings(config, size=take_count(config, "head_dim", cls.head_dim), default_theta=10_000.0)
+        layers = take_count(config, "num_hidden_layers")
         sliding = config.get("sliding_window") if config.get("use_sliding_window") else None
         pattern = config.get("layer_types") or [
             "sliding_attention" if sliding and i >= config.get("max_window_layers", 28) else "full_attention"
@@ -55,7 +55,7 @@ class Args:
         windows = layer_windows(pattern, sliding, layers)
         if config.get("is_causal") is False and any(windows):
             raise ModelNotFoundError("a Qwen3 that attends in both directions through a window is not supported")
-        return cls(**take_fields(cls, config) | {"rope_theta": theta, "rope_factor": factor, "windows": windows})
+        return cls(**take_fields(cls, config, rope=rope, windows=windows))
 
 
 class Attention(nn.Module):
@@ -121,7 +121,7 @@ class Qwen3Encoder(Encoder):
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [Block(args, window) for window in args.windows]
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
-        self._rotary = Rotary(args.head_dim, args.rope_theta, args.rope_factor)
+        self._rotary = Rotary.from_settings(args.rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Qwen3Encoder:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
+from akidb_mlx_plugin.nn.rope_scaling import RopeScaling, RopeSettings
 
 
-def take_fields(args: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def take_fields(args: type[Any], config: Mapping[str, Any], **computed: Any) -> dict[str, Any]:
     """Return the settings that are fields of a dataclass; a null counts as not set.
 
+    Args:
+        args: the dataclass.
+        config: `config.json`.
+        computed: fields that do not stand in `config.json` as they are.
     Raises:
         ModelNotFoundError: one that has no default is missing.
     """
     fields = args.__dataclass_fields__
-    taken = {name: config[name] for name in fields if config.get(name) is not None}
+    taken = {name: config[name] for name in fields if config.get(name) is not None} | computed
     missing = [name for name in fields if name not in taken and not hasattr(args, name)]
     if missing:
         raise ModelNotFoundError(f"config.json lacks {', '.join(missing)}, which {config.get('model_type')} needs")
     return taken
+
+
+def take_count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """Return a setting that counts something; a null counts as not set.
+
+    Raises:
+        ModelNotFoundError: it is missing and has no default, or is not a positive number.
+    """
+    value = _count(config, key) or default
+    if value is None:
+        raise ModelNotFoundError(f"config.json lacks {key}, which {config.get('model_type')} needs")
+    return value
 
 
 def check_activation(config: Mapping[str, Any], key: str, default: str) -> None:
@@ -31,30 +49,56 @@ def check_activation(config: Mapping[str, Any], key: str, default: str) -> None:
 
 
 def rope_settings(
-    config: Mapping[str, Any], *, default_theta: float, theta_key: str = "rope_theta", layer_type: str | None = None
-) -> tuple[float, float]:
-    """Return base and position divisor of the rotary embedding.
+    config: Mapping[str, Any],
+    *,
+    size: int,
+    default_theta: float,
+    theta_key: str = "rope_theta",
+    layer_type: str | None = None,
+    scaled: bool = True,
+) -> RopeSettings:
+    """Return how positions become angles.
 
     Args:
         config: it has `rope_parameters` as transformers 5 writes it, by layer type or for all, or `rope_theta` and
             `rope_scaling` beside each other, as before.
+        size: channels of a head that are rotated.
         default_theta: where the configuration names none.
         theta_key: its name in the older layout.
         layer_type: whose settings, where they differ.
+        scaled: whether a `rope_scaling` in the older layout is meant for these layers too.
     Raises:
-        ModelNotFoundError: a kind of scaling other than linear.
+        ModelNotFoundError: a kind of scaling that this package does not have, or one that lacks a parameter.
     """
-    parameters = config.get("rope_parameters") or {}
+    parameters = _mapping(config, "rope_parameters")
     if layer_type is not None:
-        parameters = parameters.get(layer_type) or {}
-    # Before there were rope_parameters, scaling was for the layers that see everything.
-    scaled = layer_type in (None, "full_attention")
-    scaling = parameters or (config.get("rope_scaling") if scaled else None) or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in ("default", "linear"):
-        raise ModelNotFoundError(f"rope type {kind!r} is not supported, only 'default' and 'linear'")
+        parameters = _mapping(parameters, layer_type)
+    older = _mapping(config, "rope_scaling") if scaled else {}
+    # Like transformers, which lets the older setting win where a file has both.
+    parameters = {**parameters, **older} if layer_type is not None else older or parameters
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
     theta = parameters.get("rope_theta") or config.get(theta_key) or default_theta
-    return float(theta), float(scaling.get("factor") or 1.0) if kind == "linear" else 1.0
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise ModelNotFoundError(f"{theta_key} in config.json must be a positive number, got {theta!r}")
+    positions = _count(config, "max_position_embeddings")
+    # Phi 3 has it beside the parameters.
+    original = _count(config, "original_max_position_embeddings") if layer_type is None else None
+    original = original or _count(parameters, "original_max_position_embeddings") or positions
+    return RopeScaling(str(kind), parameters, size, float(theta), positions, original).settings()
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ModelNotFoundError(f"{key} in config.json must be an object, got {value!r}")
+    return value
+
+
+def _count(config: Mapping[str, Any], key: str) -> int | None:
+    value = config.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**53):
+        raise ModelNotFoundError(f"{key} in config.json must be a positive number, got {value!r}")
+    return None if value is None else int(value)
 
 
 def layer_windows(layer_types: Sequence[str], window: int | None, layers: int) -> tuple[int | None, ...]:
