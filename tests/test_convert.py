@@ -85,11 +85,11 @@ def test_matrices_that_do_not_divide_into_groups_stay(tmp_path: Path) -> None:
 def test_a_model_of_mlx_lm(tmp_path: Path) -> None:
     if importlib.util.find_spec("mlx_lm") is None:
         pytest.skip("the optional extra lm is not installed")
-    done = convert_checkpoint(source("llama"), tmp_path / "new", EIGHT)
+    done = convert_checkpoint(source("granite"), tmp_path / "new", EIGHT)
     tensors = mx.load(str(done.folder / "model.safetensors"))
     assert isinstance(tensors, dict)
     assert "model.layers.0.self_attn.q_proj.scales" in tensors
-    assert mean_cosine(source("llama"), done.folder) > 0.99
+    assert mean_cosine(source("granite"), done.folder) > 0.99
 
 
 class TestNothingIsHalfDone:

@@ -6,9 +6,11 @@ Data alone, without MLX: a checkpoint is described, and refused, without importi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from akidb_mlx_plugin.errors import ModelNotFoundError
 
 # Class names that say that a decoder attends in both directions, such as LlamaBidirectionalModel or MistralBiModel.
 _BOTH_WAYS_CLASS = re.compile(r"Bidirec|Bi(Model|Encoder|For)")
@@ -37,9 +39,18 @@ class Architecture:
 
 ARCHITECTURES = {
     "bert": Architecture("bert", "BertEncoder"),
+    "bidirectional_pplx_qwen3": Architecture("qwen3", "Qwen3Encoder"),
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
+    "llama": Architecture("llama", "LlamaEncoder", both_ways=False),
+    "llama_bidirec": Architecture("llama", "LlamaEncoder"),
+    "ministral": Architecture("mistral", "MinistralEncoder", both_ways=False),
+    "ministral3": Architecture("ministral3", "Ministral3Encoder", both_ways=False),
+    "ministral3_bidirec": Architecture("ministral3", "Ministral3Encoder"),
+    "mistral": Architecture("mistral", "MistralEncoder", both_ways=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
+    "phi3": Architecture("phi3", "Phi3Encoder", both_ways=False),
+    "qwen2": Architecture("qwen2", "Qwen2Encoder", both_ways=False),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
     "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     "xlm-roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
@@ -59,9 +70,27 @@ def attends_both_ways(config: Mapping[str, Any]) -> bool:
     Args:
         config: `config.json`; `is_causal`, `use_bidirectional_attention` and the names in `architectures` decide.
     """
-    for key, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
-        if isinstance(config.get(key), bool):
-            return bool(config[key]) is not causal
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention") is True:
+        return True
+    if config.get("is_causal") is True or config.get("use_bidirectional_attention") is False:
+        return False
     if any(_BOTH_WAYS_CLASS.search(str(name)) for name in config.get("architectures") or ()):
         return True
     return find_architecture(str(config.get("model_type"))).both_ways
+
+
+def check_pooling(config: Mapping[str, Any], modes: Collection[str]) -> None:
+    """Check that no token is pooled that has not seen the text.
+
+    Args:
+        config: `config.json`.
+        modes: of the pooling.
+    Raises:
+        ModelNotFoundError: the first token of a decoder that looks backwards is to stand for the text.
+    """
+    if "cls" in modes and not attends_both_ways(config):
+        raise ModelNotFoundError(
+            "pooling 'cls' takes the vector of the first token, which has seen nothing else of the text: by its "
+            f"config.json (is_causal, use_bidirectional_attention, architectures) this {config.get('model_type')} looks"
+            " backwards only; pool by 'lasttoken' or 'mean'"
+        )

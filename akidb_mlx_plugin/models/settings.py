@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import attends_both_ways
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.rope_scaling import RopeScaling, RopeSettings
 
@@ -29,13 +30,27 @@ def take_fields(args: type[Any], config: Mapping[str, Any], **computed: Any) -> 
     return taken
 
 
+def optional_count(config: Mapping[str, Any], key: str, *, least: int = 1) -> int | None:
+    """Return a setting that counts something, None where it is not set.
+
+    Raises:
+        ModelNotFoundError: not a number, or less than `least`.
+    """
+    value = config.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 2**53:
+        raise ModelNotFoundError(f"{key} in config.json must be a number of at least {least}, got {value!r}")
+    return int(value)
+
+
 def take_count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     """Return a setting that counts something; a null counts as not set.
 
     Raises:
         ModelNotFoundError: it is missing and has no default, or is not a positive number.
     """
-    value = _count(config, key) or default
+    value = optional_count(config, key) or default
     if value is None:
         raise ModelNotFoundError(f"config.json lacks {key}, which {config.get('model_type')} needs")
     return value
@@ -80,10 +95,10 @@ def rope_settings(
     theta = parameters.get("rope_theta") or config.get(theta_key) or default_theta
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
         raise ModelNotFoundError(f"{theta_key} in config.json must be a positive number, got {theta!r}")
-    positions = _count(config, "max_position_embeddings")
+    positions = optional_count(config, "max_position_embeddings")
     # Phi 3 has it beside the parameters.
-    original = _count(config, "original_max_position_embeddings") if layer_type is None else None
-    original = original or _count(parameters, "original_max_position_embeddings") or positions
+    original = optional_count(config, "original_max_position_embeddings") if layer_type is None else None
+    original = original or optional_count(parameters, "original_max_position_embeddings") or positions
     return RopeScaling(str(kind), parameters, size, float(theta), positions, original).settings()
 
 
@@ -94,11 +109,39 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _count(config: Mapping[str, Any], key: str) -> int | None:
-    value = config.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 2**53):
-        raise ModelNotFoundError(f"{key} in config.json must be a positive number, got {value!r}")
-    return None if value is None else int(value)
+def rotated_share(config: Mapping[str, Any]) -> float:
+    """Return the share of each head's channels that are rotated, in either layout.
+
+    Raises:
+        ModelNotFoundError: not a share.
+    """
+    given = _mapping(config, "rope_scaling") or _mapping(config, "rope_parameters")
+    share = given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ModelNotFoundError(f"partial_rotary_factor in config.json must be above 0 and at most 1, got {share!r}")
+    return float(share)
+
+
+def window_both_ways(config: Mapping[str, Any], window: int | None) -> int | None:
+    """Return a decoder's window as `attend` takes it, which may look in both directions.
+
+    With `is_causal` false the mask of transformers reaches as many places as the setting says to each side; a causal
+    window counts the token itself among them.
+
+    Args:
+        config: `config.json`.
+        window: its `sliding_window`; None: none.
+    Raises:
+        ModelNotFoundError: it looks both ways by another setting, for which there is no reference.
+    """
+    if window is None or not attends_both_ways(config):
+        return window
+    if config.get("is_causal") is not False:
+        raise ModelNotFoundError(
+            f"config.json has a sliding_window of {window} in a {config.get('model_type')} that attends in both "
+            "directions; such windows are known only where is_causal is false"
+        )
+    return window + 1
 
 
 def layer_windows(layer_types: Sequence[str], window: int | None, layers: int) -> tuple[int | None, ...]:

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.rope_scaling import Frequencies, RopeSettings, plain_frequencies
 
@@ -35,6 +36,15 @@ class Rotary:
         self._short = _Table(settings.frequencies, settings.attention_factor)
         long = settings.long_frequencies
         self._long = None if long is None else _Table(long, settings.attention_factor)
+
+    def check_length(self, max_tokens: int) -> None:
+        """Raise ModelNotFoundError if texts of up to so many tokens are longer than the frequencies are right for."""
+        limit = self.settings.max_length
+        if limit is not None and max_tokens > limit:
+            raise ModelNotFoundError(
+                f"rotary positions of rope type 'dynamic' are supported up to max_position_embeddings, {limit} tokens, "
+                f"and the checkpoint takes texts of {max_tokens}; lower max_seq_length in sentence_bert_config.json"
+            )
 
     def angles(self, tokens: Tokens) -> tuple[mx.array, mx.array]:
         """Return cosines and sines, (T, 1, d/2) each, of every token's position."""
@@ -78,6 +88,12 @@ def _turn(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.ar
 
 
 def rotate(x: mx.array, angles: tuple[mx.array, mx.array]) -> mx.array:
-    """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype."""
+    """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype.
+
+    Where there are angles for fewer channels than d, those behind them stay as they are.
+    """
+    size = 2 * angles[0].shape[-1]
+    if size < x.shape[-1]:
+        return mx.concatenate([rotate(x[..., :size], angles), x[..., size:]], axis=-1)
     first, second = mx.split(x, 2, axis=-1)
     return mx.concatenate(list(_turn(first, second, *angles)), axis=-1)
