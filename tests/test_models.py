@@ -197,8 +197,8 @@ class TestModelsOfMlxLm:
         code = (
             "import resource, sys; limit = resource.getrlimit(resource.RLIMIT_NOFILE); "
             "from akidb_mlx_plugin.models import find_encoder; "
-            "from akidb_mlx_plugin.models.causal_lm import _import_part; "
-            "find_encoder('granite'); assert _import_part('cache'); "
+            "from akidb_mlx_plugin.models.mlx_lm import import_part; "
+            "find_encoder('granite'); assert import_part('cache'); "
             "assert resource.getrlimit(resource.RLIMIT_NOFILE) == limit; "
             "assert not {'transformers', 'mlx_lm', 'mlx_lm.utils'} & sys.modules.keys()"
         )

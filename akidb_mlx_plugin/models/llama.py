@@ -23,6 +23,7 @@ from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 Angles = tuple[mx.array, mx.array]
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -135,17 +136,22 @@ class LlamaEncoder(Encoder):
     def from_config(cls, config: Mapping[str, Any]) -> LlamaEncoder:
         config = {**cls.defaults, **config}
         check_activation(config, "hidden_act", "silu")
-        heads = take_count(config, "num_attention_heads")
-        size = take_count(config, "head_dim", take_count(config, "hidden_size") // heads)
+        counts = {name: take_count(config, name) for name in _COUNTS}
+        heads, layers = counts["num_attention_heads"], counts["num_hidden_layers"]
+        key_heads = take_count(config, "num_key_value_heads", heads)
+        if heads % key_heads:
+            raise ModelNotFoundError(f"num_key_value_heads {key_heads} does not divide num_attention_heads {heads}")
+        size = take_count(config, "head_dim", counts["hidden_size"] // heads)
         share = rotated_share(config)
         if share != 1 and not cls.rotates_partially:
             raise ModelNotFoundError(f"partial_rotary_factor {share} is not supported for {config.get('model_type')}")
         computed = {
-            "num_key_value_heads": take_count(config, "num_key_value_heads", heads),
+            **counts,
+            "num_key_value_heads": key_heads,
             "head_dim": size,
             "rope": rope_settings(config, size=int(size * share), default_theta=10_000.0),
             "causal": not attends_both_ways(config),
-            "windows": cls.layer_windows(config, take_count(config, "num_hidden_layers")),
+            "windows": cls.layer_windows(config, layers),
         }
         return cls(ModelArgs(**take_fields(ModelArgs, config, **computed, **cls.variant(config))))
 

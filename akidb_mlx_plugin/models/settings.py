@@ -150,11 +150,11 @@ def layer_windows(layer_types: Sequence[str], window: int | None, layers: int) -
     Raises:
         ModelNotFoundError: other kinds of layers, or not as many as there are layers.
     """
-    unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
-    if unknown or len(layer_types) != layers:
+    kinds = [str(kind) for kind in layer_types] if isinstance(layer_types, list | tuple) else []
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise ModelNotFoundError(
-            f"layer_types names {len(layer_types)} layers of kinds {', '.join(sorted(set(layer_types)))}; expected are "
-            f"{layers}, full_attention or sliding_attention"
+            f"layer_types names {len(kinds)} layers of kinds {', '.join(sorted(set(kinds)))}; expected are {layers}, "
+            "full_attention or sliding_attention"
         )
     if window is None and "sliding_attention" in layer_types:
         raise ModelNotFoundError("config.json has sliding_attention layers but no sliding_window")

@@ -22,8 +22,8 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
 MINISTRAL3 = YARN | {
-    "beta_fast": 4.0,
-    "beta_slow": 1.0,
+    "beta_fast": 1.0,
+    "beta_slow": 0.2,
     "mscale": 0.7,
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.3,
