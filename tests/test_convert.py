@@ -47,7 +47,7 @@ class TestChoosingAScheme:
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", "bert_all_pooling", "roberta", "xlm_roberta", "modernbert", "qwen3", "qwen3_window"]
+    "name", ["bert", "bert_all_pooling", "roberta", "xlm_roberta", "modernbert", "qwen3", "qwen3_window", "phi3"]
 )
 def test_a_conversion_is_close_to_its_original(name: str, tmp_path: Path) -> None:
     done = convert_checkpoint(source(name), tmp_path / "new", EIGHT)
