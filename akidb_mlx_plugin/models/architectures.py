@@ -6,7 +6,7 @@ Data alone, without MLX: a checkpoint is described, and refused, without importi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class Architecture:
         both_ways: whether tokens see what comes after them, where the configuration does not say.
         hidden_size: name of the setting for the width of the token vectors.
         positions: name of the setting for the number of positions; None where there is no such limit.
-        code: classes that published checkpoints name in `auto_map`, as "file.Class", whose computation is this one.
+        code: classes that published checkpoints name in `auto_map`, whose computation is this one.
         offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
     """
 
@@ -41,25 +41,29 @@ class Architecture:
 
 ARCHITECTURES = {
     "bert": Architecture("bert", "BertEncoder"),
+    "bidirectional_pplx_qwen3": Architecture("qwen3", "Qwen3Encoder"),
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
-    "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("modeling_eurobert.EuroBertModel",)),
+    "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("EuroBertModel",)),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
-    # The same under the name that Alibaba's own checkpoints have.
-    "gte": Architecture("gte", "GteEncoder", code=("modeling_hf_alibaba_nlp_gte.GteModel", "modeling.NewModel")),
-    "new": Architecture("gte", "GteEncoder", code=("modeling.NewModel",)),
+    "gte": Architecture("gte", "GteEncoder", code=("GteModel", "NewModel")),
     "jina_embeddings_v3": Architecture("jina_embeddings_v3", "JinaV3Encoder"),
+    "llama": Architecture("llama", "LlamaEncoder", both_ways=False),
+    "llama_bidirec": Architecture("llama", "LlamaEncoder", code=("LlamaBidirectionalModel",)),
+    "ministral": Architecture("mistral", "MinistralEncoder", both_ways=False),
+    "ministral3": Architecture("ministral3", "Ministral3Encoder", both_ways=False),
+    "ministral3_bidirec": Architecture("ministral3", "Ministral3Encoder", code=("Ministral3BidirectionalModel",)),
+    "mistral": Architecture("mistral", "MistralEncoder", both_ways=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
+    # What transformers calls gte, under the name that Alibaba's own checkpoints have.
+    "new": Architecture("gte", "GteEncoder", code=("NewModel",)),
     # Rotary positions have no end; max_position_embeddings, where a published one has it, is the length of training.
-    "nomic_bert": Architecture(
-        "nomic_bert",
-        "NomicBertEncoder",
-        positions="n_positions",
-        code=("modeling_hf_nomic_bert.NomicBertModel",),
-    ),
+    "nomic_bert": Architecture("nomic_bert", "NomicBertEncoder", positions="n_positions", code=("NomicBertModel",)),
+    "phi3": Architecture("phi3", "Phi3Encoder", both_ways=False),
+    "qwen2": Architecture("qwen2", "Qwen2Encoder", both_ways=False),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
+    "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     # So this package calls a table of token vectors, which has no model_type.
     "static_embedding": Architecture("static_embedding", "StaticEncoder"),
-    "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     "xlm-roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
 }
 # Any other decoder, computed by mlx-lm.
@@ -85,8 +89,8 @@ def check_config(config: Mapping[str, Any], file: str) -> None:
         raise ModelNotFoundError(f"{file} has no model_type; is it a text encoder?")
     code = config.get("auto_map")
     named = code.get("AutoModel") if isinstance(code, Mapping) else None
-    # "repository--file.Class", where the code lies in another repository.
-    if named is not None and str(named).rpartition("--")[2] not in find_architecture(model_type).code:
+    # "file.Class", or "repository--file.Class".
+    if named is not None and str(named).rpartition(".")[2] not in find_architecture(model_type).code:
         raise ModelNotFoundError(
             f"{file} has auto_map: the model is computed by code of its own ({named}), which this package does not "
             "run; the architecture's usual code would give other vectors"
@@ -99,9 +103,27 @@ def attends_both_ways(config: Mapping[str, Any]) -> bool:
     Args:
         config: `config.json`; `is_causal`, `use_bidirectional_attention` and the names in `architectures` decide.
     """
-    for key, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
-        if isinstance(config.get(key), bool):
-            return bool(config[key]) is not causal
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention") is True:
+        return True
+    if config.get("is_causal") is True or config.get("use_bidirectional_attention") is False:
+        return False
     if any(_BOTH_WAYS_CLASS.search(str(name)) for name in config.get("architectures") or ()):
         return True
     return find_architecture(str(config.get("model_type"))).both_ways
+
+
+def check_pooling(config: Mapping[str, Any], modes: Collection[str]) -> None:
+    """Check that no token is pooled that has not seen the text.
+
+    Args:
+        config: `config.json`.
+        modes: of the pooling.
+    Raises:
+        ModelNotFoundError: the first token of a decoder that looks backwards is to stand for the text.
+    """
+    if "cls" in modes and not attends_both_ways(config):
+        raise ModelNotFoundError(
+            "pooling 'cls' takes the vector of the first token, which has seen nothing else of the text: by its "
+            f"config.json (is_causal, use_bidirectional_attention, architectures) this {config.get('model_type')} looks"
+            " backwards only; pool by 'lasttoken' or 'mean'"
+        )

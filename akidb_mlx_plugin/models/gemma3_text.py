@@ -13,11 +13,20 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import attends_both_ways
 from akidb_mlx_plugin.models.base import Encoder, settle
-from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+from akidb_mlx_plugin.models.settings import (
+    check_activation,
+    layer_windows,
+    rope_settings,
+    take_count,
+    take_fields,
+    window_both_ways,
+)
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
@@ -30,16 +39,16 @@ class Args:
     num_hidden_layers: int
     num_attention_heads: int
     intermediate_size: int
+    global_rope: RopeSettings
+    local_rope: RopeSettings
+    windows: tuple[int | None, ...]
+    causal: bool
     num_key_value_heads: int = 4
     head_dim: int = 256
     rms_norm_eps: float = 1e-6
     hidden_activation: str = "gelu_pytorch_tanh"
     query_pre_attn_scalar: float = 256
     attention_bias: bool = False
-    use_bidirectional_attention: bool = False
-    global_rope: tuple[float, float] = (1_000_000.0, 1.0)
-    local_rope: tuple[float, float] = (10_000.0, 1.0)
-    windows: tuple[int | None, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Args:
@@ -47,27 +56,35 @@ class Args:
         check_activation(config, "hidden_activation", "gelu_pytorch_tanh")
         if config.get("attn_logit_softcapping"):
             raise ModelNotFoundError("attn_logit_softcapping is not supported")
-        layers = config["num_hidden_layers"]
+        layers = take_count(config, "num_hidden_layers")
         every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
         pattern = config.get("layer_types") or [
             "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
         ]
-        window = config.get("sliding_window") or 4096
-        if config.get("use_bidirectional_attention"):
-            # The setting is the full width there: half of it to each side, and the token itself.
-            window = window // 2 + 1
+        setting = take_count(config, "sliding_window", 4096)
+        full_width = bool(config.get("use_bidirectional_attention"))
+        if full_width:
+            # Half of it to each side, and the token itself.
+            setting = setting // 2 + 1
+        # transformers reads both settings; with is_causal false it takes another mask.
+        window = setting if full_width and config.get("is_causal") is not False else window_both_ways(config, setting)
+        size = take_count(config, "head_dim", cls.head_dim)
         return cls(
-            **take_fields(cls, config)
-            | {
-                "global_rope": rope_settings(config, default_theta=1_000_000.0, layer_type="full_attention"),
-                "local_rope": rope_settings(
+            **take_fields(
+                cls,
+                config,
+                global_rope=rope_settings(config, size=size, default_theta=1_000_000.0, layer_type="full_attention"),
+                local_rope=rope_settings(
                     config,
+                    size=size,
                     default_theta=10_000.0,
                     theta_key="rope_local_base_freq",
                     layer_type="sliding_attention",
+                    scaled=False,
                 ),
-                "windows": layer_windows(pattern, window, layers),
-            }
+                windows=layer_windows(pattern, window, layers),
+                causal=not attends_both_ways(config),
+            )
         )
 
 
@@ -78,7 +95,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = args.head_dim
         self.scale = args.query_pre_attn_scalar**-0.5
-        self.causal = not args.use_bidirectional_attention
+        self.causal = args.causal
         self.window = window
         width, key_width = args.num_attention_heads * args.head_dim, args.num_key_value_heads * args.head_dim
         self.q_proj = nn.Linear(args.hidden_size, width, bias=args.attention_bias)
@@ -139,8 +156,8 @@ class Gemma3Encoder(Encoder):
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [Block(args, window) for window in args.windows]
         self.norm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
-        self._global_rotary = Rotary(args.head_dim, *args.global_rope)
-        self._local_rotary = Rotary(args.head_dim, *args.local_rope)
+        self._global_rotary = Rotary.from_settings(args.global_rope)
+        self._local_rotary = Rotary.from_settings(args.local_rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Gemma3Encoder:
