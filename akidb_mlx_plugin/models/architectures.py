@@ -36,12 +36,17 @@ class Architecture:
 
 
 ARCHITECTURES = {
+    "albert": Architecture("albert", "AlbertEncoder"),
     "bert": Architecture("bert", "BertEncoder"),
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
+    "distilbert": Architecture("distilbert", "DistilBertEncoder", hidden_size="dim"),
+    "electra": Architecture("electra", "ElectraEncoder"),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
+    "mpnet": Architecture("mpnet", "MPNetEncoder", offset_positions=True),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
     "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
+    "t5": Architecture("t5", "T5Encoder", hidden_size="d_model", positions=None),
     "xlm-roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
 }
 # Any other decoder, computed by mlx-lm.

@@ -72,13 +72,17 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     auto = transformers.AutoModelForMaskedLM if "roberta" in name else transformers.AutoModelForCausalLM
-    model = (auto if tiny.with_head else transformers.AutoModel).from_config(tiny.config)
+    build = tiny.build or (auto if tiny.with_head else transformers.AutoModel).from_config
+    model = build(tiny.config)
     fill(model, seed, norms_around=0.0 if "gemma" in name else 1.0)
     with tempfile.TemporaryDirectory() as scratch:
         model.to(tiny.dtype).save_pretrained(scratch)
         tokenizer = tiny.tokenizer()
         save_tokenizer(tokenizer, Path(scratch), tiny.max_tokens, **tiny.special)
         encoder = Transformer(scratch, model_kwargs={"dtype": torch.float32})
+        if not type(model).__module__.startswith("transformers."):
+            # One of the references here: what transformers has loaded is another model.
+            encoder.model = model.float().eval()
         modules = [encoder, Pooling(tiny.config.hidden_size, **tiny.pooling)]
         modules += [Dense(**settings) for settings in tiny.dense]
         for i, layer in enumerate(modules[2:]):
@@ -90,8 +94,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         pipeline.save(str(folder / "model"), create_model_card=False)
         # The weights as they were made: with their head, and in their own format.
         shutil.copy(f"{scratch}/model.safetensors", folder / "model" / "model.safetensors")
-        shutil.copy(f"{scratch}/config.json", folder / "model" / "config.json")
-    texts = texts_of(tokenizer, tiny.lengths, seed)
+        settings = {**json.loads(Path(scratch, "config.json").read_text("utf-8")), **tiny.settings}
+        (folder / "model" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    texts = [*texts_of(tokenizer, tiny.lengths, seed), *tiny.texts]
     vectors = {
         "document": pipeline.encode_document(texts, batch_size=1),
         "query": pipeline.encode_query(texts, batch_size=1),

@@ -30,6 +30,12 @@ class Tiny:
     default_prompt: str | None = None
     dtype: torch.dtype = torch.float32
     with_head: bool = False
+    # Makes the model of the configuration, where it is another class than AutoModel's.
+    build: Callable[[transformers.PretrainedConfig], transformers.PreTrainedModel] | None = None
+    # Further settings for config.json, which published checkpoints have and transformers does not write.
+    settings: dict[str, Any] = field(default_factory=dict)
+    # Texts beside those of the lengths above.
+    texts: tuple[str, ...] = ()
 
 
 BERT = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
