@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +20,9 @@ from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Block, Tokens
 from akidb_mlx_plugin.nn.position_bias import PositionBias
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Args:
     hidden_act: str = "gelu"
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Args:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Take what is named here and refuse variants that would compute something else."""
         kind = config.get("position_embedding_type") or "absolute"
         if kind != "absolute":

@@ -21,7 +21,7 @@ T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 ALBERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "<pad>", "unk_token": "<unk>"}
 # Texts so long that the farthest buckets of a relative position are reached, and positions round up past the table.
 LONG = (2, 3, 5, 9, 17, 33, 65, 99, 130, 150, 190, 200, 230)
-PADS = ("<pad>", "stone <pad> river", "<pad><pad> water <pad>", "paper <pad> " * 30, "music light " * 8 + "<pad>")
+PADS = ("<pad>", "stone <pad> river", "<pad><pad> water <pad>", "paper <pad> " * 30, "music light <pad>")
 
 
 def checkpoints() -> dict[str, Tiny]:
@@ -91,7 +91,15 @@ def _renamed() -> dict[str, Tiny]:
 def _biased() -> dict[str, Tiny]:
     t = transformers
     wide = {**SIZES, "vocab_size": 320, "hidden_size": 36, "num_attention_heads": 3}
-    t5 = {"vocab_size": 320, "d_model": 32, "d_kv": 6, "d_ff": 48, "num_layers": 3, "num_heads": 4}
+    t5 = {
+        "vocab_size": 320,
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 48,
+        "num_layers": 3,
+        "num_heads": 4,
+        "num_decoder_layers": 1,
+    }
     project = ({"in_features": 32, "out_features": 32, "bias": False, "activation_function": torch.nn.Identity()},)
     jina = {**SIZES, "vocab_size": 320, "position_embedding_type": "alibi", "max_position_embeddings": 256}
     six_heads = {**jina, "hidden_size": 36, "num_attention_heads": 6, "emb_pooler": "mean"}
