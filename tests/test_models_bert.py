@@ -103,7 +103,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("electra", {"is_decoder": True}, "is_decoder"),
     ("electra", {"embedding_size": None}, "shape"),
     ("jina_bert", {"feed_forward_type": "swiglu"}, "swiglu"),
-    ("jina_bert", {"position_embedding_type": "absolute"}, "position_embedding_type but 'alibi'"),
+    ("jina_bert", {"position_embedding_type": "absolute"}, "position_embedding_type 'alibi'"),
     ("jina_bert", {"feed_forward_type": "original"}, "gated_layers"),
     ("jina_bert_code", {"_name_or_path": ""}, "layer_norm_q"),
     ("jina_bert", {"_name_or_path": "jinaai/jina-bert-v2-qk-post-norm"}, "layer_norm_k"),

@@ -50,7 +50,7 @@ class ModelArgs(bert.Args):
     def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
         """Take what is named here and refuse variants that would compute something else."""
         if config.get("position_embedding_type") != "alibi":
-            raise ModelNotFoundError("feed_forward_type is not supported with a position_embedding_type but 'alibi'")
+            raise ModelNotFoundError("feed_forward_type is supported with position_embedding_type 'alibi' alone")
         kind = config.get("feed_forward_type") or "original"
         if kind not in _GATES:
             raise ModelNotFoundError(f"feed_forward_type {kind!r} is not supported; supported are {', '.join(_GATES)}")
@@ -103,9 +103,6 @@ class MLP(nn.Module):
         self.wi = nn.Linear(args.hidden_size, args.intermediate_size, bias=not args.qk_norm)
         self.wo = nn.Linear(args.intermediate_size, args.hidden_size)
         self._activation = ACTIVATIONS[args.hidden_act]
-
-    def prepare(self) -> None:
-        """It is as it should be."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.wo(self._activation(self.wi(x)))
@@ -168,7 +165,8 @@ class JinaBertEncoder(Encoder):
 
     def prepare(self) -> None:
         for layer in self.encoder.layer:
-            layer.mlp.prepare()
+            if isinstance(layer.mlp, GatedMLP):
+                layer.mlp.prepare()
 
     def __call__(self, tokens: Tokens) -> mx.array:
         x = self.embeddings(tokens.ids, tokens.positions)
