@@ -40,9 +40,12 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "bert": Architecture("bert", "BertEncoder"),
+    "albert": Architecture("albert", "AlbertEncoder"),
+    "bert": Architecture("bert", "BertEncoder", code=("JinaBertModel",)),
     "bidirectional_pplx_qwen3": Architecture("qwen3", "Qwen3Encoder"),
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
+    "distilbert": Architecture("distilbert", "DistilBertEncoder", hidden_size="dim"),
+    "electra": Architecture("electra", "ElectraEncoder"),
     "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("EuroBertModel",)),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
     "gte": Architecture("gte", "GteEncoder", code=("GteModel", "NewModel")),
@@ -54,6 +57,7 @@ ARCHITECTURES = {
     "ministral3_bidirec": Architecture("ministral3", "Ministral3Encoder", code=("Ministral3BidirectionalModel",)),
     "mistral": Architecture("mistral", "MistralEncoder", both_ways=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
+    "mpnet": Architecture("mpnet", "MPNetEncoder", offset_positions=True),
     # What transformers calls gte, under the name that Alibaba's own checkpoints have.
     "new": Architecture("gte", "GteEncoder", code=("NewModel",)),
     # Rotary positions have no end; max_position_embeddings, where a published one has it, is the length of training.
@@ -64,6 +68,7 @@ ARCHITECTURES = {
     "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     # So this package calls a table of token vectors, which has no model_type.
     "static_embedding": Architecture("static_embedding", "StaticEncoder"),
+    "t5": Architecture("t5", "T5Encoder", hidden_size="d_model", positions=None),
     "xlm-roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
 }
 # Any other decoder, computed by mlx-lm.

@@ -81,7 +81,8 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     auto = transformers.AutoModelForMaskedLM if "roberta" in name else transformers.AutoModelForCausalLM
-    model = (auto if tiny.with_head else transformers.AutoModel).from_config(tiny.config)
+    build = tiny.build or (auto if tiny.with_head else transformers.AutoModel).from_config
+    model = build(tiny.config)
     fill(model, seed, norms_around=0.0 if "gemma" in name else 1.0)
     with tempfile.TemporaryDirectory() as scratch:
         model.to(tiny.dtype).save_pretrained(scratch)
@@ -91,6 +92,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         if encoder.max_seq_length != tiny.max_tokens:
             # Longer than the positions that the settings name.
             encoder.max_seq_length = tiny.max_tokens
+        if not type(model).__module__.startswith("transformers."):
+            # One of the references here: what transformers has loaded is another model.
+            encoder.model = model.float().eval()
         modules = [encoder, Pooling(tiny.config.hidden_size, **tiny.pooling)]
         modules += [Dense(**settings) for settings in tiny.dense]
         for i, layer in enumerate(modules[2:]):
@@ -102,10 +106,11 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         pipeline.save(str(folder / "model"), create_model_card=False)
         # The weights as they were made: with their head, and in their own format.
         shutil.copy(f"{scratch}/model.safetensors", folder / "model" / "model.safetensors")
-        shutil.copy(f"{scratch}/config.json", folder / "model" / "config.json")
+        settings = {**json.loads(Path(scratch, "config.json").read_text("utf-8")), **tiny.settings}
+        (folder / "model" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     if tiny.publish:
         publish(folder / "model", tiny)
-    texts = texts_of(tokenizer, tiny.lengths, seed)
+    texts = [*texts_of(tokenizer, tiny.lengths, seed), *tiny.texts]
     vectors = {
         "document": pipeline.encode_document(texts, batch_size=1),
         "query": pipeline.encode_query(texts, batch_size=1),

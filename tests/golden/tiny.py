@@ -33,6 +33,12 @@ class Tiny:
     with_head: bool = False
     # Turns settings and tensors as transformers saves them into those of a layout that it does not write.
     publish: Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]] | None = None
+    # Makes the model of the configuration, where it is another class than AutoModel's.
+    build: Callable[[transformers.PretrainedConfig], transformers.PreTrainedModel] | None = None
+    # Further settings for config.json, which published checkpoints have and transformers does not write.
+    settings: dict[str, Any] = field(default_factory=dict)
+    # Texts beside those of the lengths above.
+    texts: tuple[str, ...] = ()
 
 
 BERT = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
