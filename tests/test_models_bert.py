@@ -12,7 +12,8 @@ import pytest
 from golden_models import embed, farthest, read_golden, token_rows
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
-from akidb_mlx_plugin.checkpoints.loading import load_model, load_strictly, read_tensors
+from akidb_mlx_plugin.checkpoints.loading import load_model
+from akidb_mlx_plugin.checkpoints.tensors import load_strictly, read_tensors
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.nn import activations, attention
