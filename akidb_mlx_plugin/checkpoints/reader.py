@@ -21,7 +21,7 @@ from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_m
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways, check_config, find_architecture
+from akidb_mlx_plugin.models.architectures import attends_both_ways, check_code, check_config, find_architecture
 from akidb_mlx_plugin.registry import ModelSpec
 from akidb_mlx_plugin.types import POOLING_MODES, Similarity
 
@@ -67,7 +67,7 @@ def read_checkpoint(
         ModelNotFoundError: not a checkpoint, or one of a kind this package does not know.
         InvalidInputError: no such pooling.
     """
-    modules = read_modules(folder)
+    modules = _read_pipeline(folder)
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     config = _read_config(place, modules, settings)
@@ -77,7 +77,7 @@ def read_checkpoint(
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
     own_prompts = any(prompts.values())
-    dense = read_head(place, modules, int(config["hidden_size"]) * len(modes.modes))
+    dense = read_head(place, modules, config, modes.modes)
     if family and len(dense) < family.dense and not modules:
         raise ModelNotFoundError(
             f"{folder} is a {known_as} without the {family.dense} dense layers behind its pooling, so that its vectors "
@@ -118,11 +118,19 @@ def check_settings(folder: Path) -> None:
     Raises:
         ModelNotFoundError: it cannot, with the reason.
     """
-    modules = read_modules(folder)
+    modules = _read_pipeline(folder)
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     if not is_static(modules):
         _read_config(place, modules, settings)
+
+
+def _read_pipeline(folder: Path) -> list[Module]:
+    """Return the modules of a folder; what computes its encoder is checked first, as that says more of a refusal."""
+    file = folder / "config.json"
+    if file.is_file():
+        check_code(read_json(file), str(file))
+    return read_modules(folder)
 
 
 def _read_config(place: Path, modules: list[Module], settings: TransformerSettings) -> dict[str, Any]:
