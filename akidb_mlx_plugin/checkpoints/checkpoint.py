@@ -21,7 +21,8 @@ from akidb_mlx_plugin.types import ModelInfo, Similarity
 
 # How `origins["pooling"]` begins where nothing said it.
 CONVENTION = "convention"
-_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+# Under which names checkpoints have the prompts of queries and documents.
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ class Checkpoint:
         Raises:
             InvalidInputError: no such task.
         """
-        for name in _PROMPT_NAMES.get(kind, (kind,)):
+        for name in PROMPT_NAMES.get(kind, (kind,)):
             if name in self.prompts:
                 return self.prompts[name]
-        if kind in _PROMPT_NAMES:
+        if kind in PROMPT_NAMES:
             return self.default_prompt
         raise InvalidInputError(f"{self.name} has no prompt {kind!r}; it has {', '.join(self.prompts) or 'none'}")
 

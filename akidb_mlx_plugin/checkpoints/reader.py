@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from akidb_mlx_plugin.checkpoints.checkpoint import CONVENTION, Checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import CONVENTION, PROMPT_NAMES, Checkpoint
 from akidb_mlx_plugin.checkpoints.families import Family, find_family, find_family_by_prompts
 from akidb_mlx_plugin.checkpoints.head import read_head
 from akidb_mlx_plugin.checkpoints.readme import find_family_in_readme
@@ -76,7 +76,9 @@ def read_checkpoint(
     prompts = {name: prompt for name, prompt in (sentence_config.prompts or {}).items() if prompt is not None}
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
-    own_prompts = any(prompts.values())
+    default = prompts.get(sentence_config.default_prompt_name or "", "")
+    # Prompts for other tasks alone leave open what queries and documents get.
+    own_prompts = bool(default) or any(prompts.get(name) for names in PROMPT_NAMES.values() for name in names)
     dense = read_head(place, modules, config, modes.modes)
     if family and len(dense) < family.dense and not modules:
         raise ModelNotFoundError(
@@ -97,8 +99,8 @@ def read_checkpoint(
         dense=dense,
         normalize=_normalizes(modules, config, family),
         similarity=_similarity(sentence_config, family),
-        prompts=prompts if own_prompts or not family else dict(family.prompts),
-        default_prompt=prompts.get(sentence_config.default_prompt_name or "", ""),
+        prompts=prompts if own_prompts or not family else {**prompts, **family.prompts},
+        default_prompt=default,
         truncate_dim=sentence_config.truncate_dim,
         lowercase=settings.lowercase,
         repo=repo or str(folder),
@@ -107,7 +109,7 @@ def read_checkpoint(
         origins={
             "family": known_as,
             "pooling": modes.origin,
-            "prompts": "the checkpoint" if own_prompts else f"family {known_as}" if family and family.prompts else "",
+            "prompts": _origin_of_prompts(prompts, family if not own_prompts else None, known_as),
         },
     )
 
@@ -152,6 +154,13 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
             f"{place} holds an adapter beside the model; merge it (peft's merge_and_unload, then save_pretrained)"
         )
     return config
+
+
+def _origin_of_prompts(prompts: Mapping[str, str], family: Family | None, known_as: str) -> str:
+    """Return what says the prompts; a `family` where the checkpoint's own are not for queries and documents."""
+    if family and family.prompts:
+        return f"family {known_as}"
+    return "the checkpoint" if any(prompts.values()) else ""
 
 
 def _read_optional(file: Path) -> dict[str, Any]:

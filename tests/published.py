@@ -1,0 +1,141 @@
+"""Checkpoints in the layout in which they are published, built small from the golden ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from checkpoint_helpers import add_dense, change, front_matter, write
+from golden_models import GOLDEN
+
+from akidb_mlx_plugin.types import Similarity
+
+MODULES = "Transformer Pooling Normalize"
+# As versions of sentence-transformers before 5.5 write 1_Pooling/config.json.
+_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One layout: what its files say, and what must come out.
+
+    Attributes:
+        repos: repositories that have it.
+        golden: tiny checkpoint of its architecture.
+        width: of its vectors, really.
+        modules: kinds of its pipeline; "": a bare folder.
+        pooling: mode.
+        tokens: `max_seq_length` of sentence_bert_config.json; None: there is no such file.
+        prompts: of config_sentence_transformers.json; None: it has none.
+        query, document: prompts that come out where the repository is known.
+        files: further settings by file; a value of None drops the setting.
+        dense: folder of the dense layer, where it is not named after its place.
+        tanh: whether there is a dense layer with tanh, made up where the golden has none.
+        base_model: of the front matter of README.md.
+        converted: as converters to MLX leave it: no folders, dense layers inside the weights.
+        similarity: what vectors are compared by.
+        dimensions: lengths that vectors may be cut to beside the whole; None: that one alone.
+        longest: of a text in tokens; None: `tokens`.
+        end: token that every text ends with, whatever the tokenizer's template says.
+    """
+
+    repos: tuple[str, ...]
+    golden: str
+    width: int
+    modules: str = MODULES
+    pooling: str = "mean"
+    tokens: int | None = 512
+    prompts: Mapping[str, str] | None = None
+    query: str = ""
+    document: str = ""
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dense: str = ""
+    tanh: bool = False
+    base_model: str = ""
+    converted: bool = False
+    similarity: Similarity = "cosine"
+    dimensions: range | tuple[int, ...] | None = None
+    longest: int | None = None
+    end: str | None = None
+
+    @property
+    def normalize(self) -> bool:
+        """Whether vectors have unit length: by the last module, and in a bare folder where cosine compares them."""
+        return self.modules.endswith("Normalize") if self.modules else self.similarity == "cosine"
+
+    @property
+    def knows_prompts(self) -> bool:
+        """Whether the folder says its prompts by itself, or that it has none."""
+        return bool(self.base_model) or any((self.prompts or {}).values()) or not (self.query or self.document)
+
+    def build(self, folder: Path) -> Path:
+        """Write it into a folder that is not there yet; returns the folder."""
+        shutil.copytree(GOLDEN / self.golden / "model", folder)
+        heads = sorted(folder.glob("*_Dense"))
+        for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+            (folder / name).unlink()
+        for place in folder.glob("[1-9]_[!D]*"):
+            shutil.rmtree(place)
+        if self.modules:
+            self._write_pipeline(folder, heads)
+        if self.converted:
+            _move_heads_inside(folder, heads)
+        if self.tokens:
+            write(folder / "sentence_bert_config.json", {"max_seq_length": self.tokens, "do_lower_case": False})
+        if self.modules:
+            versions = {"sentence_transformers": "3.1.1", "transformers": "4.45.2", "pytorch": "2.4.1"}
+            prompts = {} if self.prompts is None else {"prompts": dict(self.prompts), "default_prompt_name": None}
+            write(folder / "config_sentence_transformers.json", {"__version__": versions, **prompts})
+        for name, settings in self.files.items():
+            change(folder / name, **settings)
+            content = json.loads((folder / name).read_text("utf-8"))
+            write(folder / name, {key: value for key, value in content.items() if settings.get(key, 0) is not None})
+        facts = {"library_name": "mlx" if self.converted else "sentence-transformers", "tags": ["feature-extraction"]}
+        front_matter(folder, **facts, **({"base_model": self.base_model} if self.base_model else {}))
+        for place in heads:
+            if place.is_dir() and "Dense" not in self.modules:
+                shutil.rmtree(place)
+        return folder
+
+    def _write_pipeline(self, folder: Path, heads: list[Path]) -> None:
+        entries = []
+        for i, kind in enumerate(self.modules.split()):
+            path = "" if kind == "Transformer" else f"{i}_{kind}"
+            if kind == "Dense" and self.dense:
+                path = self.dense
+                heads[0] = heads[0].rename(folder / path)
+            entries.append({"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"})
+        write(folder / "modules.json", entries)
+        if self.tanh and not heads:
+            side = json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]
+            add_dense(folder, 2, (side, side), activation_function="torch.nn.modules.activation.Tanh")
+        if not self.converted:
+            flags = {flag: mode == self.pooling for mode, flag in _FLAGS.items()}
+            write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": self.width, **flags})
+
+
+def _move_heads_inside(folder: Path, heads: list[Path]) -> None:
+    """Move the dense layers of folders into the weights, as mlx-embeddings does."""
+    file = folder / "model.safetensors"
+    tensors = mx.load(str(file))
+    assert isinstance(tensors, dict)
+    for i, place in enumerate(heads):
+        layer = mx.load(str(place / "model.safetensors"))
+        assert isinstance(layer, dict)
+        tensors |= {f"dense.{i}.{name.removeprefix('linear.')}": value for name, value in layer.items()}
+    mx.eval(tensors)
+    for place in heads:
+        shutil.rmtree(place)
+    mx.save_safetensors(str(file), tensors, metadata={"format": "mlx"})
