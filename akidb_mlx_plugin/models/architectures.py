@@ -28,7 +28,7 @@ class Architecture:
         positions: name of the setting for the number of positions; None where there is no such limit.
         offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
         text_config: whether it is one tower of several, whose settings lie in `text_config`.
-        own_code: classes that `auto_map` may name: what their code computes is what this package computes.
+        code: classes that published checkpoints name in `auto_map`, as "file.Class", whose computation is this one.
     """
 
     module: str
@@ -38,7 +38,7 @@ class Architecture:
     positions: str | None = "max_position_embeddings"
     offset_positions: bool = False
     text_config: bool = False
-    own_code: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
 
 
 _EMBEDDING_GEMMA2 = Architecture(
@@ -52,7 +52,9 @@ ARCHITECTURES = {
     "embedding_gemma2_text": _EMBEDDING_GEMMA2,
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
     # LiquidAI's encoders have the model_type of the decoder, and name their class.
-    "lfm2": Architecture("lfm2", "Lfm2Encoder", both_ways=False, own_code=("Lfm2BidirectionalModel",)),
+    "lfm2": Architecture(
+        "lfm2", "Lfm2Encoder", both_ways=False, code=("modeling_lfm2_bidirectional.Lfm2BidirectionalModel",)
+    ),
     "lfm2_bidirectional": Architecture("lfm2", "Lfm2Encoder"),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
