@@ -208,6 +208,11 @@ class TestGemma3BothWays:
         ({"model_type": "qwen3", "architectures": ["Qwen3BiModel"], "is_causal": True}, False),
         ({"model_type": "lfm2", "architectures": ["Lfm2BidirectionalModel"]}, True),
         ({"model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"]}, False),
+        (
+            {"model_type": "lfm2", "auto_map": {"AutoModel": "a--modeling_lfm2_bidirectional.Lfm2BidirectionalModel"}},
+            True,
+        ),
+        ({"model_type": "lfm2", "auto_map": {"AutoModel": "modeling_lfm2_bidirectional.Other"}}, False),
         ({"model_type": "embedding_gemma2"}, True),
         ({"model_type": "bert"}, True),
         ({"model_type": "llama"}, False),

@@ -65,6 +65,7 @@ OTHER_LAYOUTS: list[tuple[str, dict[str, Any]]] = [
     ("lfm2", {"block_ff_dim": 64, "intermediate_size": 1}),
     ("lfm2_bidirectional", {"model_type": "lfm2_bidirectional", "architectures": None}),
     ("lfm2_bidirectional", {"architectures": ["Lfm2BidirectionalForMaskedLM"]}),
+    ("lfm2_bidirectional", {"architectures": None, "auto_map": {"AutoModel": "x.Lfm2BidirectionalModel"}}),
 ]
 
 

@@ -105,5 +105,7 @@ def attends_both_ways(config: Mapping[str, Any]) -> bool:
 
 
 def named_both_ways(config: Mapping[str, Any]) -> bool:
-    """Return whether `architectures` names a class that attends in both directions."""
-    return any(_BOTH_WAYS_CLASS.search(str(name)) for name in config.get("architectures") or ())
+    """Return whether `architectures` or `auto_map` names a class that attends in both directions."""
+    code = config.get("auto_map")
+    named = [*(config.get("architectures") or ()), code.get("AutoModel") if isinstance(code, Mapping) else None]
+    return any(_BOTH_WAYS_CLASS.search(str(name)) for name in named)
