@@ -20,7 +20,7 @@ from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_m
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways, check_config, find_architecture
+from akidb_mlx_plugin.models.architectures import attends_both_ways, check_config, find_architecture, text_settings
 from akidb_mlx_plugin.registry import ModelSpec
 from akidb_mlx_plugin.types import POOLING_MODES, Similarity
 
@@ -129,7 +129,7 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
     file = place / "config.json"
     if not file.is_file():
         raise ModelNotFoundError(f"{place} is not a checkpoint: it has no config.json")
-    config = {**read_json(file), **settings.config}
+    config = text_settings({**read_json(file), **settings.config})
     check_config(config, str(file))
     key = find_architecture(str(config["model_type"])).hidden_size
     # The last two are what older decoders call it.

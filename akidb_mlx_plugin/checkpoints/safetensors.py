@@ -25,10 +25,12 @@ class TensorInfo:
     Attributes:
         dtype: its format by the file's name for it, such as "F32", "BF16" or "U32".
         shape: its sides.
+        span: positions in the file of its first byte and one past its last.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    span: tuple[int, int] = (0, 0)
 
 
 def find_weight_files(folder: Path) -> list[Path]:
@@ -78,12 +80,20 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 raise ValueError("no header where one should be")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        start = 8 + length
+        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         size = file.stat().st_size
         if size != end:
             raise ValueError(f"{size} bytes where its header speaks of {end}")
-        return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {
+            name: TensorInfo(
+                entry["dtype"],
+                tuple(entry["shape"]),
+                (start + entry["data_offsets"][0], start + entry["data_offsets"][1]),
+            )
+            for name, entry in header.items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(
             f"{file} is damaged or not a safetensors file ({error}); download the model again: "
             "akidb-mlx models download --force NAME"

@@ -5,7 +5,7 @@ Source: Hugging Face `Gemma3TextModel`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import attends_both_ways
 from akidb_mlx_plugin.models.base import Encoder, settle
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
@@ -36,7 +37,7 @@ class Args:
     hidden_activation: str = "gelu_pytorch_tanh"
     query_pre_attn_scalar: float = 256
     attention_bias: bool = False
-    use_bidirectional_attention: bool = False
+    causal: bool = True
     global_rope: tuple[float, float] = (1_000_000.0, 1.0)
     local_rope: tuple[float, float] = (10_000.0, 1.0)
     windows: tuple[int | None, ...] = ()
@@ -52,13 +53,10 @@ class Args:
         pattern = config.get("layer_types") or [
             "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
         ]
-        window = config.get("sliding_window") or 4096
-        if config.get("use_bidirectional_attention"):
-            # The setting is the full width there: half of it to each side, and the token itself.
-            window = window // 2 + 1
         return cls(
             **take_fields(cls, config)
             | {
+                "causal": not attends_both_ways(config),
                 "global_rope": rope_settings(config, default_theta=1_000_000.0, layer_type="full_attention"),
                 "local_rope": rope_settings(
                     config,
@@ -66,9 +64,30 @@ class Args:
                     theta_key="rope_local_base_freq",
                     layer_type="sliding_attention",
                 ),
-                "windows": layer_windows(pattern, window, layers),
+                "windows": layer_windows(pattern, _window(config, pattern), layers),
             }
         )
+
+
+def _window(config: Mapping[str, Any], pattern: Sequence[str]) -> int:
+    """Return from how many places away on a token is not seen, in layers that have a window.
+
+    Raises:
+        ModelNotFoundError: it attends in both directions by the name of its class, whose windows nobody knows.
+    """
+    window: int = config.get("sliding_window") or 4096
+    if config.get("use_bidirectional_attention"):
+        # The setting is the full width there: half of it to each side, and the token itself.
+        window = window // 2 + 1
+    if config.get("is_causal") is False:
+        # Here transformers counts the place at the window's end in.
+        window += 1
+    elif attends_both_ways(config) and not config.get("use_bidirectional_attention") and "sliding_attention" in pattern:
+        raise ModelNotFoundError(
+            f"config.json names {', '.join(config['architectures'])}, which attends in both directions, and does not "
+            "say how far its sliding windows reach; is_causal or use_bidirectional_attention would"
+        )
+    return window
 
 
 class Attention(nn.Module):
@@ -78,7 +97,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = args.head_dim
         self.scale = args.query_pre_attn_scalar**-0.5
-        self.causal = not args.use_bidirectional_attention
+        self.causal = args.causal
         self.window = window
         width, key_width = args.num_attention_heads * args.head_dim, args.num_key_value_heads * args.head_dim
         self.q_proj = nn.Linear(args.hidden_size, width, bias=args.attention_bias)

@@ -52,6 +52,9 @@ def fill(model: torch.nn.Module, seed: int, *, norms_around: float) -> None:
                 parameter.copy_(noise)
             else:
                 parameter.copy_(1.6 * noise / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.copy_(1.0 + 0.3 * torch.randn(buffer.shape, generator=generator))
 
 
 def texts_of(tokenizer: Tokenizer, lengths: tuple[int, ...], seed: int) -> list[str]:
@@ -73,13 +76,19 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     auto = transformers.AutoModelForMaskedLM if "roberta" in name else transformers.AutoModelForCausalLM
     model = (auto if tiny.with_head else transformers.AutoModel).from_config(tiny.config)
-    fill(model, seed, norms_around=0.0 if "gemma" in name else 1.0)
+    # Gemma 3 adds one to the weights of its norms.
+    fill(model, seed, norms_around=0.0 if "gemma3" in name else 1.0)
     with tempfile.TemporaryDirectory() as scratch:
         model.to(tiny.dtype).save_pretrained(scratch)
         tokenizer = tiny.tokenizer()
         save_tokenizer(tokenizer, Path(scratch), tiny.max_tokens, **tiny.special)
+        if tiny.finish:
+            tiny.finish(Path(scratch))
         encoder = Transformer(scratch, model_kwargs={"dtype": torch.float32})
-        modules = [encoder, Pooling(tiny.config.hidden_size, **tiny.pooling)]
+        if tiny.adapt:
+            tiny.adapt(encoder.model)
+        settings = tiny.config.get_text_config()
+        modules = [encoder, Pooling(getattr(settings, "embedding_dim", settings.hidden_size), **tiny.pooling)]
         modules += [Dense(**settings) for settings in tiny.dense]
         for i, layer in enumerate(modules[2:]):
             fill(layer, seed + 1 + i, norms_around=1.0)
@@ -90,8 +99,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         pipeline.save(str(folder / "model"), create_model_card=False)
         # The weights as they were made: with their head, and in their own format.
         shutil.copy(f"{scratch}/model.safetensors", folder / "model" / "model.safetensors")
-        shutil.copy(f"{scratch}/config.json", folder / "model" / "config.json")
-    texts = texts_of(tokenizer, tiny.lengths, seed)
+        config = json.loads(Path(scratch, "config.json").read_text("utf-8"))
+        (folder / "model" / "config.json").write_text(json.dumps({**config, **tiny.rewrite}, indent=2) + "\n", "utf-8")
+    texts = [*texts_of(tokenizer, tiny.lengths, seed), *tiny.texts]
     vectors = {
         "document": pipeline.encode_document(texts, batch_size=1),
         "query": pipeline.encode_query(texts, batch_size=1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ PROMPTS = {"query": "the question of time: ", "document": "", "task": "some work
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny checkpoint: configuration, tokenizer, what comes behind the encoder, and the token counts of its texts."""
+    """A tiny checkpoint: configuration, tokenizer, what comes behind the encoder, and the token counts of its texts.
+
+    `texts` are more texts; `finish` adds files to the folder that transformers saved; `adapt` turns the reference's
+    model into what transformers does not have, and `rewrite` is what the folder's config.json says of that.
+    """
 
     config: transformers.PretrainedConfig
     tokenizer: Callable[[], Tokenizer]
@@ -30,6 +35,10 @@ class Tiny:
     default_prompt: str | None = None
     dtype: torch.dtype = torch.float32
     with_head: bool = False
+    texts: tuple[str, ...] = ()
+    finish: Callable[[Path], None] | None = None
+    adapt: Callable[[torch.nn.Module], None] | None = None
+    rewrite: dict[str, Any] = field(default_factory=dict)
 
 
 BERT = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
