@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from golden_models import GOLDEN, Golden, Packing, embed, farthest, read_golden
 
-from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.convolution import Neighbours
