@@ -58,8 +58,8 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
         "embedding_gemma2",
         {"rope_parameters": {"full_attention": {**ROPE, "rope_theta": 3000.0}, "sliding_attention": ROPE}},
     ),
-    ("embedding_gemma2_text", {"sliding_window": 39}),
-    ("embedding_gemma2_text", {"sliding_window": 41}),
+    ("embedding_gemma2_text", {"sliding_window": 29}),
+    ("embedding_gemma2_text", {"sliding_window": 31}),
 ]
 
 

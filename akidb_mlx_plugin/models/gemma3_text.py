@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways
-from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -168,7 +168,7 @@ class Gemma3Encoder(Encoder):
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # MLX conversions keep the prefix of the causal model, the original has none.
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
-        return {name: value for name, value in clean.items() if not name.startswith("lm_head.")}
+        return {name: value for name, value in clean.items() if not name.startswith(TASK_HEADS)}
 
     def prepare(self) -> None:
         # Gemma's norms scale by one plus their weight.

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways, named_both_ways
-from akidb_mlx_plugin.models.base import Encoder, settle, split_linear
+from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle, split_linear
 from akidb_mlx_plugin.models.settings import rope_settings, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -214,7 +214,7 @@ class Lfm2Encoder(Encoder):
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # The prefix of the causal model, or of the masked one.
         clean = {name.removeprefix("model.").removeprefix("lfm2."): value for name, value in weights.items()}
-        clean = {name: value for name, value in clean.items() if not name.startswith("lm_head.")}
+        clean = {name: value for name, value in clean.items() if not name.startswith(TASK_HEADS)}
         for name, value in clean.items():
             # torch's layout, (D, 1, K).
             if name.endswith("conv.conv.weight") and value.ndim == 3 and value.shape[1] == 1:

@@ -90,14 +90,13 @@ def checkpoints() -> dict[str, Tiny]:
             finish=_save_processor,
         ),
         "embedding_gemma2_text": Tiny(
-            t.EmbeddingGemma2TextConfig(**{**_TEXT, "sliding_window": 40}, attention_bias=True),
+            t.EmbeddingGemma2TextConfig(**{**_TEXT, "sliding_window": 30}, attention_bias=True),
             gemma2_tokenizer,
             GEMMA,
-            60,
-            (2, 30, 40, 41, 42, 43, 55, 60, 70),
+            48,
+            (2, 21, 30, 31, 32, 33, 40, 48, 70),
             mean,
             texts=("the <|image|> of a river", "<|video|><|audio|> water"),
-            normalize=False,
         ),
         "gemma3_text_is_causal": Tiny(
             t.Gemma3TextConfig(**GEMMA_SIZES, **layers, sliding_window=6, is_causal=False),

@@ -65,7 +65,6 @@ def checkpoints() -> dict[str, Tiny]:
             48,
             SHORT,
             cls,
-            normalize=False,
             prompts={"query": "query: ", "document": "document: "},
             dtype=torch.bfloat16,
             adapt=_look_both_ways,
