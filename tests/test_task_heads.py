@@ -10,8 +10,8 @@ import mlx.core as mx
 import pytest
 from golden_models import GOLDEN, embed, farthest, read_golden
 
-from akidb_mlx_plugin.checkpoints.checkpoint import read_checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
 
