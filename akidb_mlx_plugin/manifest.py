@@ -153,7 +153,7 @@ def without_weights(files: Iterable[str], repo: str = "") -> str:
     return (
         "has no *.safetensors but a pickle (pytorch_model.bin), which can run code and is not loaded; "
         + (f"{copy} has the same weights as safetensors, or, " if copy else "")
-        + "where PyTorch is installed, 'akidb-mlx convert FOLDER TARGET --bits none' writes them as such"
+        + "where PyTorch is installed, 'akidb-mlx convert FOLDER TARGET --recipe unquantized' writes them as such"
     )
 
 

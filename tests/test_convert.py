@@ -14,12 +14,13 @@ from golden_models import GOLDEN
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin import Embedder
-from akidb_mlx_plugin.checkpoints.convert import SAMPLE_TEXTS, choose_scheme, convert_checkpoint, mean_cosine
+from akidb_mlx_plugin.checkpoints.convert import SAMPLE_TEXTS, convert_checkpoint, mean_cosine
 from akidb_mlx_plugin.checkpoints.quantization import Scheme
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
+from akidb_mlx_plugin.checkpoints.recipes import MIXED, UNQUANTIZED, Recipe, choose_recipe, choose_scheme
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 
-EIGHT = Scheme(32, 8, "affine")
+EIGHT = Recipe(Scheme(32, 8, "affine"), Scheme(32, 8, "affine"))
 
 
 def source(name: str) -> Path:
@@ -143,3 +144,61 @@ def test_the_real_minilm_by_the_command(minilm_dir: Path, tmp_path: Path) -> Non
     assert facts["kept"] == 0
     with Embedder.load(tmp_path / "new") as embedder:
         assert embedder.embed(SAMPLE_TEXTS).embeddings.shape == (len(SAMPLE_TEXTS), 384)
+
+
+class TestRecipes:
+    def test_by_name(self) -> None:
+        four = Scheme(64, 4, "affine")
+        assert choose_recipe() == Recipe(four, four)
+        assert choose_recipe(name="mixed") == MIXED
+        assert choose_recipe(name="unquantized") == UNQUANTIZED
+        for arguments in ((None, None, "affine", "best"), (8, None, "affine", "mixed"), (None, None, "mxfp4", "mixed")):
+            with pytest.raises(InvalidInputError, match="recipe"):
+                choose_recipe(*arguments)  # type: ignore[arg-type]
+
+    def test_mixed_spends_bits_on_the_layers_and_the_head(self, tmp_path: Path) -> None:
+        recipe = Recipe(Scheme(32, 4, "affine"), Scheme(32, 8, "affine"), Scheme(32, 8, "affine"))
+        done = convert_checkpoint(source("gemma3_text"), tmp_path / "new", recipe)
+        plain = convert_checkpoint(source("gemma3_text"), tmp_path / "plain", choose_recipe(4, 32))
+        assert mean_cosine(source("gemma3_text"), done.folder) > mean_cosine(source("gemma3_text"), plain.folder)
+        settings = json.loads((done.folder / "config.json").read_text())["quantization"]
+        assert (settings["bits"], settings["embed_tokens"]["bits"]) == (8, 4)
+        stored = mx.load(str(done.folder / "3_Dense" / "model.safetensors"))
+        assert isinstance(stored, dict)
+        assert set(stored) >= {"linear.weight", "linear.scales"}
+
+    def test_unquantized_keeps_every_number(self, tmp_path: Path) -> None:
+        done = convert_checkpoint(source("bert_all_pooling"), tmp_path / "new", UNQUANTIZED)
+        assert (done.quantized, done.kept) == (0, 0)
+        assert mean_cosine(source("bert_all_pooling"), done.folder) == pytest.approx(1.0, abs=1e-6)
+
+
+class TestPickles:
+    def test_without_pytorch_the_remedy_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        shutil.copytree(source("bert"), tmp_path / "m")
+        (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ModelNotFoundError, match="pip install torch"):
+            convert_checkpoint(tmp_path / "m", tmp_path / "new", UNQUANTIZED)
+        assert not (tmp_path / "new").exists()
+
+    def test_are_read_where_it_is_installed(self, tmp_path: Path) -> None:
+        torch = pytest.importorskip("torch")
+        for folder in (".", "2_Dense", "3_Dense"):
+            place = tmp_path / "m" / folder
+            if folder == ".":
+                shutil.copytree(source("bert_all_pooling"), place)
+            tensors = mx.load(str(place / "model.safetensors"))
+            assert isinstance(tensors, dict)
+            torch.save({k: torch.tensor(np.array(v)) for k, v in tensors.items()}, place / "pytorch_model.bin")
+            (place / "model.safetensors").unlink()
+        done = convert_checkpoint(tmp_path / "m", tmp_path / "new", UNQUANTIZED)
+        assert mean_cosine(source("bert_all_pooling"), done.folder) == pytest.approx(1.0, abs=1e-6)
+
+    def test_that_would_run_code_are_refused(self, tmp_path: Path) -> None:
+        torch = pytest.importorskip("torch")
+        shutil.copytree(source("bert"), tmp_path / "m")
+        (tmp_path / "m" / "model.safetensors").unlink()
+        torch.save({"a": Path("x")}, tmp_path / "m" / "pytorch_model.bin")
+        with pytest.raises(ModelNotFoundError, match="plain tensors"):
+            convert_checkpoint(tmp_path / "m", tmp_path / "new", UNQUANTIZED)

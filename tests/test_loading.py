@@ -20,6 +20,7 @@ from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, estimate_memory, load_model
 from akidb_mlx_plugin.checkpoints.quantization import Scheme
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
+from akidb_mlx_plugin.checkpoints.recipes import Recipe
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.nn import activations, attention
 
@@ -229,7 +230,7 @@ def _rounded(value: mx.array, dtype: mx.Dtype) -> mx.array:
 
 def quantized(name: str, folder: Path, scheme: Scheme) -> tuple[Checkpoint, Checkpoint]:
     """Return a quantized copy of a tiny checkpoint, and one of the same weights written out in full."""
-    convert_checkpoint(GOLDEN / name / "model", folder / "quantized", scheme)
+    convert_checkpoint(GOLDEN / name / "model", folder / "quantized", Recipe(scheme, scheme))
     tensors = mx.load(str(folder / "quantized" / "model.safetensors"))
     assert isinstance(tensors, dict)
     full: Tensors = {}

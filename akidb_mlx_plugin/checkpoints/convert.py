@@ -1,11 +1,10 @@
-"""A checkpoint into an MLX-quantized one: smaller, and on a GPU faster, at some cost in precision."""
+"""Convert a checkpoint: quantized by MLX, smaller and on a GPU faster at some cost in precision, or from pickles."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ import numpy as np
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import original_names, read_tensors
+from akidb_mlx_plugin.checkpoints.pickles import find_pickles, read_pickles
 from akidb_mlx_plugin.checkpoints.quantization import Scheme, quantized_paths
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
+from akidb_mlx_plugin.checkpoints.recipes import UNQUANTIZED, Recipe
 from akidb_mlx_plugin.checkpoints.safetensors import INDEX_NAME, find_weight_files
+from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
+from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.manifest import select_files
 from akidb_mlx_plugin.models import find_encoder
@@ -41,8 +44,6 @@ SAMPLE_TEXTS = (
     "proportion to its height. Where keys come in order the tree degenerates into a list; balanced trees such as red-"
     "black or AVL trees rotate nodes to keep the height logarithmic.",
 )
-_FIXED_SCHEMES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
-_BITS, _GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 _KEPT = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 
 
@@ -63,39 +64,13 @@ class Conversion:
     kept: int
 
 
-def choose_scheme(bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> Scheme:
-    """Return a way of quantizing that MLX has.
+def convert_checkpoint(source: Path, target: Path, recipe: Recipe) -> Conversion:
+    """Write a copy of a checkpoint as safetensors, with its tokenizer and sentence-transformers files.
 
     Args:
-        bits: per weight; None: 4, or what the mode fixes.
-        group_size: weights that share a scale; None: 64, or what the mode fixes.
-        mode: "affine", "mxfp4", "nvfp4" or "mxfp8".
-    Raises:
-        InvalidInputError: MLX has no such scheme.
-    """
-    if mode == "affine":
-        scheme = Scheme(group_size or 64, bits or 4, mode)
-        if scheme.bits in _BITS and scheme.group_size in _GROUP_SIZES:
-            return scheme
-        raise InvalidInputError(
-            f"bits must be one of {', '.join(map(str, _BITS))} and the group size one of "
-            f"{', '.join(map(str, _GROUP_SIZES))}, got {scheme.bits} and {scheme.group_size}"
-        )
-    if mode not in _FIXED_SCHEMES:
-        raise InvalidInputError(f"mode must be affine, {', '.join(_FIXED_SCHEMES)}, got {mode!r}")
-    fixed_bits, fixed_size = _FIXED_SCHEMES[mode]
-    if (bits or fixed_bits, group_size or fixed_size) != (fixed_bits, fixed_size):
-        raise InvalidInputError(f"mode {mode} has {fixed_bits} bits in groups of {fixed_size}")
-    return Scheme(fixed_size, fixed_bits, mode)
-
-
-def convert_checkpoint(source: Path, target: Path, scheme: Scheme) -> Conversion:
-    """Write a quantized copy of a checkpoint, with its tokenizer and sentence-transformers files.
-
-    Args:
-        source: a checkpoint folder, not quantized.
+        source: a checkpoint folder, not quantized; its weights may be pickled where PyTorch is installed.
         target: a folder that does not exist or is empty; it appears when it is whole.
-        scheme: how to quantize.
+        recipe: how to quantize.
     Raises:
         ModelNotFoundError: the source cannot be loaded, or is quantized already.
         InvalidInputError: there is something at the target.
@@ -103,13 +78,18 @@ def convert_checkpoint(source: Path, target: Path, scheme: Scheme) -> Conversion
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidInputError(f"{target} exists and is not an empty folder; name another, or remove it")
     checkpoint = read_checkpoint(source)
+    if checkpoint.model_type == STATIC and recipe != UNQUANTIZED:
+        raise InvalidInputError(f"{source} is a table of token vectors, which this package does not quantize")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
-        quantized, kept = _write_weights(checkpoint, scratch, scheme)
         _copy_rest(checkpoint, scratch)
-        place = scratch / checkpoint.folder.relative_to(checkpoint.root)
-        (place / "config.json").write_text(json.dumps(_settings(checkpoint.config, scheme), indent=2) + "\n", "utf-8")
+        quantized, kept = _write_weights(checkpoint, scratch, recipe)
+        _write_head(checkpoint, scratch, recipe.head)
+        if recipe.layers or recipe.tables:
+            place = scratch / checkpoint.folder.relative_to(checkpoint.root)
+            settings = json.dumps(_settings(checkpoint, recipe), indent=2)
+            (place / "config.json").write_text(f"{settings}\n", "utf-8")
         scratch.chmod(0o755)
         scratch.replace(target)
     except BaseException:
@@ -130,10 +110,10 @@ def mean_cosine(source: Path, target: Path) -> float:
     return float(np.mean(np.sum(vectors[0] * vectors[1], axis=1)))
 
 
-def _write_weights(checkpoint: Checkpoint, folder: Path, scheme: Scheme) -> tuple[int, int]:
+def _write_weights(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> tuple[int, int]:
     """Write model.safetensors; return how many matrices were quantized, and how many could not be."""
     encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
-    tensors = {k: v for file in find_weight_files(checkpoint.folder) for k, v in read_tensors(file).items()}
+    tensors = _read_weights(checkpoint.folder)
     if quantized_paths(tensors):
         raise ModelNotFoundError(f"{checkpoint.root} is quantized already; convert its original")
     head = {name: value for name, value in tensors.items() if name.startswith("dense.")}
@@ -151,7 +131,8 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, scheme: Scheme) -> tupl
         # Names that mlx-lm's models made up are those of its own conversions.
         original = names.get(name, name.removeprefix("model.") if name.startswith("model.model.") else name)
         module = modules.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if module is None or not _is_worth_it(module, checkpoint):
+        scheme = _scheme_for(module, checkpoint, recipe)
+        if scheme is None:
             written[original] = value
         elif value.shape[-1] % scheme.group_size:
             written[original], kept = value, kept + 1
@@ -163,6 +144,33 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, scheme: Scheme) -> tupl
     place.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(place / "model.safetensors"), {**written, **head}, metadata={"format": "mlx"})
     return quantized, kept
+
+
+def _write_head(checkpoint: Checkpoint, folder: Path, scheme: Scheme | None) -> None:
+    """Write the dense layers that have folders of their own and are to be quantized, or are pickled."""
+    for layer in checkpoint.dense:
+        pickled = layer.folder is not None and not any(layer.folder.glob("*.safetensors"))
+        if layer.folder is None or not (pickled or (scheme and layer.in_features % scheme.group_size == 0)):
+            continue
+        tensors = _read_weights(layer.folder)
+        if scheme and layer.in_features % scheme.group_size == 0:
+            tensors |= _quantize("linear", tensors.pop("linear.weight").astype(mx.bfloat16), scheme)
+        place = folder / layer.folder.relative_to(checkpoint.root)
+        place.mkdir(parents=True, exist_ok=True)
+        mx.save_safetensors(str(place / "model.safetensors"), tensors, metadata={"format": "mlx"})
+
+
+def _read_weights(folder: Path) -> dict[str, mx.array]:
+    """Return all tensors of a folder, lazy where they are safetensors."""
+    if find_pickles(folder) and not any(folder.glob("*.safetensors")):
+        return read_pickles(folder)
+    return {name: value for file in find_weight_files(folder) for name, value in read_tensors(file).items()}
+
+
+def _scheme_for(module: nn.Module | None, checkpoint: Checkpoint, recipe: Recipe) -> Scheme | None:
+    if module is None or not _is_worth_it(module, checkpoint):
+        return None
+    return recipe.tables if isinstance(module, nn.Embedding) else recipe.layers
 
 
 def _is_worth_it(module: nn.Module, checkpoint: Checkpoint) -> bool:
@@ -178,19 +186,30 @@ def _quantize(path: str, weight: mx.array, scheme: Scheme) -> dict[str, mx.array
     return {**tensors, f"{path}.biases": biases[0]} if biases else tensors
 
 
-def _settings(config: Mapping[str, Any], scheme: Scheme) -> dict[str, Any]:
-    quantization: dict[str, Any] = {"group_size": scheme.group_size, "bits": scheme.bits}
-    if scheme.mode != "affine":
-        quantization["mode"] = scheme.mode
-    # Both names, as mlx-lm writes them.
-    return {**config, "quantization": quantization, "quantization_config": quantization}
+def _settings(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
+    """Return config.json with the quantization under both names that mlx-lm writes, those that differ by module."""
+    quantization = _described(recipe.layers)
+    if recipe.tables != recipe.layers:
+        encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
+        tables = [name for name, module in encoder.named_modules() if isinstance(module, nn.Embedding)]
+        quantization |= {name: _described(recipe.tables) or False for name in tables}
+    stored = read_json(checkpoint.folder / "config.json")
+    return {**stored, "quantization": quantization, "quantization_config": quantization}
+
+
+def _described(scheme: Scheme | None) -> dict[str, Any]:
+    if scheme is None:
+        return {}
+    mode = {} if scheme.mode == "affine" else {"mode": scheme.mode}
+    return {"group_size": scheme.group_size, "bits": scheme.bits, **mode}
 
 
 def _copy_rest(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy what belongs to a checkpoint beside its weights and config.json."""
     root = checkpoint.root
     paths = [file.relative_to(root).as_posix() for file in [*root.glob("*"), *root.glob("*/*")] if file.is_file()]
-    ours = {file.relative_to(root).as_posix() for file in find_weight_files(checkpoint.folder)}
+    safetensors = [] if find_pickles(checkpoint.folder) else find_weight_files(checkpoint.folder)
+    ours = {file.relative_to(root).as_posix() for file in safetensors}
     for path in {*select_files(paths), *(path for path in paths if path in _KEPT)} - ours:
         if Path(path).name != INDEX_NAME:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -198,4 +217,5 @@ def _copy_rest(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    files = [*folder.rglob("*.safetensors")] or [file for file in folder.rglob("*.bin") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

@@ -40,6 +40,7 @@ _WITHOUT_EFFECT = {
     "low_cpu_mem_usage",
     "padding_side",
     "revision",
+    "safe_serialization",
     "token",
     "torch_dtype",
     "trust_remote_code",

@@ -20,28 +20,40 @@ def convert(
         int | None, typer.Option(help="Weights that share a scale: 32, 64 or 128; 64 by default.")
     ] = None,
     mode: Annotated[str, typer.Option(help="affine, mxfp4, nvfp4 or mxfp8.")] = "affine",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="plain: the same bits everywhere; mixed: embedding tables in 4 bits, all else in 8; unquantized: as "
+            "it is, for weights that are a pickle."
+        ),
+    ] = "plain",
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a model into a new folder, and say how much smaller and how true to the original it is.
+    """Quantize a model into a new folder, and print how much smaller and how true to the original it is.
+
+    Weights that are a pickle alone (pytorch_model.bin) are read where PyTorch is installed.
 
     Example: akidb-mlx convert minilm-l6-v2 ./minilm-8bit --bits 8
+
+    Example: akidb-mlx convert ./contriever ./contriever-safetensors --recipe unquantized
     """
     # Deferred: MLX takes longer to import than the other commands to run.
-    from akidb_mlx_plugin.checkpoints.convert import choose_scheme, convert_checkpoint, mean_cosine
+    from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint, mean_cosine
     from akidb_mlx_plugin.checkpoints.reader import check_settings
+    from akidb_mlx_plugin.checkpoints.recipes import choose_recipe
     from akidb_mlx_plugin.hub import ensure_model
 
-    scheme = choose_scheme(bits, group_size, mode)
+    chosen = choose_recipe(bits, group_size, mode, recipe)
     folder = ensure_model(source, show_progress=sys.stderr.isatty(), check=check_settings).folder
-    done = convert_checkpoint(folder, target, scheme)
-    cosine = mean_cosine(folder, target)
+    done = convert_checkpoint(folder, target, chosen)
+    # Pickled weights cannot be loaded to compare with.
+    cosine = mean_cosine(folder, target) if any(folder.rglob("*.safetensors")) else None
     if as_json:
         facts = {"bytes_before": done.bytes_before, "bytes_after": done.bytes_after, "mean_cosine": cosine}
         print_json({"folder": done.folder, **facts, "quantized": done.quantized, "kept": done.kept})
         return
-    kept = f"; {done.kept} matrices do not divide into groups of {scheme.group_size} and stay" if done.kept else ""
-    typer.echo(
-        f"{human_size(done.bytes_before)} before, {human_size(done.bytes_after)} after{kept}\n"
-        f"mean cosine to the original on sample texts: {cosine:.4f}\n"
-        f"{done.folder}"
-    )
+    kept = f"; {done.kept} matrices do not divide into groups and stay as they are" if done.kept else ""
+    typer.echo(f"{human_size(done.bytes_before)} before, {human_size(done.bytes_after)} after{kept}")
+    if cosine is not None:
+        typer.echo(f"mean cosine to the original on sample texts: {cosine:.4f}")
+    typer.echo(done.folder)

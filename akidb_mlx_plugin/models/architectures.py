@@ -50,13 +50,25 @@ ARCHITECTURES = {
     "embedding_gemma2": _EMBEDDING_GEMMA2,
     # The text tower alone, as transformers' EmbeddingGemma2TextModel saves itself.
     "embedding_gemma2_text": _EMBEDDING_GEMMA2,
+    "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("modeling_eurobert.EuroBertModel",)),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
+    # The same under the name that Alibaba's own checkpoints have.
+    "gte": Architecture("gte", "GteEncoder", code=("modeling_hf_alibaba_nlp_gte.GteModel", "modeling.NewModel")),
+    "new": Architecture("gte", "GteEncoder", code=("modeling.NewModel",)),
+    "jina_embeddings_v3": Architecture("jina_embeddings_v3", "JinaV3Encoder"),
     # LiquidAI's encoders have the model_type of the decoder, and name their class.
     "lfm2": Architecture(
         "lfm2", "Lfm2Encoder", both_ways=False, code=("modeling_lfm2_bidirectional.Lfm2BidirectionalModel",)
     ),
     "lfm2_bidirectional": Architecture("lfm2", "Lfm2Encoder"),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
+    # Rotary positions have no end; max_position_embeddings, where a published one has it, is the length of training.
+    "nomic_bert": Architecture(
+        "nomic_bert",
+        "NomicBertEncoder",
+        positions="n_positions",
+        code=("modeling_hf_nomic_bert.NomicBertModel",),
+    ),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
     # So this package calls a table of token vectors, which has no model_type.
     "static_embedding": Architecture("static_embedding", "StaticEncoder"),

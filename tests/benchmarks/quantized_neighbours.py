@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from akidb_mlx_plugin import Embedder
-from akidb_mlx_plugin.checkpoints.convert import choose_scheme, convert_checkpoint
+from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
+from akidb_mlx_plugin.checkpoints.recipes import choose_recipe
 from akidb_mlx_plugin.corpus import popular_docstrings
 from akidb_mlx_plugin.hub import ensure_model
 from akidb_mlx_plugin.types import Vector
@@ -42,7 +43,7 @@ def main(model: str) -> None:
     print(f"{model}, {len(texts)} texts: overlap@{NEIGHBOURS} with the original, mean cosine to it, size")
     for bits, group_size, mode in SCHEMES:
         with tempfile.TemporaryDirectory() as scratch:
-            done = convert_checkpoint(folder, Path(scratch) / "model", choose_scheme(bits, group_size, mode))
+            done = convert_checkpoint(folder, Path(scratch) / "model", choose_recipe(bits, group_size, mode))
             with Embedder.load(done.folder) as embedder:
                 vectors = embedder.embed(texts, normalize=True).embeddings
         cosine = float(np.mean(np.sum(original * vectors, axis=1)))

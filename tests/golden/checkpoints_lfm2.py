@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from types import MethodType
+from typing import Any
 
 import torch
 import transformers
-from tiny import PROMPTS, SHORT, SIZES, Tiny
+from tiny import PROMPTS, SHORT, SIZES, Tensors, Tiny
 from tiny_tokenizers import lfm2_tokenizer
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 
@@ -37,6 +38,15 @@ def _look_both_ways(model: torch.nn.Module) -> None:
             layer.conv.forward = MethodType(convolve, layer.conv)
 
 
+def _name_encoder(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    name = "Lfm2BidirectionalModel"
+    return {
+        **config,
+        "architectures": [name],
+        "auto_map": {"AutoModel": f"modeling_lfm2_bidirectional.{name}"},
+    }, tensors
+
+
 def checkpoints() -> dict[str, Tiny]:
     """Return the checkpoints by name."""
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000.0}}
@@ -44,7 +54,6 @@ def checkpoints() -> dict[str, Tiny]:
     sizes |= {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
     # 2/3 of 64 are 42, of which 0.9 are 37, in steps of 8.
     sizes |= {"block_multiple_of": 8, "block_ffn_dim_multiplier": 0.9, "norm_eps": 1e-5}
-    both_ways = {"architectures": ["Lfm2BidirectionalModel"]}
     cls, last = {"pooling_mode": "cls"}, {"pooling_mode": "lasttoken"}
     config = transformers.Lfm2Config
     return {
@@ -68,7 +77,7 @@ def checkpoints() -> dict[str, Tiny]:
             prompts={"query": "query: ", "document": "document: "},
             dtype=torch.bfloat16,
             adapt=_look_both_ways,
-            rewrite=both_ways,
+            publish=_name_encoder,
         ),
         "lfm2_bidirectional_even": Tiny(
             config(**sizes, conv_bias=True, conv_L_cache=4),
@@ -79,6 +88,6 @@ def checkpoints() -> dict[str, Tiny]:
             cls,
             dtype=torch.bfloat16,
             adapt=_look_both_ways,
-            rewrite=both_ways,
+            publish=_name_encoder,
         ),
     }

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tiny import Tiny
@@ -70,6 +71,14 @@ def texts_of(tokenizer: Tokenizer, lengths: tuple[int, ...], seed: int) -> list[
     return texts
 
 
+def publish(folder: Path, tiny: Tiny) -> None:
+    """Rewrite a checkpoint in the layout in which such are published."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config, tensors = tiny.publish(config, load_file(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+
+
 def write(name: str, tiny: Tiny, seed: int) -> None:
     """Write one checkpoint's folder."""
     folder = HERE / name
@@ -85,6 +94,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         if tiny.finish:
             tiny.finish(Path(scratch))
         encoder = Transformer(scratch, model_kwargs={"dtype": torch.float32})
+        if encoder.max_seq_length != tiny.max_tokens:
+            # Longer than the positions that the settings name.
+            encoder.max_seq_length = tiny.max_tokens
         if tiny.adapt:
             tiny.adapt(encoder.model)
         settings = tiny.config.get_text_config()
@@ -99,8 +111,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         pipeline.save(str(folder / "model"), create_model_card=False)
         # The weights as they were made: with their head, and in their own format.
         shutil.copy(f"{scratch}/model.safetensors", folder / "model" / "model.safetensors")
-        config = json.loads(Path(scratch, "config.json").read_text("utf-8"))
-        (folder / "model" / "config.json").write_text(json.dumps({**config, **tiny.rewrite}, indent=2) + "\n", "utf-8")
+        shutil.copy(f"{scratch}/config.json", folder / "model" / "config.json")
+    if tiny.publish:
+        publish(folder / "model", tiny)
     texts = [*texts_of(tokenizer, tiny.lengths, seed), *tiny.texts]
     vectors = {
         "document": pipeline.encode_document(texts, batch_size=1),

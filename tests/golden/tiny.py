@@ -12,6 +12,7 @@ import transformers
 from tokenizers import Tokenizer
 
 ALL_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+Tensors = dict[str, torch.Tensor]
 PROMPTS = {"query": "the question of time: ", "document": "", "task": "some work "}
 
 
@@ -20,7 +21,7 @@ class Tiny:
     """A tiny checkpoint: configuration, tokenizer, what comes behind the encoder, and the token counts of its texts.
 
     `texts` are more texts; `finish` adds files to the folder that transformers saved; `adapt` turns the reference's
-    model into what transformers does not have, and `rewrite` is what the folder's config.json says of that.
+    model into what transformers does not have.
     """
 
     config: transformers.PretrainedConfig
@@ -38,7 +39,8 @@ class Tiny:
     texts: tuple[str, ...] = ()
     finish: Callable[[Path], None] | None = None
     adapt: Callable[[torch.nn.Module], None] | None = None
-    rewrite: dict[str, Any] = field(default_factory=dict)
+    # Turns settings and tensors as transformers saves them into those of a layout that it does not write.
+    publish: Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]] | None = None
 
 
 BERT = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}

@@ -1,0 +1,128 @@
+"""EuroBERT: Llama's layers, looking both ways.
+
+Source: Boizard et al. 2025; Hugging Face `EuroBertModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.settings import check_activation, rope_settings, take_fields
+from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
+from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """The settings of `config.json` that shape the model, under their names there."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rms_norm_eps: float = 1e-5
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def head_size(self) -> int:
+        """Channels of an attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.head_size = args.head_size
+        width = args.num_attention_heads * args.head_size
+        key_width = (args.num_key_value_heads or args.num_attention_heads) * args.head_size
+        self.q_proj = nn.Linear(args.hidden_size, width, bias=args.attention_bias)
+        self.k_proj = nn.Linear(args.hidden_size, key_width, bias=args.attention_bias)
+        self.v_proj = nn.Linear(args.hidden_size, key_width, bias=args.attention_bias)
+        self.o_proj = nn.Linear(width, args.hidden_size, bias=args.attention_bias)
+
+    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+        # (T, H * d) -> (T, H, d)
+        q, k, v = (
+            project(x).reshape(len(x), -1, self.head_size) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, angles), rotate(k, angles)
+        return self.o_proj(attend(q, k, v, tokens.blocks, scale=self.head_size**-0.5))
+
+
+class MLP(nn.Module):
+    """Gated feed-forward network."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=args.mlp_bias)
+        self.up_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=args.mlp_bias)
+        self.down_proj = nn.Linear(args.intermediate_size, args.hidden_size, bias=args.mlp_bias)
+        self._gate = GATED_ACTIVATIONS[args.hidden_act]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self._gate(self.gate_proj(x), self.up_proj(x)))
+
+
+class EncoderLayer(nn.Module):
+    """Attention, then the feed-forward network, each normalized before and added to what came in."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.self_attn = Attention(args)
+        self.mlp = MLP(args)
+        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+
+    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), angles, tokens)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class EuroBertEncoder(Encoder):
+    """The EuroBERT encoder."""
+
+    def __init__(self, args: ModelArgs, rotary: Rotary) -> None:
+        super().__init__()
+        self.hidden_size = args.hidden_size
+        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.layers = [EncoderLayer(args) for _ in range(args.num_hidden_layers)]
+        self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self._rotary = rotary
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> EuroBertEncoder:
+        check_activation(config, "hidden_act", "silu")
+        if config.get("is_causal") or config.get("is_decoder"):
+            raise ModelNotFoundError("a causal EuroBERT is not supported: this encoder attends in both directions")
+        args = ModelArgs(**take_fields(ModelArgs, config))
+        return cls(args, Rotary(args.head_size, *rope_settings(config, default_theta=10_000.0)))
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        # A model saved with a head for pretraining or classification keeps the encoder under this name.
+        clean = {name.removeprefix("model."): value for name, value in weights.items()}
+        heads = ("lm_head.", "dense.", "classifier.")
+        return {name: value for name, value in clean.items() if not name.startswith(heads)}
+
+    def __call__(self, tokens: Tokens) -> mx.array:
+        # The table may be of another format than the computation.
+        x = self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
+        angles = self._rotary.angles(tokens)
+        for layer in self.layers:
+            x = settle(layer(x, angles, tokens))
+        return self.norm(x)
