@@ -49,9 +49,9 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
     ("lfm2_bias", {"is_causal": True}),
     # Attention in both directions alone leaves a convolution as it is.
     ("lfm2_bias", {"architectures": ["Lfm2BidirectionalModel"]}),
-    ("lfm2_bidirectional", {"architectures": ["Lfm2Model"]}),
-    ("lfm2_bidirectional", {"architectures": ["Lfm2Model"], "is_causal": False}),
-    ("lfm2_bidirectional_even", {"architectures": ["Lfm2Model"], "is_causal": False}),
+    ("lfm2_bidirectional", {"architectures": None, "auto_map": None}),
+    ("lfm2_bidirectional", {"architectures": None, "auto_map": None, "is_causal": False}),
+    ("lfm2_bidirectional_even", {"architectures": None, "auto_map": None, "is_causal": False}),
 ]
 
 
