@@ -25,6 +25,10 @@ os.environ |= {
 collect_ignore = [] if find_spec("ray") else ["test_ray.py", "test_cli_bulk.py"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mutations", type=int, default=2000, help="damaged checkpoints that tests/fuzz tries")
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

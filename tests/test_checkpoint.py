@@ -348,8 +348,27 @@ class TestRefusals:
         with pytest.raises(ModelNotFoundError, match="merge"):
             read_checkpoint(folder)
 
-    @pytest.mark.parametrize("changes", [{"model_type": None}, {"hidden_size": None}, {"hidden_size": "32"}])
+    @pytest.mark.parametrize("changes", [{"model_type": None}, {"hidden_size": None}])
     def test_no_text_encoder(self, changes: dict[str, Any], folder: Path) -> None:
         change(folder / "config.json", **changes)
         with pytest.raises(ModelNotFoundError, match="is it a text encoder"):
             read_checkpoint(folder)
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "message"),
+        [
+            ("config.json", {"hidden_size": "32"}, "hidden_size"),
+            ("config.json", {"max_position_embeddings": -1}, "max_position_embeddings"),
+            ("1_Pooling/config.json", {"pooling_mode": 5}, "pooling_mode"),
+            ("config_sentence_transformers.json", {"prompts": {"query": 3}}, r"prompts\.query"),
+            ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim"),
+            ("tokenizer_config.json", {"model_max_length": "512"}, "model_max_length"),
+        ],
+    )
+    def test_a_value_of_another_type_is_named_with_its_file(
+        self, name: str, changes: dict[str, Any], message: str, folder: Path
+    ) -> None:
+        change(folder / name, **changes)
+        with pytest.raises(ModelNotFoundError, match=message) as caught:
+            read_checkpoint(folder)
+        assert Path(name).name in str(caught.value)

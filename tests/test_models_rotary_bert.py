@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from golden_models import GOLDEN, embed, farthest, read_golden
 
-from akidb_mlx_plugin.checkpoints.convert import choose_scheme, convert_checkpoint
+from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
+from akidb_mlx_plugin.checkpoints.recipes import choose_recipe
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.nn.batch import Tokens
@@ -193,7 +194,7 @@ def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [False, True])
 def test_conversions_load_and_stay_close(name: str, keep: bool, tmp_path: Path) -> None:
     golden = read_golden(name)
-    convert_checkpoint(GOLDEN / name / "model", tmp_path / "8bit", choose_scheme(8, 32))
+    convert_checkpoint(GOLDEN / name / "model", tmp_path / "8bit", choose_recipe(8, 32))
     checkpoint = read_checkpoint(tmp_path / "8bit")
     model = load_model(checkpoint, keep_quantized=keep, dtype="float32")
     assert ("8-bit" in model.dtype) == keep

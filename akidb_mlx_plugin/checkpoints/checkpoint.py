@@ -12,6 +12,7 @@ from typing import Any
 
 from akidb_mlx_plugin.checkpoints.families import Family
 from akidb_mlx_plugin.checkpoints.head import DenseLayer
+from akidb_mlx_plugin.checkpoints.schemas import TokenizerConfig, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.manifest import digest_of_folder
@@ -98,9 +99,9 @@ class Checkpoint:
         if self.family and self.family.end_token:
             return self.family.end_token
         file = self.folder / "tokenizer_config.json"
-        settings = read_json(file) if file.is_file() else {}
-        end = settings.get("eos_token") if settings.get("add_eos_token") else None
-        return end.get("content") if isinstance(end, dict) else end
+        settings = validate(TokenizerConfig, read_json(file) if file.is_file() else {}, file)
+        end = settings.eos_token if settings.add_eos_token else None
+        return str(end.get("content", "")) if isinstance(end, dict) else end
 
     @cached_property
     def weights_digest(self) -> str:
@@ -146,8 +147,10 @@ class Checkpoint:
         """Lengths its vectors may have."""
         if self.family and (known := self.family.dimensions_within(self.native_dimension)):
             return known
-        trained = self.config.get("matryoshka_dimensions") or ()
-        return tuple(sorted({*map(int, trained), self.default_dimension, self.native_dimension}))
+        trained = self.config.get("matryoshka_dimensions")
+        named = [d for d in trained if isinstance(d, int) and d > 0] if isinstance(trained, list) else []
+        lengths = {*named, self.default_dimension, self.native_dimension}
+        return tuple(sorted(length for length in lengths if length <= self.native_dimension))
 
     def fingerprint(self, dimension: int, normalize: bool, prompts: Mapping[str, str]) -> str:
         """Name the vector space: equal fingerprints mean comparable vectors."""

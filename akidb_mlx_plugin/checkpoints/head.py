@@ -6,12 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, find_weight_files, read_header
+from akidb_mlx_plugin.checkpoints.schemas import DenseSettings, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
+# sentence-transformers' own, where the settings name none.
+_DEFAULT_ACTIVATION = "tanh"
 _INSIDE = re.compile(r"dense\.\d+\.weight")
 
 
@@ -87,17 +89,14 @@ def _describe(module: Module | None, stored: Mapping[str, TensorInfo] | None, i:
 
 
 def _read_layer(module: Module) -> DenseLayer:
-    settings: Mapping[str, Any] = module.settings or {}
-    try:
-        sides = int(settings["in_features"]), int(settings["out_features"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelNotFoundError(f"{module.folder / 'config.json'} has no in_features or out_features") from error
+    settings = validate(DenseSettings, module.settings or {}, module.folder / "config.json")
     return DenseLayer(
         module.folder,
-        *sides,
-        bias=bool(settings.get("bias", True)),
-        activation=str(settings.get("activation_function", "tanh")).rpartition(".")[2].lower(),
-        residual=bool(settings.get("use_residual", False)),
+        settings.in_features,
+        settings.out_features,
+        bias=settings.bias,
+        activation=(settings.activation_function or _DEFAULT_ACTIVATION).rpartition(".")[2].lower(),
+        residual=bool(settings.use_residual),
     )
 
 

@@ -16,6 +16,7 @@ from akidb_mlx_plugin.checkpoints.checkpoint import CONVENTION, Checkpoint
 from akidb_mlx_plugin.checkpoints.families import Family, find_family, find_family_by_prompts
 from akidb_mlx_plugin.checkpoints.head import read_head
 from akidb_mlx_plugin.checkpoints.readme import find_family_in_readme
+from akidb_mlx_plugin.checkpoints.schemas import PoolingSettings, SentenceConfig, TokenizerConfig, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_modes, read_json, read_modules
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
@@ -70,8 +71,9 @@ def read_checkpoint(
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     config = _read_config(place, modules, settings)
-    sentence_config = _read_optional(folder / "config_sentence_transformers.json")
-    prompts = {k: v for k, v in _mapping(sentence_config, "prompts").items() if isinstance(v, str)}
+    file = folder / "config_sentence_transformers.json"
+    sentence_config = validate(SentenceConfig, _read_optional(file), file)
+    prompts = {name: prompt for name, prompt in (sentence_config.prompts or {}).items() if prompt is not None}
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
     own_prompts = any(prompts.values())
@@ -96,8 +98,8 @@ def read_checkpoint(
         normalize=_normalizes(modules, config, family),
         similarity=_similarity(sentence_config, family),
         prompts=prompts if own_prompts or not family else dict(family.prompts),
-        default_prompt=prompts.get(sentence_config.get("default_prompt_name") or "", ""),
-        truncate_dim=sentence_config.get("truncate_dim"),
+        default_prompt=prompts.get(sentence_config.default_prompt_name or "", ""),
+        truncate_dim=sentence_config.truncate_dim,
         lowercase=settings.lowercase,
         repo=repo or str(folder),
         revision=revision,
@@ -134,8 +136,9 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
     key = find_architecture(str(config["model_type"])).hidden_size
     # The last two are what older decoders call it.
     config.setdefault("hidden_size", config.get(key) or config.get("n_embd") or config.get("d_model"))
-    if not isinstance(config["hidden_size"], int):
+    if config["hidden_size"] is None:
         raise ModelNotFoundError(f"{file} has no hidden_size; is it a text encoder?")
+    _whole_number(config, "hidden_size", 1)
     if (place / "adapter_config.json").is_file():
         raise ModelNotFoundError(
             f"{place} holds an adapter beside the model; merge it (peft's merge_and_unload, then save_pretrained)"
@@ -145,11 +148,6 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
 
 def _read_optional(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
-
-
-def _mapping(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = settings.get(key)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _find_family(
@@ -168,8 +166,10 @@ def _read_pooling(
     modules: list[Module], family: Family | None, known_as: str, config: Mapping[str, Any], chosen: str | None
 ) -> _Pooling:
     """Return the pooling by the caller, else by the checkpoint, by its family, by its architecture's convention."""
-    settings = modules[1].settings if len(modules) > 1 and modules[1].kind == "Pooling" else None
-    pool_prompt = bool(settings.get("include_prompt", True)) if settings else True
+    settings = None
+    if len(modules) > 1 and modules[1].kind == "Pooling" and modules[1].settings is not None:
+        settings = validate(PoolingSettings, modules[1].settings, modules[1].folder / "config.json")
+    pool_prompt = settings is None or settings.include_prompt is not False
     if chosen is not None:
         return _Pooling(_check_modes(chosen), pool_prompt, "the setting pooling")
     if is_static(modules) or config["model_type"] == STATIC:
@@ -202,9 +202,9 @@ def _normalizes(modules: list[Module], config: Mapping[str, Any], family: Family
     return family is None or family.similarity == "cosine"
 
 
-def _similarity(sentence_config: Mapping[str, Any], family: Family | None) -> Similarity:
-    named = sentence_config.get("similarity_fn_name")
-    if isinstance(named, str) and named in _SIMILARITIES:
+def _similarity(sentence_config: SentenceConfig, family: Family | None) -> Similarity:
+    named = sentence_config.similarity_fn_name
+    if named is not None and named in _SIMILARITIES:
         return _SIMILARITIES[named]
     return family.similarity if family else "cosine"
 
@@ -212,15 +212,25 @@ def _similarity(sentence_config: Mapping[str, Any], family: Family | None) -> Si
 def _max_tokens(folder: Path, config: Mapping[str, Any], settings: TransformerSettings, spec: ModelSpec | None) -> int:
     """Return the longest text in tokens: the sentence-transformers setting, else registry, tokenizer and positions."""
     architecture = find_architecture(config["model_type"])
-    positions = int((architecture.positions and config.get(architecture.positions)) or _UNBOUNDED)
+    positions = _UNBOUNDED
+    if architecture.positions and config.get(architecture.positions) is not None:
+        positions = _whole_number(config, architecture.positions, 1)
     if architecture.offset_positions:
-        pad_id = config.get("pad_token_id")
-        positions -= (1 if pad_id is None else int(pad_id)) + 1
+        positions -= (1 if config.get("pad_token_id") is None else _whole_number(config, "pad_token_id", 0)) + 1
+    if positions < 1:
+        raise ModelNotFoundError(f"{folder / 'config.json'} leaves no position for a token")
     if settings.max_tokens:
         return min(settings.max_tokens, positions)
     if spec:
         return min(spec.max_tokens, positions)
-    tokenizer = _read_optional(folder / "tokenizer_config.json")
-    # transformers writes 1e30 where a tokenizer has no limit of its own.
-    limit = min(int(tokenizer.get("model_max_length") or _UNBOUNDED), positions)
+    file = folder / "tokenizer_config.json"
+    tokenizer = validate(TokenizerConfig, _read_optional(file), file)
+    limit = int(min(tokenizer.model_max_length or _UNBOUNDED, positions))
     return limit if limit < _UNBOUNDED else _DEFAULT_TOKENS
+
+
+def _whole_number(config: Mapping[str, Any], key: str, least: int) -> int:
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _UNBOUNDED:
+        raise ModelNotFoundError(f"config.json: {key} must be a whole number from {least} on, not {value!r}")
+    return value

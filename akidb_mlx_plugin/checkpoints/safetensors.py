@@ -7,8 +7,10 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.manifest import without_weights
@@ -16,6 +18,16 @@ from akidb_mlx_plugin.manifest import without_weights
 INDEX_NAME = "model.safetensors.index.json"
 _LFS_POINTER = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000
+# Size of a number by its format.
+_BITS = {
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -76,25 +88,39 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 )
             stream.seek(0)
             length = int.from_bytes(stream.read(8), "little")
-            if length > _LONGEST_HEADER:
+            if length > min(_LONGEST_HEADER, file.stat().st_size):
                 raise ValueError("no header where one should be")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        start = 8 + length
-        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        size = file.stat().st_size
-        if size != end:
-            raise ValueError(f"{size} bytes where its header speaks of {end}")
-        return {
-            name: TensorInfo(
-                entry["dtype"],
-                tuple(entry["shape"]),
-                (start + entry["data_offsets"][0], start + entry["data_offsets"][1]),
-            )
-            for name, entry in header.items()
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        _check_layout(header, file.stat().st_size - 8 - length)
+        found = {}
+        for name, entry in header.items():
+            start, stop = (8 + length + place for place in entry["data_offsets"])
+            found[name] = TensorInfo(entry["dtype"], tuple(entry["shape"]), (start, stop))
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelNotFoundError(
             f"{file} is damaged or not a safetensors file ({error}); download the model again: "
             "akidb-mlx models download --force NAME"
         ) from error
+
+
+def _check_layout(header: dict[str, Any], size: int) -> None:
+    """Check that the tensors fill the bytes behind the header one after the other, as the format demands."""
+    spans = []
+    for name, entry in header.items():
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if dtype not in _BITS:
+            raise ValueError(f"{name} has the unknown number format {dtype!r}")
+        if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+            raise ValueError(f"{name} has a shape or a place that is not one: {shape}, {entry['data_offsets']}")
+        if (stop - start) * 8 != math.prod(shape) * _BITS[dtype]:
+            raise ValueError(f"{name} of shape {shape} in {dtype} does not take {stop - start} bytes")
+        spans.append((start, stop))
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise ValueError(f"tensors overlap, or leave a gap, at byte {min(start, end)}")
+        end = stop
+    if end != size:
+        raise ValueError(f"{size} bytes of tensors where its header speaks of {end}")

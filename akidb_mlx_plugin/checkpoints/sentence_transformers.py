@@ -7,11 +7,12 @@ honoured, or refused by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from akidb_mlx_plugin.checkpoints.schemas import PoolingSettings
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
 # sentence-transformers `Pooling` before version 5.5: the order is that in which several modes are concatenated.
@@ -154,14 +155,9 @@ def _check_settings(module: Module) -> None:
         raise ModelNotFoundError(f"{module.folder / 'config.json'} {what}: {name} = {value!r}")
 
 
-def pooling_modes(settings: Mapping[str, Any]) -> tuple[str, ...]:
+def pooling_modes(settings: PoolingSettings) -> tuple[str, ...]:
     """Return the modes that a `Pooling` module's settings ask for, in the order of concatenation."""
-    named = settings.get("pooling_mode")
+    named = settings.pooling_mode
     if named is None:
-        return tuple(mode for flag, mode in _POOLING_FLAGS.items() if settings.get(flag)) or ("mean",)
-    return (named,) if isinstance(named, str) else tuple(map(str, named))
-
-
-def describe_modules(modules: Sequence[Module]) -> str:
-    """Return a pipeline in a line, such as "Transformer, Pooling, Normalize"."""
-    return ", ".join(module.kind for module in modules)
+        return tuple(mode for flag, mode in _POOLING_FLAGS.items() if getattr(settings, flag)) or ("mean",)
+    return (named,) if isinstance(named, str) else tuple(named)
