@@ -163,6 +163,13 @@ class TestRotary:
         q, k = (np.array(rotate(x, angles))[:, 0] for x in (q, k))
         assert abs(q[9] @ k[4] - q[9 + shift] @ k[4 + shift]) < 1e-4
 
+    def test_channels_without_an_angle_stay(self) -> None:
+        x = mx.random.normal((5, 2, 12))
+        angles = Rotary(8, 1e4).angles(self._tokens([5]))
+        turned = np.array(rotate(x, angles))
+        assert np.array_equal(turned[..., 8:], np.array(x)[..., 8:])
+        assert np.array_equal(turned[..., :8], np.array(rotate(x[..., :8], angles)))
+
     def test_halves_are_turned_together_and_the_format_stays(self) -> None:
         x = mx.random.normal((5, 2, 8))
         angles = Rotary(8, 1e4).angles(self._tokens([5]))
@@ -174,14 +181,15 @@ class TestRotary:
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_a_split_layer_computes_the_same(quantized: bool) -> None:
+@pytest.mark.parametrize("parts", [3, [16, 20]])
+def test_a_split_layer_computes_the_same(parts: int | list[int], quantized: bool) -> None:
     import mlx.nn as nn
 
     linear = nn.Linear(64, 24)
     layer = linear.to_quantized(group_size=32, bits=4) if quantized else linear
     x = mx.random.normal((3, 64))
     whole = np.array(layer(x))
-    parts = np.concatenate([np.array(part(x)) for part in split_linear(layer, 3)], axis=-1)
+    parts = np.concatenate([np.array(part(x)) for part in split_linear(layer, parts)], axis=-1)
     assert np.abs(whole - parts).max() < 1e-6
     assert np.array_equal(np.array(layer(x)), whole)
 

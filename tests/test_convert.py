@@ -48,7 +48,7 @@ class TestChoosingAScheme:
 
 
 @pytest.mark.parametrize(
-    "name", ["bert", "bert_all_pooling", "roberta", "xlm_roberta", "modernbert", "qwen3", "qwen3_window"]
+    "name", ["bert", "bert_all_pooling", "roberta", "xlm_roberta", "modernbert", "qwen3", "qwen3_window", "phi3"]
 )
 def test_a_conversion_is_close_to_its_original(name: str, tmp_path: Path) -> None:
     done = convert_checkpoint(source(name), tmp_path / "new", EIGHT)
@@ -86,11 +86,11 @@ def test_matrices_that_do_not_divide_into_groups_stay(tmp_path: Path) -> None:
 def test_a_model_of_mlx_lm(tmp_path: Path) -> None:
     if importlib.util.find_spec("mlx_lm") is None:
         pytest.skip("the optional extra lm is not installed")
-    done = convert_checkpoint(source("llama"), tmp_path / "new", EIGHT)
+    done = convert_checkpoint(source("granite"), tmp_path / "new", EIGHT)
     tensors = mx.load(str(done.folder / "model.safetensors"))
     assert isinstance(tensors, dict)
     assert "model.layers.0.self_attn.q_proj.scales" in tensors
-    assert mean_cosine(source("llama"), done.folder) > 0.99
+    assert mean_cosine(source("granite"), done.folder) > 0.99
 
 
 class TestNothingIsHalfDone:

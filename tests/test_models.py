@@ -25,7 +25,7 @@ from akidb_mlx_plugin.models import causal_lm, find_encoder
 from akidb_mlx_plugin.nn import activations, attention
 from akidb_mlx_plugin.packing import pack_exact, pack_padded
 
-LM_NAMES = {"llama"}
+LM_NAMES = {"granite"}
 
 
 def _need_mlx_lm() -> None:
@@ -162,12 +162,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("bert", {"hidden_act": "mish"}, "mish"),
     ("bert", {"is_decoder": True}, "is_decoder"),
     ("bert", {"vocab_size": None}, "vocab_size"),
-    ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-    ("qwen3", {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
+    ("qwen3", {"rope_parameters": {"rope_type": "proportional", "factor": 4.0}}, "proportional"),
+    ("qwen3", {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": "4"}}, "positive factor"),
     ("qwen3", {"layer_types": ["full_attention"]}, "names 1 layers"),
     ("qwen3", {"layer_types": ["linear_attention"] * 3}, "linear_attention"),
     ("qwen3_window", {"use_sliding_window": False}, "no sliding_window"),
-    ("qwen3_window", {"is_causal": False}, "both directions"),
+    ("qwen3_window", {"architectures": ["Qwen3BiModel"]}, "both directions"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ("modernbert", {"hidden_activation": "mish"}, "mish"),
 ]
@@ -187,7 +187,7 @@ class TestModelsOfMlxLm:
 
     def test_long_texts_go_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(causal_lm, "_PIECE", 11)
-        golden = read_golden("llama")
+        golden = read_golden("granite")
         model = load_model(golden.checkpoint)
         for packing in (pack_exact, pack_padded):
             vectors = embed(golden.checkpoint, model, golden.texts, packing=packing)
@@ -197,8 +197,8 @@ class TestModelsOfMlxLm:
         code = (
             "import resource, sys; limit = resource.getrlimit(resource.RLIMIT_NOFILE); "
             "from akidb_mlx_plugin.models import find_encoder; "
-            "from akidb_mlx_plugin.models.causal_lm import _import_part; "
-            "find_encoder('mistral'); assert _import_part('cache'); "
+            "from akidb_mlx_plugin.models.mlx_lm import import_part; "
+            "find_encoder('granite'); assert import_part('cache'); "
             "assert resource.getrlimit(resource.RLIMIT_NOFILE) == limit; "
             "assert not {'transformers', 'mlx_lm', 'mlx_lm.utils'} & sys.modules.keys()"
         )
@@ -210,7 +210,7 @@ class TestModelsOfMlxLm:
             find_encoder(model_type)
 
     def test_rope_settings_of_transformers_5_reach_it(self) -> None:
-        golden = read_golden("llama")
+        golden = read_golden("granite")
         rope = {"rope_type": "default", "rope_theta": 100.0}
         vectors = []
         for changes in ({"rope_parameters": rope}, {"rope_parameters": None, "rope_theta": 100.0}):
@@ -229,12 +229,12 @@ class TestModelsOfMlxLm:
                 find_encoder("olmo")
 
     def test_an_encoder_in_disguise_is_refused(self) -> None:
-        checkpoint = read_golden("llama").checkpoint
+        checkpoint = read_golden("granite").checkpoint
         with pytest.raises(ModelNotFoundError, match="both directions"):
             load_model(replace(checkpoint, config={**checkpoint.config, "is_causal": False}))
 
     def test_settings_that_do_not_fit(self) -> None:
-        checkpoint = read_golden("llama").checkpoint
+        checkpoint = read_golden("granite").checkpoint
         config = {key: value for key, value in checkpoint.config.items() if key != "num_hidden_layers"}
         with pytest.raises(ModelNotFoundError, match="cannot be built"):
             load_model(replace(checkpoint, config=config))
@@ -243,4 +243,4 @@ class TestModelsOfMlxLm:
 def test_without_mlx_lm_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelNotFoundError, match=r'pip install "akidb-mlx-plugin\[lm\]"'):
-        find_encoder("mistral")
+        find_encoder("granite")

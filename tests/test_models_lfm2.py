@@ -49,7 +49,6 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
     ("lfm2_bias", {"is_causal": True}),
     # Attention in both directions alone leaves a convolution as it is.
     ("lfm2_bias", {"architectures": ["Lfm2BidirectionalModel"]}),
-    ("lfm2_bidirectional", {"architectures": None, "auto_map": None}),
     ("lfm2_bidirectional", {"architectures": None, "auto_map": None, "is_causal": False}),
     ("lfm2_bidirectional_even", {"architectures": None, "auto_map": None, "is_causal": False}),
 ]
@@ -79,6 +78,10 @@ def test_other_layouts_of_settings_mean_the_same(name: str, changes: dict[str, A
     ("name", "changes", "message"),
     [
         ("lfm2_bidirectional", {"is_causal": True}, "says that it is causal"),
+        ("lfm2_bidirectional", {"architectures": None, "auto_map": None}, "pooling 'cls'"),
+        ("lfm2", {"num_hidden_layers": "4"}, "num_hidden_layers"),
+        ("lfm2", {"full_attn_idxs": 3, "layer_types": None}, "full_attn_idxs"),
+        ("lfm2", {"block_ffn_dim_multiplier": "wide"}, "block_ffn_dim_multiplier"),
         ("lfm2", {"layer_types": ["conv"]}, "names 1 layers"),
         ("lfm2", {"layer_types": ["sliding_attention"] * 4}, "sliding_attention"),
         ("lfm2", {"intermediate_size": None}, "intermediate_size"),

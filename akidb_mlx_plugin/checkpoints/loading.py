@@ -27,6 +27,7 @@ from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, find_weight_fil
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.memory import available_memory, check_memory
 from akidb_mlx_plugin.models import find_encoder
+from akidb_mlx_plugin.models.architectures import check_pooling
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn.activations import on_cpu
 from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
@@ -175,6 +176,8 @@ def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantize
     check_method(checkpoint.config)
     cpu = on_cpu() if device is None else device == "cpu"
     encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
+    check_pooling(checkpoint.config, checkpoint.pooling)
+    encoder.check_length(checkpoint.max_tokens)
     parameters = _count(encoder)
     tensors: dict[str, mx.array] = {}
     for file in find_weight_files(checkpoint.folder):

@@ -6,7 +6,7 @@ Data alone, without MLX: a checkpoint is described, and refused, without importi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ _EMBEDDING_GEMMA2 = Architecture(
 )
 ARCHITECTURES = {
     "bert": Architecture("bert", "BertEncoder"),
+    "bidirectional_pplx_qwen3": Architecture("qwen3", "Qwen3Encoder"),
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     "embedding_gemma2": _EMBEDDING_GEMMA2,
     # The text tower alone, as transformers' EmbeddingGemma2TextModel saves itself.
@@ -61,6 +62,12 @@ ARCHITECTURES = {
         "lfm2", "Lfm2Encoder", both_ways=False, code=("modeling_lfm2_bidirectional.Lfm2BidirectionalModel",)
     ),
     "lfm2_bidirectional": Architecture("lfm2", "Lfm2Encoder"),
+    "llama": Architecture("llama", "LlamaEncoder", both_ways=False),
+    "llama_bidirec": Architecture("llama", "LlamaEncoder"),
+    "ministral": Architecture("mistral", "MinistralEncoder", both_ways=False),
+    "ministral3": Architecture("ministral3", "Ministral3Encoder", both_ways=False),
+    "ministral3_bidirec": Architecture("ministral3", "Ministral3Encoder"),
+    "mistral": Architecture("mistral", "MistralEncoder", both_ways=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
     # Rotary positions have no end; max_position_embeddings, where a published one has it, is the length of training.
     "nomic_bert": Architecture(
@@ -69,6 +76,8 @@ ARCHITECTURES = {
         positions="n_positions",
         code=("modeling_hf_nomic_bert.NomicBertModel",),
     ),
+    "phi3": Architecture("phi3", "Phi3Encoder", both_ways=False),
+    "qwen2": Architecture("qwen2", "Qwen2Encoder", both_ways=False),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
     # So this package calls a table of token vectors, which has no model_type.
     "static_embedding": Architecture("static_embedding", "StaticEncoder"),
@@ -145,3 +154,20 @@ def named_both_ways(config: Mapping[str, Any]) -> bool:
     code = config.get("auto_map")
     named = [*(config.get("architectures") or ()), code.get("AutoModel") if isinstance(code, Mapping) else None]
     return any(_BOTH_WAYS_CLASS.search(str(name)) for name in named)
+
+
+def check_pooling(config: Mapping[str, Any], modes: Collection[str]) -> None:
+    """Check that no token is pooled that has not seen the text.
+
+    Args:
+        config: `config.json`.
+        modes: of the pooling.
+    Raises:
+        ModelNotFoundError: the first token of a decoder that looks backwards is to stand for the text.
+    """
+    if "cls" in modes and not attends_both_ways(config):
+        raise ModelNotFoundError(
+            "pooling 'cls' takes the vector of the first token, which has seen nothing else of the text: by its "
+            f"config.json (is_causal, use_bidirectional_attention, architectures) this {config.get('model_type')} looks"
+            " backwards only; pool by 'lasttoken' or 'mean'"
+        )

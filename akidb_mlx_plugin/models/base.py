@@ -48,6 +48,13 @@ class Encoder(nn.Module):
     def prepare(self) -> None:
         """Rearrange weights for speed once they are loaded, such as splitting fused projections."""
 
+    def check_length(self, max_tokens: int) -> None:
+        """Check that texts of up to so many tokens are computed right; most architectures have no limit of their own.
+
+        Raises:
+            ModelNotFoundError: they are not; the message names the limit.
+        """
+
     @abstractmethod
     def __call__(self, tokens: Tokens) -> mx.array:
         """Return (T, D) token vectors on the packed axis."""
@@ -69,12 +76,16 @@ def settle(x: mx.array) -> mx.array:
     return x
 
 
-def split_linear(linear: nn.Module, parts: int) -> list[nn.Module]:
-    """Return linear layers for equal shares of a fused one's outputs, quantized like it.
+def split_linear(linear: nn.Module, parts: int | list[int]) -> list[nn.Module]:
+    """Return linear layers for shares of a fused one's outputs, quantized like it.
 
     On a CPU, what works on a part of a fused output walks memory in strides, several times slower than in one piece.
+
+    Args:
+        linear: the fused layer.
+        parts: how many equal shares, or the outputs at which all shares but the first begin.
     """
-    shares = [copy(linear) for _ in range(parts)]
+    shares = [copy(linear) for _ in range(parts if isinstance(parts, int) else len(parts) + 1)]
     for name in ("weight", "scales", "biases", "bias"):
         if linear.get(name) is not None:
             for share, rows in zip(shares, mx.split(linear[name], parts, axis=0), strict=True):

@@ -1,54 +1,32 @@
-"""Any other causal decoder, computed by mlx-lm's own implementation of its architecture.
-
-mlx-lm is an optional dependency, imported when a checkpoint needs it.
-"""
+"""Any other causal decoder, computed by mlx-lm's own implementation of its architecture."""
 
 from __future__ import annotations
 
-import importlib.util
-import re
-import sys
-from collections.abc import Collection, Mapping
-from importlib import import_module
-from threading import Lock
-from types import ModuleType
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import attends_both_ways
 from akidb_mlx_plugin.models.base import Encoder
+from akidb_mlx_plugin.models.mlx_lm import implements, import_architecture, import_part
+from akidb_mlx_plugin.models.mlx_lm_gaps import (
+    DIFFERENT,
+    check_layer_types,
+    check_rope,
+    forgotten_window,
+    with_flat_rope,
+)
 from akidb_mlx_plugin.nn.batch import Tokens
 
-REMEDY = 'pip install "akidb-mlx-plugin[lm]"'
-# Architectures that mlx-lm computes by the module of another, as its `utils.MODEL_REMAPPING`.
-_SAME_AS = {
-    "mistral": "llama",
-    "iquestcoder": "llama",
-    "xverse": "llama",
-    "phi-msft": "phixtral",
-    "falcon_mamba": "mamba",
-    "kimi_k2": "deepseek_v3",
-    "minimax_m2": "minimax",
-}
-# Loads without an error and computes something else: cosine 0.96 against transformers with mlx-lm 0.32.
-_DIFFERENT = {"glm"}
+__all__ = ["CausalEncoder", "implements"]
+
 # Names that mlx-lm's models give to what lies below their language model head.
 _BODIES = ("model", "backbone", "transformer")
 # Longer texts go in pieces with a cache of keys and values, as in generation, so that scores stay small.
 _PIECE = 1024
-_NAME = re.compile(r"[\w-]+")
-_import_lock = Lock()
-
-
-def implements(model_type: str) -> bool:
-    """Tell whether the installed mlx-lm has an architecture.
-
-    Raises:
-        ModelNotFoundError: mlx-lm is not installed, so that nobody can tell.
-    """
-    return _import_architecture(model_type) is not None
 
 
 class CausalEncoder(Encoder):
@@ -56,35 +34,46 @@ class CausalEncoder(Encoder):
 
     keeps_tables = False
 
-    def __init__(self, model: nn.Module, hidden_size: int) -> None:
+    def __init__(self, model: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
+        self.hidden_size = int(config["hidden_size"])
+        self.float16_is_safe = not config["model_type"].startswith("gemma")
         self.model = model
+        self._model_type = config["model_type"]
+        self._window = forgotten_window(config)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> CausalEncoder:
         model_type = str(config["model_type"])
-        if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
+        if attends_both_ways(config):
             raise ModelNotFoundError(
                 f"this {model_type} attends in both directions, and mlx-lm's implementation only backwards"
             )
-        if model_type in _DIFFERENT:
+        if model_type in DIFFERENT:
             raise ModelNotFoundError(
                 f"mlx-lm's {model_type} gives other vectors than transformers; it is not supported"
             )
-        module = _import_architecture(model_type)
+        module = import_architecture(model_type)
         if module is None:
             raise ModelNotFoundError(f"the installed mlx-lm has no architecture {model_type!r}")
         try:
-            known = module.ModelArgs.__dataclass_fields__
-            model = module.Model(module.ModelArgs.from_dict(_with_flat_rope(config, known)))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            args = module.ModelArgs.from_dict(with_flat_rope(config, module.ModelArgs.__dataclass_fields__))
+            check_layer_types(config, args)
+            model = module.Model(args)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
             raise ModelNotFoundError(f"mlx-lm's {model_type} cannot be built from config.json: {error}") from error
         if not any(callable(model.get(name)) for name in _BODIES):
             raise ModelNotFoundError(f"mlx-lm's {model_type} has no body apart from its language model head")
-        encoder = cls(model, int(config["hidden_size"]))
-        encoder.float16_is_safe = not model_type.startswith("gemma")
-        return encoder
+        check_rope(config, model)
+        return cls(model, config)
+
+    def check_length(self, max_tokens: int) -> None:
+        if self._window is not None and max_tokens > self._window:
+            raise ModelNotFoundError(
+                f"layers of this {self._model_type} look {self._window} tokens back (sliding_window), which mlx-lm "
+                f"leaves out, so texts of up to {max_tokens} tokens would get wrong vectors; set max_seq_length in "
+                f"sentence_bert_config.json to {self._window} or less"
+            )
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # Checkpoints saved without a head have no prefix either.
@@ -94,6 +83,11 @@ class CausalEncoder(Encoder):
             weights = self.model.sanitize(weights)
         self.model.pop("lm_head", None)
         return {f"model.{name}": value for name, value in weights.items() if not name.startswith("lm_head.")}
+
+    def prepare(self) -> None:
+        # Frequencies of scaled rotary positions and the like. An array that is still lazy can only be evaluated by the
+        # thread that made it, and as no parameters, these would be so when the first text comes, on another thread.
+        mx.eval(list(hidden_arrays(self.model)))
 
     @property
     def _body_name(self) -> str:
@@ -111,7 +105,7 @@ class CausalEncoder(Encoder):
     def _run(self, body: nn.Module, ids: mx.array) -> mx.array:
         if ids.shape[1] <= _PIECE:
             return body(ids, cache=None)
-        caches = _import_part("cache")
+        caches = import_part("cache")
         assert caches is not None
         cache = caches.make_prompt_cache(self.model)
         pieces = []
@@ -122,55 +116,28 @@ class CausalEncoder(Encoder):
         return mx.concatenate(pieces, axis=1)
 
 
-def _with_flat_rope(config: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Return the configuration with `rope_parameters`, transformers 5's layout, also in the one before it.
+def hidden_arrays(model: nn.Module) -> Iterator[mx.array]:
+    """Yield every array that a model holds and does not count among its parameters.
 
-    Args:
-        config: `config.json`.
-        known: settings that mlx-lm's architecture reads.
-    Raises:
-        ModelNotFoundError: there are parameters by layer type, which it would not see.
+    Those are arrays under names that begin with an underscore, in a module or in other objects it holds.
     """
-    rope = config.get("rope_parameters") or {}
-    if "rope_parameters" in known or not rope:
-        return dict(config)
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise ModelNotFoundError(f"rope_parameters by layer type are not read by mlx-lm's {config['model_type']}")
-    scaling = {"rope_scaling": dict(rope)} if rope.get("rope_type", "default") != "default" else {}
-    return {**scaling, **rope, **config}
-
-
-def _import_architecture(model_type: str) -> ModuleType | None:
-    """Import mlx-lm's module for an architecture; None if it has none."""
-    # It comes from a file that may be a stranger's.
-    if not _NAME.fullmatch(model_type):
-        return None
-    module = _import_part(_SAME_AS.get(model_type, model_type))
-    return module if hasattr(module, "Model") and hasattr(module, "ModelArgs") else None
-
-
-def _import_part(part: str) -> ModuleType | None:
-    """Import one module of `mlx_lm.models`, without the rest of mlx-lm; None if there is no such module.
-
-    Importing `mlx_lm` itself takes seconds, for it imports transformers, and lowers the process's limit of open files
-    for good. Its architectures need neither, so the package is stood in for while one of them is imported.
-    """
-    with _import_lock:
-        package = importlib.util.find_spec("mlx_lm")
-        if package is None or package.submodule_search_locations is None:
-            raise ModelNotFoundError(
-                f"architecture {part!r} is not one of this package's own, and mlx-lm, which may have it, is not "
-                f"installed: {REMEDY}"
-            )
-        stand_in = "mlx_lm" not in sys.modules
-        if stand_in:
-            sys.modules["mlx_lm"] = module = ModuleType("mlx_lm")
-            module.__path__ = list(package.submodule_search_locations)
-        try:
-            name = f"mlx_lm.models.{part}"
-            return import_module(name) if importlib.util.find_spec(name) else None
-        except (ImportError, SystemExit) as error:  # one of its modules exits where something it needs is missing
-            raise ModelNotFoundError(f"mlx-lm's {part} cannot be imported: {error}") from error
-        finally:
-            if stand_in:
-                del sys.modules["mlx_lm"]
+    seen: set[int] = set()
+    waiting: list[tuple[Any, bool]] = [(model, False)]
+    while waiting:
+        value, hidden = waiting.pop()
+        if isinstance(value, mx.array):
+            if hidden:
+                yield value
+            continue
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            waiting += [(part, name.startswith("_")) for name, part in value.items()]
+            waiting += [(part, True) for part in vars(value).values()]
+        elif isinstance(value, Mapping):
+            waiting += [(part, hidden) for part in value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += [(part, hidden) for part in value]
+        elif type(value).__module__.startswith("mlx_lm.") and hasattr(value, "__dict__"):
+            waiting += [(part, True) for part in vars(value).values()]

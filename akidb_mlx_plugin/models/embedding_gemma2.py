@@ -15,19 +15,43 @@ import mlx.nn as nn
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import text_settings
 from akidb_mlx_plugin.models.base import Encoder, settle, split_linear
-from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+from akidb_mlx_plugin.models.settings import (
+    check_activation,
+    layer_windows,
+    optional_count,
+    rope_settings,
+    take_count,
+    take_fields,
+)
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_size_per_layer_input",
+    "embedding_dim",
+)
 # What a whole model holds beside the text tower.
 _OTHER_TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 
 
 @dataclass(frozen=True)
-class Args:
-    """The settings of `text_config` that shape the model, under their names there."""
+class ModelArgs:
+    """The settings of `text_config` that shape the model, under their names there where they have one.
+
+    Attributes:
+        global_rope, local_rope: how positions become angles in layers that see everything, and in those with a window.
+        windows: how far each layer sees; None: everything.
+        heads: size of a head, and number of key heads, of each layer.
+        placeholders: tokens that stand for an image, a video or a sound.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -36,44 +60,53 @@ class Args:
     intermediate_size: int
     hidden_size_per_layer_input: int
     embedding_dim: int
+    global_rope: RopeSettings
+    local_rope: RopeSettings
+    windows: tuple[int | None, ...]
+    heads: tuple[tuple[int, int], ...]
+    placeholders: tuple[int, ...]
     rms_norm_eps: float = 1e-6
     hidden_activation: str = "gelu_pytorch_tanh"
     attention_bias: bool = False
     pad_token_id: int = 0
-    global_rope: tuple[float, float] = (1_000_000.0, 1.0)
-    local_rope: tuple[float, float] = (10_000.0, 1.0)
-    windows: tuple[int | None, ...] = ()
-    # Size of a head, and number of key heads, of each layer.
-    heads: tuple[tuple[int, int], ...] = ()
-    # Tokens that stand for an image, a video or a sound.
-    placeholders: tuple[int, ...] = ()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Args:
+    def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
         """Take what is named here from a `config.json`, of the whole model or of the text tower alone."""
         settings = text_settings(config)["text_config"]
         check_activation(settings, "hidden_activation", "gelu_pytorch_tanh")
-        fields = take_fields(cls, settings)
-        pattern = _layer_types(settings)
+        counts = {name: take_count(settings, name) for name in _COUNTS}
+        kinds = _layer_types(settings)
+        heads = _heads(settings, kinds)
+        sizes = {kind: size for kind, (size, _) in zip(kinds, heads, strict=True)}
+        ropes = {
+            # Of a kind that no layer is of, the size makes no difference.
+            name: rope_settings(settings, size=sizes.get(kind, 2), default_theta=theta, layer_type=kind)
+            for name, kind, theta in (
+                ("global_rope", "full_attention", 1_000_000.0),
+                ("local_rope", "sliding_attention", 10_000.0),
+            )
+        }
         # A radius, the places at its end included.
-        radius = settings.get("sliding_window", 512)
-        found = {config.get(f"{kind}_token_id") for kind in ("image", "video", "audio")}
+        radius = optional_count(settings, "sliding_window", least=0) if "sliding_window" in settings else 512
+        found = [config.get(f"{kind}_token_id") for kind in ("image", "video", "audio")]
         return cls(
-            **fields
-            | {
-                "global_rope": rope_settings(settings, default_theta=1_000_000.0, layer_type="full_attention"),
-                "local_rope": rope_settings(settings, default_theta=10_000.0, layer_type="sliding_attention"),
-                "windows": layer_windows(pattern, None if radius is None else radius + 1, len(pattern)),
-                "heads": _heads(settings, pattern),
-                "placeholders": tuple(sorted(i for i in found if isinstance(i, int) and i < fields["vocab_size"])),
-            }
+            **take_fields(
+                cls,
+                settings,
+                **counts,
+                **ropes,
+                windows=layer_windows(kinds, None if radius is None else radius + 1, len(kinds)),
+                heads=heads,
+                placeholders=tuple(i for i in found if type(i) is int and 0 <= i < counts["vocab_size"]),
+            )
         )
 
 
 def _layer_types(settings: Mapping[str, Any]) -> list[str]:
     """Return the kind of every layer; the last one sees everything, whatever is asked for."""
-    layers = settings["num_hidden_layers"]
-    every = settings.get("sliding_window_pattern") or 6
+    layers = take_count(settings, "num_hidden_layers")
+    every = take_count(settings, "sliding_window_pattern", 6)
     kinds = settings.get("layer_types") or [
         "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
     ]
@@ -87,31 +120,34 @@ def _heads(settings: Mapping[str, Any], kinds: list[str]) -> tuple[tuple[int, in
     Raises:
         ModelNotFoundError: a layer has another setting of its own, or its heads differ from those of its kind.
     """
-    usual = {
-        "head_dim": settings.get("head_dim") or 256,
-        "num_key_value_heads": settings.get("num_key_value_heads") or 2,
-    }
-    wide = {
-        "head_dim": settings.get("global_head_dim") or 512,
-        "num_key_value_heads": settings.get("num_global_key_value_heads") or 1,
-    }
     given = settings.get("per_layer_config")
     if given is None:
+        wide = {
+            "head_dim": take_count(settings, "global_head_dim", 512),
+            "num_key_value_heads": take_count(settings, "num_global_key_value_heads", 1),
+        }
         given = {i: wide for i, kind in enumerate(kinds) if kind == "full_attention"}
-    own = {int(layer): values for layer, values in given.items()}
-    unknown = sorted({name for values in own.values() for name in values} - usual.keys())
+    if not isinstance(given, Mapping) or not all(isinstance(values, Mapping) for values in given.values()):
+        raise ModelNotFoundError(f"per_layer_config in config.json must hold an object per layer, got {given!r}")
+    own = {str(layer).lstrip("0") or "0": values for layer, values in given.items()}
+    unknown = sorted({str(name) for values in own.values() for name in values} - {"head_dim", "num_key_value_heads"})
     if unknown:
-        raise ModelNotFoundError(f"per_layer_config sets {', '.join(unknown)}; supported are {', '.join(usual)}")
-    layers = [{**usual, **own.get(i, {})} for i in range(len(kinds))]
-    if len({(kind, layer["head_dim"]) for kind, layer in zip(kinds, layers, strict=True)}) > len(set(kinds)):
+        raise ModelNotFoundError(
+            f"per_layer_config sets {', '.join(unknown)}; supported are head_dim and num_key_value_heads"
+        )
+    heads = []
+    for i in range(len(kinds)):
+        layer = {**settings, **own.get(str(i), {})}
+        heads.append((take_count(layer, "head_dim", 256), take_count(layer, "num_key_value_heads", 2)))
+    if len({(kind, size) for kind, (size, _) in zip(kinds, heads, strict=True)}) > len(set(kinds)):
         raise ModelNotFoundError("per_layer_config gives layers of one kind heads of several sizes")
-    return tuple((layer["head_dim"], layer["num_key_value_heads"]) for layer in layers)
+    return tuple(heads)
 
 
 class Attention(nn.Module):
     """Grouped-query attention in both directions; queries, keys and values are normalized per head."""
 
-    def __init__(self, args: Args, index: int) -> None:
+    def __init__(self, args: ModelArgs, index: int) -> None:
         super().__init__()
         self.head_dim, key_heads = args.heads[index]
         self.window = args.windows[index]
@@ -136,7 +172,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Gated feed-forward network."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
         self.up_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
@@ -150,7 +186,7 @@ class MLP(nn.Module):
 class LayerInputs(nn.Module):
     """What every layer gets of the words themselves: a projection of their vectors, normalized."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         width = args.num_hidden_layers * args.hidden_size_per_layer_input
         self.per_layer_model_projection = nn.Linear(args.hidden_size, width, bias=False)
@@ -169,7 +205,7 @@ class LayerInputs(nn.Module):
 class LayerInputGate(nn.Module):
     """Adds what a layer gets of the words, gated by what the layer has made of them."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.per_layer_input_gate = nn.Linear(args.hidden_size, args.hidden_size_per_layer_input, bias=False)
         self.per_layer_projection = nn.Linear(args.hidden_size_per_layer_input, args.hidden_size, bias=False)
@@ -181,10 +217,10 @@ class LayerInputGate(nn.Module):
         return x + self.post_per_layer_input_norm(mixed)
 
 
-class Block(nn.Module):
+class EncoderLayer(nn.Module):
     """Attention, the feed-forward network and the words, each normalized and added to what came in; then scaled."""
 
-    def __init__(self, args: Args, index: int) -> None:
+    def __init__(self, args: ModelArgs, index: int) -> None:
         super().__init__()
         self.is_local = args.windows[index] is not None
         self.self_attn = Attention(args, index)
@@ -210,23 +246,21 @@ class EmbeddingGemma2Encoder(Encoder):
     # As Gemma 3's, its residual stream is wider than float16.
     float16_is_safe = False
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.hidden_size = args.embedding_dim
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.ple = LayerInputs(args)
-        self.layers = [Block(args, i) for i in range(args.num_hidden_layers)]
+        self.layers = [EncoderLayer(args, i) for i in range(args.num_hidden_layers)]
         self.norm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
         self.embedding_projection = nn.Linear(args.hidden_size, args.embedding_dim, bias=False)
         self._placeholders, self._pad = args.placeholders, args.pad_token_id
-        sizes = {window is not None: size for window, (size, _) in zip(args.windows, args.heads, strict=True)}
-        self._rotary = {
-            local: Rotary(size, *(args.local_rope if local else args.global_rope)) for local, size in sizes.items()
-        }
+        self._global_rotary = Rotary.from_settings(args.global_rope)
+        self._local_rotary = Rotary.from_settings(args.local_rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> EmbeddingGemma2Encoder:
-        return cls(Args.from_config(config))
+        return cls(ModelArgs.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
@@ -236,6 +270,10 @@ class EmbeddingGemma2Encoder(Encoder):
     def prepare(self) -> None:
         self.ple.prepare()
 
+    def check_length(self, max_tokens: int) -> None:
+        self._global_rotary.check_length(max_tokens)
+        self._local_rotary.check_length(max_tokens)
+
     def __call__(self, tokens: Tokens) -> mx.array:
         dtype = self.norm.weight.dtype
         ids = tokens.ids
@@ -244,7 +282,7 @@ class EmbeddingGemma2Encoder(Encoder):
             ids = mx.where(ids == placeholder, self._pad, ids)
         # transformers rounds the factor to the format of the weights too.
         x = words = self.embed_tokens(ids).astype(dtype) * mx.array(self.norm.weight.shape[0] ** 0.5, dtype)
-        angles = {local: rotary.angles(tokens) for local, rotary in self._rotary.items()}
+        angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
         for i, layer in enumerate(self.layers):
             x = settle(layer(x, self.ple(words, i), angles[layer.is_local], tokens))
         return self.embedding_projection(self.norm(x))

@@ -5,7 +5,7 @@ Source: Hugging Face `Gemma3TextModel`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,18 @@ import mlx.nn as nn
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways
 from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle
-from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+from akidb_mlx_plugin.models.settings import (
+    check_activation,
+    layer_windows,
+    rope_settings,
+    take_count,
+    take_fields,
+    window_both_ways,
+)
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
@@ -31,16 +39,16 @@ class Args:
     num_hidden_layers: int
     num_attention_heads: int
     intermediate_size: int
+    global_rope: RopeSettings
+    local_rope: RopeSettings
+    windows: tuple[int | None, ...]
+    causal: bool
     num_key_value_heads: int = 4
     head_dim: int = 256
     rms_norm_eps: float = 1e-6
     hidden_activation: str = "gelu_pytorch_tanh"
     query_pre_attn_scalar: float = 256
     attention_bias: bool = False
-    causal: bool = True
-    global_rope: tuple[float, float] = (1_000_000.0, 1.0)
-    local_rope: tuple[float, float] = (10_000.0, 1.0)
-    windows: tuple[int | None, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Args:
@@ -48,46 +56,38 @@ class Args:
         check_activation(config, "hidden_activation", "gelu_pytorch_tanh")
         if config.get("attn_logit_softcapping"):
             raise ModelNotFoundError("attn_logit_softcapping is not supported")
-        layers = config["num_hidden_layers"]
+        layers = take_count(config, "num_hidden_layers")
         every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
         pattern = config.get("layer_types") or [
             "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
         ]
+        setting = take_count(config, "sliding_window", 4096)
+        full_width = bool(config.get("use_bidirectional_attention"))
+        if full_width:
+            # Half of it to each side, and the token itself.
+            setting = setting // 2 + 1
+        # transformers reads both settings; with is_causal false it takes another mask.
+        window: int | None = setting
+        if any(layer_windows(pattern, setting, layers)) and (not full_width or config.get("is_causal") is False):
+            window = window_both_ways(config, setting)
+        size = take_count(config, "head_dim", cls.head_dim)
         return cls(
-            **take_fields(cls, config)
-            | {
-                "causal": not attends_both_ways(config),
-                "global_rope": rope_settings(config, default_theta=1_000_000.0, layer_type="full_attention"),
-                "local_rope": rope_settings(
+            **take_fields(
+                cls,
+                config,
+                global_rope=rope_settings(config, size=size, default_theta=1_000_000.0, layer_type="full_attention"),
+                local_rope=rope_settings(
                     config,
+                    size=size,
                     default_theta=10_000.0,
                     theta_key="rope_local_base_freq",
                     layer_type="sliding_attention",
+                    scaled=False,
                 ),
-                "windows": layer_windows(pattern, _window(config, pattern), layers),
-            }
+                windows=layer_windows(pattern, window, layers),
+                causal=not attends_both_ways(config),
+            )
         )
-
-
-def _window(config: Mapping[str, Any], pattern: Sequence[str]) -> int:
-    """Return from how many places away on a token is not seen, in layers that have a window.
-
-    Raises:
-        ModelNotFoundError: it attends in both directions by the name of its class, whose windows nobody knows.
-    """
-    window: int = config.get("sliding_window") or 4096
-    if config.get("use_bidirectional_attention"):
-        # The setting is the full width there: half of it to each side, and the token itself.
-        window = window // 2 + 1
-    if config.get("is_causal") is False:
-        # Here transformers counts the place at the window's end in.
-        window += 1
-    elif attends_both_ways(config) and not config.get("use_bidirectional_attention") and "sliding_attention" in pattern:
-        raise ModelNotFoundError(
-            f"config.json names {', '.join(config['architectures'])}, which attends in both directions, and does not "
-            "say how far its sliding windows reach; is_causal or use_bidirectional_attention would"
-        )
-    return window
 
 
 class Attention(nn.Module):
@@ -158,8 +158,8 @@ class Gemma3Encoder(Encoder):
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [Block(args, window) for window in args.windows]
         self.norm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
-        self._global_rotary = Rotary(args.head_dim, *args.global_rope)
-        self._local_rotary = Rotary(args.head_dim, *args.local_rope)
+        self._global_rotary = Rotary.from_settings(args.global_rope)
+        self._local_rotary = Rotary.from_settings(args.local_rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Gemma3Encoder:

@@ -15,60 +15,71 @@ import mlx.nn as nn
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways, named_both_ways
 from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle, split_linear
-from akidb_mlx_plugin.models.settings import rope_settings, take_fields
+from akidb_mlx_plugin.models.settings import optional_count, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.convolution import Neighbours
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
 @dataclass(frozen=True)
-class Args:
-    """The settings of `config.json` that shape the model, under their names there."""
+class ModelArgs:
+    """The settings of `config.json` that shape the model, under their names there where they have one.
+
+    Attributes:
+        head_dim: channels of a head.
+        feed_forward: width of the feed-forward networks.
+        taps: places that a convolution sees.
+        rope: how positions become angles.
+        causal: whether a token attends only to itself and what is before it.
+        centred: whether a convolution reaches to both sides.
+        attends: of every layer, whether it attends; the others convolve.
+    """
 
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    num_key_value_heads: int = 8
-    head_dim: int | None = None
+    num_key_value_heads: int
+    head_dim: int
+    feed_forward: int
+    taps: int
+    rope: RopeSettings
+    causal: bool
+    centred: bool
+    attends: tuple[bool, ...]
     norm_eps: float = 1e-5
     conv_bias: bool = False
-    taps: int = 3
-    feed_forward: int = 0
-    rope_theta: float = 1_000_000.0
-    rope_factor: float = 1.0
-    causal: bool = True
-    # Whether a convolution reaches to both sides.
-    centred: bool = False
-    attends: tuple[bool, ...] = ()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Args:
+    def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
         """Take what is named here and refuse variants that would compute something else."""
-        theta, factor = rope_settings(config, default_theta=1_000_000.0)
         centred = config.get("model_type") == "lfm2_bidirectional" or named_both_ways(config)
         causal = not attends_both_ways(config)
         if centred and causal:
             raise ModelNotFoundError("config.json says that it is causal, and names an architecture that is not")
+        counts = {
+            name: take_count(config, name)
+            for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        }
+        size = optional_count(config, "head_dim") or counts["hidden_size"] // counts["num_attention_heads"]
         return cls(
-            **take_fields(cls, config)
-            | {
-                "taps": config.get("conv_L_cache") or 3,
-                "feed_forward": _feed_forward(config),
-                "rope_theta": theta,
-                "rope_factor": factor,
-                "causal": causal,
-                "centred": centred,
-                "attends": _attends(config),
-            }
+            **take_fields(
+                cls,
+                config,
+                **counts,
+                num_key_value_heads=take_count(config, "num_key_value_heads", 8),
+                head_dim=size,
+                feed_forward=_feed_forward(config),
+                taps=take_count(config, "conv_L_cache", 3),
+                rope=rope_settings(config, size=size, default_theta=1_000_000.0),
+                causal=causal,
+                centred=centred,
+                attends=_attends(config),
+            )
         )
-
-    @property
-    def head_size(self) -> int:
-        """Channels of a head."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -79,25 +90,29 @@ class Args:
 
 def _feed_forward(config: Mapping[str, Any]) -> int:
     """Return the width of the feed-forward networks, which the configuration gives before an adjustment."""
-    width = config.get("block_ff_dim") or config.get("intermediate_size")
-    if width is None:
-        raise ModelNotFoundError("config.json lacks intermediate_size, which lfm2 needs")
+    width = optional_count(config, "block_ff_dim") or take_count(config, "intermediate_size")
     if config.get("block_auto_adjust_ff_dim", True):
-        step = config.get("block_multiple_of") or 256
-        width = int((config.get("block_ffn_dim_multiplier") or 1.0) * int(2 * width / 3))
-        width = step * -(-width // step)
-    return int(width)
+        step = take_count(config, "block_multiple_of", 256)
+        factor = config.get("block_ffn_dim_multiplier") or 1.0
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1000:
+            raise ModelNotFoundError(
+                f"block_ffn_dim_multiplier in config.json must be a positive number, got {factor!r}"
+            )
+        width = step * -(-int(factor * int(2 * width / 3)) // step)
+    return width
 
 
 def _attends(config: Mapping[str, Any]) -> tuple[bool, ...]:
     """Return of every layer whether it attends; the others convolve."""
-    layers = config["num_hidden_layers"]
+    layers = take_count(config, "num_hidden_layers")
     kinds = config.get("layer_types")
     if kinds is None:
         attention = config.get("full_attn_idxs")
+        if attention is not None and not isinstance(attention, list):
+            raise ModelNotFoundError(f"full_attn_idxs in config.json must be a list, got {attention!r}")
         kinds = ["full_attention" if attention is None or i in attention else "conv" for i in range(layers)]
-    unknown = sorted(set(kinds) - {"full_attention", "conv"})
-    if unknown or len(kinds) != layers:
+    kinds = [str(kind) for kind in kinds] if isinstance(kinds, list | tuple) else []
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "conv"}:
         raise ModelNotFoundError(
             f"layer_types names {len(kinds)} layers of kinds {', '.join(sorted(set(kinds)))}; expected are {layers}, "
             "full_attention or conv"
@@ -108,9 +123,9 @@ def _attends(config: Mapping[str, Any]) -> tuple[bool, ...]:
 class Attention(nn.Module):
     """Grouped-query attention, queries and keys normalized per head before they are rotated."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
-        self.head_dim = args.head_size
+        self.head_dim = args.head_dim
         self.causal = args.causal
         width, key_width = args.num_attention_heads * self.head_dim, args.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(args.hidden_size, width, bias=False)
@@ -130,7 +145,7 @@ class Attention(nn.Module):
 class Taps(nn.Module):
     """The weights of a convolution that keeps channels apart, in MLX's layout."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.weight = mx.zeros((args.hidden_size, args.taps, 1))
         if args.conv_bias:
@@ -140,7 +155,7 @@ class Taps(nn.Module):
 class ShortConvolution(nn.Module):
     """A convolution over a few tokens, gated before and after."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.conv = Taps(args)
         self.in_proj = nn.Linear(args.hidden_size, 3 * args.hidden_size, bias=args.conv_bias)
@@ -163,7 +178,7 @@ class ShortConvolution(nn.Module):
 class MLP(nn.Module):
     """Gated feed-forward network."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.w1 = nn.Linear(args.hidden_size, args.feed_forward, bias=False)
         self.w3 = nn.Linear(args.hidden_size, args.feed_forward, bias=False)
@@ -174,10 +189,10 @@ class MLP(nn.Module):
         return self.w2(self._gate(self.w1(x), self.w3(x)))
 
 
-class Block(nn.Module):
+class DecoderLayer(nn.Module):
     """Attention or convolution, then the feed-forward network, each normalized before and added to what came in."""
 
-    def __init__(self, args: Args, attends: bool) -> None:
+    def __init__(self, args: ModelArgs, attends: bool) -> None:
         super().__init__()
         if attends:
             self.self_attn = Attention(args)
@@ -198,18 +213,18 @@ class Block(nn.Module):
 class Lfm2Encoder(Encoder):
     """The LFM2 decoder or encoder up to its final norm."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.hidden_size = args.hidden_size
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.layers = [Block(args, attends) for attends in args.attends]
+        self.layers = [DecoderLayer(args, attends) for attends in args.attends]
         self.embedding_norm = nn.RMSNorm(args.hidden_size, args.norm_eps)
         self._offsets = args.offsets
-        self._rotary = Rotary(args.head_size, args.rope_theta, args.rope_factor)
+        self._rotary = Rotary.from_settings(args.rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Lfm2Encoder:
-        return cls(Args.from_config(config))
+        return cls(ModelArgs.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # The prefix of the causal model, or of the masked one.
@@ -225,6 +240,9 @@ class Lfm2Encoder(Encoder):
         for layer in self.layers:
             if "conv" in layer:
                 layer.conv.prepare()
+
+    def check_length(self, max_tokens: int) -> None:
+        self._rotary.check_length(max_tokens)
 
     def __call__(self, tokens: Tokens) -> mx.array:
         # The table may be of another format than the computation.

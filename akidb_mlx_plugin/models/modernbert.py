@@ -13,10 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle, split_linear
-from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_fields
+from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
@@ -29,38 +30,37 @@ class Args:
     num_hidden_layers: int
     num_attention_heads: int
     intermediate_size: int
+    global_rope: RopeSettings
+    local_rope: RopeSettings
+    windows: tuple[int | None, ...]
     norm_eps: float = 1e-5
     norm_bias: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
     hidden_activation: str = "gelu"
-    global_rope: tuple[float, float] = (160_000.0, 1.0)
-    local_rope: tuple[float, float] = (10_000.0, 1.0)
-    windows: tuple[int | None, ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Args:
         """Take what is named here and refuse variants that would compute something else."""
         check_activation(config, "hidden_activation", "gelu")
-        layers = config["num_hidden_layers"]
+        layers = take_count(config, "num_hidden_layers")
         every = config.get("global_attn_every_n_layers") or 3
         pattern = config.get("layer_types") or [
             "sliding_attention" if i % every else "full_attention" for i in range(layers)
         ]
         # The setting is the full width: a token sees half of it to each side, that place included.
         window = (config.get("local_attention") or 128) // 2 + 1
-        return cls(
-            **take_fields(cls, config)
-            | {
-                "global_rope": rope_settings(
-                    config, default_theta=160_000.0, theta_key="global_rope_theta", layer_type="full_attention"
-                ),
-                "local_rope": rope_settings(
-                    config, default_theta=10_000.0, theta_key="local_rope_theta", layer_type="sliding_attention"
-                ),
-                "windows": layer_windows(pattern, window, layers),
-            }
-        )
+        size = take_count(config, "hidden_size") // take_count(config, "num_attention_heads")
+        ropes = {
+            name: rope_settings(
+                config, size=size, default_theta=theta, theta_key=f"{name}_theta", layer_type=layer_type
+            )
+            for name, theta, layer_type in (
+                ("global_rope", 160_000.0, "full_attention"),
+                ("local_rope", 10_000.0, "sliding_attention"),
+            )
+        }
+        return cls(**take_fields(cls, config, windows=layer_windows(pattern, window, layers), **ropes))
 
 
 class Embeddings(nn.Module):
@@ -145,9 +145,8 @@ class ModernBertEncoder(Encoder):
         self.embeddings = Embeddings(args)
         self.layers = [Layer(args, i) for i in range(args.num_hidden_layers)]
         self.final_norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
-        size = args.hidden_size // args.num_attention_heads
-        self._global_rotary = Rotary(size, *args.global_rope)
-        self._local_rotary = Rotary(size, *args.local_rope)
+        self._global_rotary = Rotary.from_settings(args.global_rope)
+        self._local_rotary = Rotary.from_settings(args.local_rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModernBertEncoder:

@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import attends_both_ways
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
+from akidb_mlx_plugin.nn.rope_scaling import RopeScaling, RopeSettings
 
 
-def take_fields(args: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def take_fields(args: type[Any], config: Mapping[str, Any], **computed: Any) -> dict[str, Any]:
     """Return the settings that are fields of a dataclass; a null counts as not set.
 
+    Args:
+        args: the dataclass.
+        config: `config.json`.
+        computed: fields that do not stand in `config.json` as they are.
     Raises:
         ModelNotFoundError: one that has no default is missing.
     """
     fields = args.__dataclass_fields__
-    taken = {name: config[name] for name in fields if config.get(name) is not None}
+    taken = {name: config[name] for name in fields if config.get(name) is not None} | computed
     missing = [name for name in fields if name not in taken and not hasattr(args, name)]
     if missing:
         raise ModelNotFoundError(f"config.json lacks {', '.join(missing)}, which {config.get('model_type')} needs")
     return taken
+
+
+def optional_count(config: Mapping[str, Any], key: str, *, least: int = 1) -> int | None:
+    """Return a setting that counts something, None where it is not set.
+
+    Raises:
+        ModelNotFoundError: not a number, or less than `least`.
+    """
+    value = config.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 2**53:
+        raise ModelNotFoundError(f"{key} in config.json must be a number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def take_count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """Return a setting that counts something; a null counts as not set.
+
+    Raises:
+        ModelNotFoundError: it is missing and has no default, or is not a positive number.
+    """
+    value = optional_count(config, key) or default
+    if value is None:
+        raise ModelNotFoundError(f"config.json lacks {key}, which {config.get('model_type')} needs")
+    return value
 
 
 def check_activation(config: Mapping[str, Any], key: str, default: str) -> None:
@@ -31,30 +64,84 @@ def check_activation(config: Mapping[str, Any], key: str, default: str) -> None:
 
 
 def rope_settings(
-    config: Mapping[str, Any], *, default_theta: float, theta_key: str = "rope_theta", layer_type: str | None = None
-) -> tuple[float, float]:
-    """Return base and position divisor of the rotary embedding.
+    config: Mapping[str, Any],
+    *,
+    size: int,
+    default_theta: float,
+    theta_key: str = "rope_theta",
+    layer_type: str | None = None,
+    scaled: bool = True,
+) -> RopeSettings:
+    """Return how positions become angles.
 
     Args:
         config: it has `rope_parameters` as transformers 5 writes it, by layer type or for all, or `rope_theta` and
             `rope_scaling` beside each other, as before.
+        size: channels of a head that are rotated.
         default_theta: where the configuration names none.
         theta_key: its name in the older layout.
         layer_type: whose settings, where they differ.
+        scaled: whether a `rope_scaling` in the older layout is meant for these layers too.
     Raises:
-        ModelNotFoundError: a kind of scaling other than linear.
+        ModelNotFoundError: a kind of scaling that this package does not have, or one that lacks a parameter.
     """
-    parameters = config.get("rope_parameters") or {}
+    parameters = _mapping(config, "rope_parameters")
     if layer_type is not None:
-        parameters = parameters.get(layer_type) or {}
-    # Before there were rope_parameters, scaling was for the layers that see everything.
-    scaled = layer_type in (None, "full_attention")
-    scaling = parameters or (config.get("rope_scaling") if scaled else None) or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in ("default", "linear"):
-        raise ModelNotFoundError(f"rope type {kind!r} is not supported, only 'default' and 'linear'")
+        parameters = _mapping(parameters, layer_type)
+    older = _mapping(config, "rope_scaling") if scaled else {}
+    # Like transformers, which lets the older setting win where a file has both.
+    parameters = {**parameters, **older} if layer_type is not None else older or parameters
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
     theta = parameters.get("rope_theta") or config.get(theta_key) or default_theta
-    return float(theta), float(scaling.get("factor") or 1.0) if kind == "linear" else 1.0
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise ModelNotFoundError(f"{theta_key} in config.json must be a positive number, got {theta!r}")
+    positions = optional_count(config, "max_position_embeddings")
+    # Phi 3 has it beside the parameters.
+    original = optional_count(config, "original_max_position_embeddings") if layer_type is None else None
+    original = original or optional_count(parameters, "original_max_position_embeddings") or positions
+    return RopeScaling(str(kind), parameters, size, float(theta), positions, original).settings()
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ModelNotFoundError(f"{key} in config.json must be an object, got {value!r}")
+    return value
+
+
+def rotated_share(config: Mapping[str, Any]) -> float:
+    """Return the share of each head's channels that are rotated, in either layout.
+
+    Raises:
+        ModelNotFoundError: not a share.
+    """
+    given = _mapping(config, "rope_scaling") or _mapping(config, "rope_parameters")
+    share = given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ModelNotFoundError(f"partial_rotary_factor in config.json must be above 0 and at most 1, got {share!r}")
+    return float(share)
+
+
+def window_both_ways(config: Mapping[str, Any], window: int | None) -> int | None:
+    """Return a decoder's window as `attend` takes it, which may look in both directions.
+
+    With `is_causal` false the mask of transformers reaches as many places as the setting says to each side; a causal
+    window counts the token itself among them.
+
+    Args:
+        config: `config.json`.
+        window: its `sliding_window`; None: none.
+    Raises:
+        ModelNotFoundError: it looks both ways by another setting, for which there is no reference.
+    """
+    if window is None or not attends_both_ways(config):
+        return window
+    if config.get("is_causal") is not False:
+        raise ModelNotFoundError(
+            f"config.json has a sliding_window of {window} in a {config.get('model_type')} that attends in both "
+            "directions; such windows are known only where is_causal is false"
+        )
+    return window + 1
 
 
 def layer_windows(layer_types: Sequence[str], window: int | None, layers: int) -> tuple[int | None, ...]:
@@ -63,11 +150,11 @@ def layer_windows(layer_types: Sequence[str], window: int | None, layers: int) -
     Raises:
         ModelNotFoundError: other kinds of layers, or not as many as there are layers.
     """
-    unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
-    if unknown or len(layer_types) != layers:
+    kinds = [str(kind) for kind in layer_types] if isinstance(layer_types, list | tuple) else []
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise ModelNotFoundError(
-            f"layer_types names {len(layer_types)} layers of kinds {', '.join(sorted(set(layer_types)))}; expected are "
-            f"{layers}, full_attention or sliding_attention"
+            f"layer_types names {len(kinds)} layers of kinds {', '.join(sorted(set(kinds)))}; expected are {layers}, "
+            "full_attention or sliding_attention"
         )
     if window is None and "sliding_attention" in layer_types:
         raise ModelNotFoundError("config.json has sliding_attention layers but no sliding_window")

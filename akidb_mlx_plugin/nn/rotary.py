@@ -7,8 +7,11 @@ from functools import partial
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
+from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import Frequencies, RopeSettings, plain_frequencies
 
 
 class Rotary:
@@ -19,21 +22,64 @@ class Rotary:
 
     def __init__(self, size: int, theta: float, factor: float = 1.0) -> None:
         """Prepare for heads of `size` channels and base `theta`; positions are divided by `factor`."""
-        # In float32 as transformers computes it: at far positions the rounding of a frequency shows in the angle.
-        exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
-        self._frequencies = (np.float32(1.0) / np.float32(theta) ** exponents) / np.float32(factor)
-        self._table = np.zeros((0, size), dtype=np.float32)
+        self._use(RopeSettings(plain_frequencies(size, theta) / np.float32(factor)))
+
+    @classmethod
+    def from_settings(cls, settings: RopeSettings) -> Rotary:
+        """Prepare for the frequencies of a checkpoint."""
+        rotary = cls.__new__(cls)
+        rotary._use(settings)
+        return rotary
+
+    def _use(self, settings: RopeSettings) -> None:
+        self.settings = settings
+        self._short = _Table(settings.frequencies, settings.attention_factor)
+        long = settings.long_frequencies
+        self._long = None if long is None else _Table(long, settings.attention_factor)
+
+    def check_length(self, max_tokens: int) -> None:
+        """Raise ModelNotFoundError if texts of up to so many tokens are longer than the frequencies are right for."""
+        limit = self.settings.max_length
+        if limit is not None and max_tokens > limit:
+            raise ModelNotFoundError(
+                f"rotary positions of rope type 'dynamic' are supported up to max_position_embeddings, {limit} tokens, "
+                f"and the checkpoint takes texts of {max_tokens}; lower max_seq_length in sentence_bert_config.json"
+            )
 
     def angles(self, tokens: Tokens) -> tuple[mx.array, mx.array]:
         """Return cosines and sines, (T, 1, d/2) each, of every token's position."""
         longest = tokens.longest
-        table = self._table
-        if longest > len(table):
-            rows = 1 << math.ceil(math.log2(max(longest, 64)))
-            angles = np.outer(np.arange(rows, dtype=np.float32), self._frequencies)
-            self._table = table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
-        cos, sin = mx.split(mx.array(table[:longest])[tokens.positions][:, None], 2, axis=-1)
+        table, rows = self._short.rows(longest), tokens.positions
+        if self._long is not None and longest > self.settings.short_length:
+            # The rows of long texts follow those of short ones.
+            table = np.concatenate([table, self._long.rows(longest)])
+            rows = rows + mx.array(_in_long_texts(tokens, self.settings.short_length)) * longest
+        cos, sin = mx.split(mx.array(table)[rows][:, None], 2, axis=-1)
         return mx.contiguous(cos), mx.contiguous(sin)
+
+
+class _Table:
+    """Cosines and sines by position, (L, d); it grows with the longest text."""
+
+    def __init__(self, frequencies: Frequencies, factor: float) -> None:
+        self._frequencies = frequencies
+        self._factor = np.float32(factor)
+        self._rows: NDArray[np.float32] = np.zeros((0, 2 * len(frequencies)), dtype=np.float32)
+
+    def rows(self, length: int) -> NDArray[np.float32]:
+        """Return the first positions."""
+        rows = self._rows
+        if length > len(rows):
+            count = 1 << math.ceil(math.log2(max(length, 64)))
+            angles = np.outer(np.arange(count, dtype=np.float32), self._frequencies)
+            self._rows = rows = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * self._factor
+        return rows[:length]
+
+
+def _in_long_texts(tokens: Tokens, short_length: int) -> NDArray[np.int32]:
+    """Return, for each token, 1 if its text has more than so many tokens, else 0; (T,)."""
+    texts = [np.repeat(block.lengths or (block.length,) * block.rows, block.length) for block in tokens.blocks]
+    return (np.concatenate(texts) > short_length).astype(np.int32)
 
 
 @partial(mx.compile, shapeless=True)
@@ -42,6 +88,12 @@ def _turn(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.ar
 
 
 def rotate(x: mx.array, angles: tuple[mx.array, mx.array]) -> mx.array:
-    """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype."""
+    """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype.
+
+    Where there are angles for fewer channels than d, those behind them stay as they are.
+    """
+    size = 2 * angles[0].shape[-1]
+    if size < x.shape[-1]:
+        return mx.concatenate([rotate(x[..., :size], angles), x[..., size:]], axis=-1)
     first, second = mx.split(x, 2, axis=-1)
     return mx.concatenate(list(_turn(first, second, *angles)), axis=-1)

@@ -1,0 +1,192 @@
+"""Llama: Llama-3-based embedders, llama-embed-nemotron, and what related decoders share.
+
+Source: Hugging Face `LlamaModel`, the causal decoder without its language model head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.settings import check_activation, rope_settings, rotated_share, take_count, take_fields
+from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
+from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
+from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+
+Angles = tuple[mx.array, mx.array]
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """The settings of `config.json` that shape the model, under their names there where they have one.
+
+    Attributes:
+        head_dim: independent of hidden_size / num_attention_heads.
+        rope: how positions become angles.
+        causal: whether a token sees only itself and what is before it.
+        windows: how far each layer sees; None: everything.
+        qkv_bias: whether the projections of queries, keys and values have a bias; `attention_bias` is the output's.
+        qk_norm: whether queries and keys are normalized per head before they are rotated.
+        query_growth: (beta, length): queries are multiplied by 1 + beta log(1 + floor(position / length)).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope: RopeSettings
+    causal: bool
+    windows: tuple[int | None, ...]
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+    qkv_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    query_growth: tuple[float, float] | None = None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, args: ModelArgs, window: int | None) -> None:
+        super().__init__()
+        self.head_dim = args.head_dim
+        self.causal = args.causal
+        self.window = window
+        width, key_width = args.num_attention_heads * args.head_dim, args.num_key_value_heads * args.head_dim
+        self.q_proj = nn.Linear(args.hidden_size, width, bias=args.qkv_bias)
+        self.k_proj = nn.Linear(args.hidden_size, key_width, bias=args.qkv_bias)
+        self.v_proj = nn.Linear(args.hidden_size, key_width, bias=args.qkv_bias)
+        self.o_proj = nn.Linear(width, args.hidden_size, bias=args.attention_bias)
+        if args.qk_norm:
+            self.q_norm = nn.RMSNorm(args.head_dim, eps=args.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(args.head_dim, eps=args.rms_norm_eps)
+
+    def __call__(self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens) -> mx.array:
+        # (T, H * d) -> (T, H, d)
+        q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if "q_norm" in self:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, query_angles), rotate(k, key_angles)
+        scale = self.head_dim**-0.5
+        return self.o_proj(attend(q, k, v, tokens.blocks, scale=scale, causal=self.causal, window=self.window))
+
+
+class MLP(nn.Module):
+    """Gated feed-forward network."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=args.mlp_bias)
+        self.up_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=args.mlp_bias)
+        self.down_proj = nn.Linear(args.intermediate_size, args.hidden_size, bias=args.mlp_bias)
+        self._gate = GATED_ACTIVATIONS[args.hidden_act]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self._gate(self.gate_proj(x), self.up_proj(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then the feed-forward network, each normalized before and added to what came in."""
+
+    def __init__(self, args: ModelArgs, window: int | None) -> None:
+        super().__init__()
+        self.self_attn = Attention(args, window)
+        self.mlp = MLP(args)
+        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+
+    def __call__(self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), query_angles, key_angles, tokens)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaEncoder(Encoder):
+    """The Llama decoder up to its final norm; related decoders differ in how their settings are read."""
+
+    # What transformers takes for a setting that config.json does not have; it is the same as null for most.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    # Whether a part of each head may be left as it is, as `partial_rotary_factor` says.
+    rotates_partially = False
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.hidden_size = args.hidden_size
+        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.layers = [DecoderLayer(args, window) for window in args.windows]
+        self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self._rotary = Rotary.from_settings(args.rope)
+        self._query_growth = args.query_growth
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LlamaEncoder:
+        config = {**cls.defaults, **config}
+        check_activation(config, "hidden_act", "silu")
+        counts = {name: take_count(config, name) for name in _COUNTS}
+        heads, layers = counts["num_attention_heads"], counts["num_hidden_layers"]
+        key_heads = take_count(config, "num_key_value_heads", heads)
+        if heads % key_heads:
+            raise ModelNotFoundError(f"num_key_value_heads {key_heads} does not divide num_attention_heads {heads}")
+        size = take_count(config, "head_dim", counts["hidden_size"] // heads)
+        share = rotated_share(config)
+        if share != 1 and not cls.rotates_partially:
+            raise ModelNotFoundError(f"partial_rotary_factor {share} is not supported for {config.get('model_type')}")
+        computed = {
+            **counts,
+            "num_key_value_heads": key_heads,
+            "head_dim": size,
+            "rope": rope_settings(config, size=int(size * share), default_theta=10_000.0),
+            "causal": not attends_both_ways(config),
+            "windows": cls.layer_windows(config, layers),
+        }
+        return cls(ModelArgs(**take_fields(ModelArgs, config, **computed, **cls.variant(config))))
+
+    @classmethod
+    def layer_windows(cls, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+        """Return how far each layer sees."""
+        return (None,) * layers
+
+    @classmethod
+    def variant(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of `ModelArgs` that this architecture computes in its own way."""
+        return {"qkv_bias": bool(config.get("attention_bias"))}
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        # MLX conversions keep the prefix of the causal model, the original has none.
+        clean = {name.removeprefix("model."): value for name, value in weights.items()}
+        # Early versions of transformers saved the frequencies of rotary positions too.
+        return {
+            name: value
+            for name, value in clean.items()
+            if not name.startswith("lm_head.") and not name.endswith(".rotary_emb.inv_freq")
+        }
+
+    def check_length(self, max_tokens: int) -> None:
+        self._rotary.check_length(max_tokens)
+
+    def __call__(self, tokens: Tokens) -> mx.array:
+        # The table may be of another format than the computation.
+        x = self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
+        query_angles = key_angles = self._rotary.angles(tokens)
+        if self._query_growth:
+            beta, length = self._query_growth
+            growth = 1 + beta * mx.log(1 + mx.floor(tokens.positions / length))[:, None, None]
+            # Queries that are turned by longer cosines and sines are as long as if they were multiplied afterwards.
+            query_angles = (key_angles[0] * growth, key_angles[1] * growth)
+        for layer in self.layers:
+            x = settle(layer(x, query_angles, key_angles, tokens))
+        return self.norm(x)
