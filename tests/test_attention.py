@@ -15,6 +15,7 @@ from akidb_mlx_plugin.models.base import split_linear
 from akidb_mlx_plugin.nn import attention
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
+from akidb_mlx_plugin.nn.position_bias import PositionBias
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 from akidb_mlx_plugin.packing import pack_exact, pack_padded
 
@@ -29,7 +30,13 @@ def _on_cpu() -> Iterator[None]:
     mx.set_default_device(before)
 
 
-def textbook(q: Array, k: Array, v: Array, scale: float, causal: bool, window: int | None) -> Array:
+# Distances in the table of a bias, to either side.
+FARTHEST = 20
+
+
+def textbook(
+    q: Array, k: Array, v: Array, scale: float, causal: bool, window: int | None, bias: Array | None = None
+) -> Array:
     """Attention of one text, (L, H, d) queries and (L, K, d) keys and values to (L, H * d), query by query."""
     length, heads, size = q.shape
     out = np.zeros((length, heads, size))
@@ -40,6 +47,8 @@ def textbook(q: Array, k: Array, v: Array, scale: float, causal: bool, window: i
         for h in range(heads):
             shared = h * k.shape[1] // heads
             scores = np.array([q[i, h] @ k[j, shared] for j in seen], dtype=np.float64) * scale
+            if bias is not None:
+                scores += [bias[h, j - i + FARTHEST] for j in seen]
             weights = np.exp(scores - scores.max())
             out[i, h] = weights / weights.sum() @ v[seen, shared]
     return out.reshape(length, -1).astype(np.float32)
@@ -58,13 +67,14 @@ def blocks(draw: st.DrawFn) -> tuple[Block, ...]:
     return tuple(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     blocks=blocks(),
     key_heads=st.integers(1, 2),
     share=st.integers(1, 3),
     causal=st.booleans(),
     window=st.none() | st.integers(1, 24),
+    biased=st.booleans(),
     on_cpu=st.booleans(),
     slice_length=st.sampled_from([1, 5, 256]),
     seed=st.integers(0, 99),
@@ -75,6 +85,7 @@ def test_attention_is_that_of_the_textbook(
     share: int,
     causal: bool,
     window: int | None,
+    biased: bool,
     on_cpu: bool,
     slice_length: int,
     seed: int,
@@ -82,18 +93,23 @@ def test_attention_is_that_of_the_textbook(
     rng = np.random.default_rng(seed)
     total, heads = blocks[-1].stop, key_heads * share
     q, k, v = (3 * rng.standard_normal((total, n, 8), dtype=np.float32) for n in (heads, key_heads, key_heads))
+    numbers = 2 * rng.standard_normal((heads, 2 * FARTHEST + 1), dtype=np.float32) if biased else None
+    bias = PositionBias(lambda distances: mx.array(numbers[:, distances + FARTHEST]), mx.float32) if biased else None
+    inputs = [mx.array(x) for x in (q, k, v)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "on_cpu", lambda: on_cpu)
+        patch.setattr(attention, "_MAX_MASK", slice_length**3)
         patch.setattr(attention, "_MASKED_QUERIES", slice_length)
         patch.setattr(attention, "_MAX_SCORES", 1 if slice_length == 1 else 1 << 22)
         patch.setattr(attention, "_FEWEST_QUERIES", slice_length)
-        out = np.array(attend(mx.array(q), mx.array(k), mx.array(v), blocks, scale=0.3, causal=causal, window=window))
+        for _ in range(2):  # by what the first layer has left to the second
+            out = np.array(attend(*inputs, blocks, scale=0.3, causal=causal, window=window, bias=bias))
     assert np.isfinite(out).all()
     for block in blocks:
         for row in range(block.rows):
             first = block.start + row * block.length
             real = slice(first, first + (block.lengths[row] if block.lengths else block.length))
-            expected = textbook(q[real], k[real], v[real], 0.3, causal, window)
+            expected = textbook(q[real], k[real], v[real], 0.3, causal, window, numbers)
             assert np.abs(out[real] - expected).max() < 2e-5
 
 
@@ -197,3 +213,11 @@ def test_a_split_layer_computes_the_same(parts: int | list[int], quantized: bool
 def test_a_batch_knows_its_longest_row() -> None:
     batch = TokenBatch(np.zeros(11, np.int32), np.zeros(11, np.int32), (Block(0, 1, 7), Block(7, 2, 2)), (0, 1, 2))
     assert Tokens.from_batch(batch).longest == 7
+
+
+def test_padding_has_a_position_too() -> None:
+    (batch,) = pack_padded([[5] * 50], 1 << 20)
+    tokens = Tokens.from_batch(batch)
+    assert tokens.longest == 64
+    assert np.array_equal(np.array(tokens.positions_within(50)), [*range(50), *[49] * 14])
+    assert np.array_equal(np.array(tokens.positions_within(64)), range(64))

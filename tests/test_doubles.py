@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from golden_models import GOLDEN, embed, farthest, read_golden
 
-from akidb_mlx_plugin.checkpoints.loading import load_model, read_tensors
+from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
+from akidb_mlx_plugin.checkpoints.tensors import read_tensors
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
 

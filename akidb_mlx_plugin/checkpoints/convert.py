@@ -14,7 +14,6 @@ import mlx.nn as nn
 import numpy as np
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
-from akidb_mlx_plugin.checkpoints.loading import original_names, read_tensors
 from akidb_mlx_plugin.checkpoints.pickles import find_pickles, read_pickles
 from akidb_mlx_plugin.checkpoints.quantization import Scheme, quantized_paths
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
@@ -22,6 +21,7 @@ from akidb_mlx_plugin.checkpoints.recipes import UNQUANTIZED, Recipe
 from akidb_mlx_plugin.checkpoints.safetensors import INDEX_NAME, find_weight_files
 from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
+from akidb_mlx_plugin.checkpoints.tensors import original_names, read_tensors
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.manifest import select_files
 from akidb_mlx_plugin.models import find_encoder

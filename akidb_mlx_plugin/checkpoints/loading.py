@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from akidb_mlx_plugin.blas import load_blas
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
@@ -23,23 +24,22 @@ from akidb_mlx_plugin.checkpoints.quantization import (
     quantized_paths,
     scheme_of,
 )
-from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, find_weight_files, read_header
-from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.checkpoints.safetensors import find_weight_files
+from akidb_mlx_plugin.checkpoints.tensors import load_strictly, original_names, read_tensors
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.memory import available_memory, check_memory
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.architectures import check_pooling
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn.activations import on_cpu
+from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
 from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
 from akidb_mlx_plugin.nn.dense import Dense
-from akidb_mlx_plugin.nn.pooling import check_modes
+from akidb_mlx_plugin.nn.pooling import check_modes, pool
 
 _log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-# What NumPy reads the formats of a safetensors file as; it has no bfloat16.
-_NUMPY_FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
-_NUMPY_FORMATS |= {f"{kind.upper()}{size * 8}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 # Of the memory that is left beside the weights, this part may go to second copies of weights that make queries faster.
 _SPARE_PART = 4
 
@@ -80,7 +80,8 @@ def load_model(
         InvalidInputError: no such dtype, or one in which the model would overflow.
         ServiceUnavailableError: it does not fit into memory.
     """
-    model = _build(checkpoint, device, dtype, keep_quantized)
+    with _damage_named(checkpoint.folder):
+        model = _build(checkpoint, device, dtype, keep_quantized)
     check_memory(model.nbytes, checkpoint.name)
     if device == "gpu" or (device is None and not on_cpu()):
         check_memory(model.nbytes, checkpoint.name, available=_available_on_gpu())
@@ -89,6 +90,8 @@ def load_model(
     for module in (model.encoder, *model.dense):
         for _, value in tree_flatten(module.parameters()):
             mx.eval(value)
+    with _damage_named(checkpoint.folder):
+        _try_out(model, checkpoint)
     if checkpoint.pooling_is_convention:
         _warn_of_convention(checkpoint.root, checkpoint.model_type, "+".join(checkpoint.pooling))
     return model
@@ -110,7 +113,37 @@ def estimate_memory(
     checkpoint: Checkpoint, *, device: str | None = None, dtype: str = "auto", keep_quantized: bool | None = None
 ) -> int:
     """Return the bytes that the weights will take once loaded; reads headers alone. Arguments as `load_model`."""
-    return _build(checkpoint, device, dtype, keep_quantized).nbytes
+    with _damage_named(checkpoint.folder):
+        return _build(checkpoint, device, dtype, keep_quantized).nbytes
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Turn what Python and MLX say of settings that contradict each other or the weights into a refusal.
+
+    Raises:
+        ModelNotFoundError: it names the folder.
+    """
+    try:
+        yield
+    except EmbeddingError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ModelNotFoundError(
+            f"{folder} cannot be computed: settings in its config.json contradict each other or its weights "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+def _try_out(model: LoadedModel, checkpoint: Checkpoint) -> None:
+    """Compute two tokens, so that what cannot be computed is refused now and not with somebody's first text."""
+    batch = TokenBatch(np.zeros(2, np.int32), np.arange(2, dtype=np.int32), (Block(0, 1, 2),), (0,))
+    vector = pool(model.encoder(Tokens.from_batch(batch)), batch.blocks, checkpoint.pooling)
+    for layer in model.dense:
+        vector = layer(vector)
+    mx.eval(vector)
+    if vector.shape != (1, checkpoint.native_dimension):
+        raise ValueError(f"a vector of {vector.shape[-1]} components where {checkpoint.native_dimension} are expected")
 
 
 def _spare_bytes(needed: int) -> int:
@@ -126,48 +159,6 @@ def _available_on_gpu() -> int | None:
     """Return what the GPU may still take at a good speed; None where MLX does not tell."""
     limit = mx.device_info().get("max_recommended_working_set_size")
     return None if limit is None else max(0, int(limit) - mx.get_active_memory())
-
-
-def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], origin: str, names: Mapping[str, str]) -> None:
-    """Put tensors into a module.
-
-    Args:
-        module: it takes every tensor, and there is one for each of its parameters.
-        weights: by the module's names.
-        origin: where they come from, for the message.
-        names: what they are called there, where that differs.
-    Raises:
-        ModelNotFoundError: one is missing, left over, or of another shape; it is named.
-    """
-    wanted = dict(tree_flatten(module.parameters()))
-    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    prefix = _common_prefix(names)
-    problems = [f"lacks the tensor {_some([prefix + name for name in missing])}"] if missing else []
-    problems += [f"has an unknown tensor {_some([names.get(name, name) for name in extra])}"] if extra else []
-    problems += [
-        f"has {names.get(name, name)} of shape {weights[name].shape} where {wanted[name].shape} is expected"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
-    ][:3]
-    problems += [
-        f"has {names.get(name, name)} as {_dtype_name(weights[name])}, which holds no weights that this package reads"
-        for name in sorted(wanted.keys() & weights.keys())
-        if not _fits(weights[name].dtype, wanted[name].dtype)
-    ][:3]
-    if problems:
-        raise ModelNotFoundError(f"{origin} does not fit its config.json: it {'; it '.join(problems)}")
-    module.update(tree_unflatten(list(weights.items())))
-
-
-def _fits(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
-    """Return whether a tensor may be a parameter: numbers for numbers, packed bits only where they are expected."""
-    if mx.issubdtype(wanted, mx.floating):
-        return bool(mx.issubdtype(stored, mx.floating))
-    return bool(stored == wanted)
-
-
-def _dtype_name(tensor: mx.array) -> str:
-    return str(tensor.dtype).removeprefix("mlx.core.")
 
 
 def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
@@ -284,52 +275,5 @@ def _dense_weights(
     return {name: tensors[original] for name, original in names.items()}, names
 
 
-def original_names(weights: Mapping[str, mx.array], tensors: Mapping[str, mx.array]) -> dict[str, str]:
-    """Return what sanitized tensors are called in the checkpoint, those that were only renamed."""
-    stored = {id(value): name for name, value in tensors.items()}
-    return {name: stored[id(value)] for name, value in weights.items() if id(value) in stored}
-
-
-def read_tensors(file: Path) -> dict[str, mx.array]:
-    """Return a safetensors file's tensors, lazy; those in float64 as float32.
-
-    Raises:
-        ModelNotFoundError: it is damaged.
-    """
-    # MLX would notice a file that was cut off only when it gets there.
-    header = read_header(file)
-    if any(info.dtype == "F64" for info in header.values()):
-        return {name: _read_tensor(file, name, info) for name, info in header.items()}
-    try:
-        tensors = mx.load(str(file))
-    except (RuntimeError, ValueError) as error:
-        raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
-    assert isinstance(tensors, dict)
-    return tensors
-
-
-def _read_tensor(file: Path, name: str, info: TensorInfo) -> mx.array:
-    """Read one tensor by NumPy: MLX refuses a whole file for one tensor in float64."""
-    if info.dtype not in _NUMPY_FORMATS:
-        raise ModelNotFoundError(f"{file} has {name} in the format {info.dtype}, which this package cannot read")
-    start, stop = info.span
-    values = np.fromfile(file, np.uint8, stop - start, offset=start).view(_NUMPY_FORMATS[info.dtype])
-    values = values.reshape(info.shape)
-    if info.dtype == "F64":
-        return mx.array(values.astype(np.float32))
-    return mx.array(values).view(mx.bfloat16) if info.dtype == "BF16" else mx.array(values)
-
-
 def _count(module: nn.Module) -> int:
     return sum(value.size for _, value in tree_flatten(module.parameters()))
-
-
-def _common_prefix(names: Mapping[str, str]) -> str:
-    """Return what a checkpoint puts before every name, such as "model."."""
-    prefixes = {original.removesuffix(name) for name, original in names.items() if original.endswith(name)}
-    return prefixes.pop() if len(prefixes) == 1 else ""
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"

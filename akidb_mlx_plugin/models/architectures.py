@@ -28,7 +28,7 @@ class Architecture:
         positions: name of the setting for the number of positions; None where there is no such limit.
         offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
         text_config: whether it is one tower of several, whose settings lie in `text_config`.
-        code: classes that published checkpoints name in `auto_map`, as "file.Class", whose computation is this one.
+        code: classes that published checkpoints name in `auto_map`, whose computation is this one.
     """
 
     module: str
@@ -45,43 +45,41 @@ _EMBEDDING_GEMMA2 = Architecture(
     "embedding_gemma2", "EmbeddingGemma2Encoder", hidden_size="embedding_dim", text_config=True
 )
 ARCHITECTURES = {
-    "bert": Architecture("bert", "BertEncoder"),
+    "albert": Architecture("albert", "AlbertEncoder"),
+    "bert": Architecture("bert", "BertEncoder", code=("JinaBertModel",)),
     "bidirectional_pplx_qwen3": Architecture("qwen3", "Qwen3Encoder"),
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
+    "distilbert": Architecture("distilbert", "DistilBertEncoder", hidden_size="dim"),
+    "electra": Architecture("electra", "ElectraEncoder"),
     "embedding_gemma2": _EMBEDDING_GEMMA2,
     # The text tower alone, as transformers' EmbeddingGemma2TextModel saves itself.
     "embedding_gemma2_text": _EMBEDDING_GEMMA2,
-    "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("modeling_eurobert.EuroBertModel",)),
+    "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("EuroBertModel",)),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
-    # The same under the name that Alibaba's own checkpoints have.
-    "gte": Architecture("gte", "GteEncoder", code=("modeling_hf_alibaba_nlp_gte.GteModel", "modeling.NewModel")),
-    "new": Architecture("gte", "GteEncoder", code=("modeling.NewModel",)),
+    "gte": Architecture("gte", "GteEncoder", code=("GteModel", "NewModel")),
     "jina_embeddings_v3": Architecture("jina_embeddings_v3", "JinaV3Encoder"),
     # LiquidAI's encoders have the model_type of the decoder, and name their class.
-    "lfm2": Architecture(
-        "lfm2", "Lfm2Encoder", both_ways=False, code=("modeling_lfm2_bidirectional.Lfm2BidirectionalModel",)
-    ),
+    "lfm2": Architecture("lfm2", "Lfm2Encoder", both_ways=False, code=("Lfm2BidirectionalModel",)),
     "lfm2_bidirectional": Architecture("lfm2", "Lfm2Encoder"),
     "llama": Architecture("llama", "LlamaEncoder", both_ways=False),
-    "llama_bidirec": Architecture("llama", "LlamaEncoder"),
+    "llama_bidirec": Architecture("llama", "LlamaEncoder", code=("LlamaBidirectionalModel",)),
     "ministral": Architecture("mistral", "MinistralEncoder", both_ways=False),
     "ministral3": Architecture("ministral3", "Ministral3Encoder", both_ways=False),
-    "ministral3_bidirec": Architecture("ministral3", "Ministral3Encoder"),
+    "ministral3_bidirec": Architecture("ministral3", "Ministral3Encoder", code=("Ministral3BidirectionalModel",)),
     "mistral": Architecture("mistral", "MistralEncoder", both_ways=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
+    "mpnet": Architecture("mpnet", "MPNetEncoder", offset_positions=True),
+    # What transformers calls gte, under the name that Alibaba's own checkpoints have.
+    "new": Architecture("gte", "GteEncoder", code=("NewModel",)),
     # Rotary positions have no end; max_position_embeddings, where a published one has it, is the length of training.
-    "nomic_bert": Architecture(
-        "nomic_bert",
-        "NomicBertEncoder",
-        positions="n_positions",
-        code=("modeling_hf_nomic_bert.NomicBertModel",),
-    ),
+    "nomic_bert": Architecture("nomic_bert", "NomicBertEncoder", positions="n_positions", code=("NomicBertModel",)),
     "phi3": Architecture("phi3", "Phi3Encoder", both_ways=False),
     "qwen2": Architecture("qwen2", "Qwen2Encoder", both_ways=False),
     "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
+    "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     # So this package calls a table of token vectors, which has no model_type.
     "static_embedding": Architecture("static_embedding", "StaticEncoder"),
-    "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
+    "t5": Architecture("t5", "T5Encoder", hidden_size="d_model", positions=None),
     "xlm-roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
 }
 # Any other decoder, computed by mlx-lm.
@@ -107,8 +105,8 @@ def check_config(config: Mapping[str, Any], file: str) -> None:
         raise ModelNotFoundError(f"{file} has no model_type; is it a text encoder?")
     code = config.get("auto_map")
     named = code.get("AutoModel") if isinstance(code, Mapping) else None
-    # "repository--file.Class", where the code lies in another repository.
-    if named is not None and str(named).rpartition("--")[2] not in find_architecture(model_type).code:
+    # "file.Class", or "repository--file.Class".
+    if named is not None and str(named).rpartition(".")[2] not in find_architecture(model_type).code:
         raise ModelNotFoundError(
             f"{file} has auto_map: the model is computed by code of its own ({named}), which this package does not "
             "run; the architecture's usual code would give other vectors"

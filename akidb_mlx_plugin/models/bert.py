@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.settings import check_activation, take_fields
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Block, Tokens
+from akidb_mlx_plugin.nn.position_bias import PositionBias
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -29,19 +34,18 @@ class Args:
     num_hidden_layers: int
     num_attention_heads: int
     intermediate_size: int
+    # No table where these are 0.
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
-    # Places that the position table leaves unused at its beginning.
-    first_position: int = 0
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Args:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Take what is named here and refuse variants that would compute something else."""
         kind = config.get("position_embedding_type") or "absolute"
         if kind != "absolute":
-            raise ModelNotFoundError(f"position_embedding_type {kind!r} is not supported, only 'absolute'")
+            raise ModelNotFoundError(f"position_embedding_type {kind!r} is not supported")
         if config.get("is_decoder"):
             raise ModelNotFoundError("is_decoder is not supported: this encoder attends in both directions")
         check_activation(config, "hidden_act", "gelu")
@@ -49,22 +53,30 @@ class Args:
 
 
 class Embeddings(nn.Module):
-    """Word, position and segment vectors, summed and normalized; every token is of segment 0."""
+    """Word, position and segment vectors, those there are, summed and normalized; every token is of segment 0."""
 
     def __init__(self, args: Args) -> None:
         super().__init__()
-        self.first_position = args.first_position
         self.word_embeddings = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.position_embeddings = nn.Embedding(args.max_position_embeddings, args.hidden_size)
-        self.token_type_embeddings = nn.Embedding(args.type_vocab_size, args.hidden_size)
+        if args.max_position_embeddings:
+            self.position_embeddings = nn.Embedding(args.max_position_embeddings, args.hidden_size)
+        if args.type_vocab_size:
+            self.token_type_embeddings = nn.Embedding(args.type_vocab_size, args.hidden_size)
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
     def __call__(self, ids: mx.array, positions: mx.array) -> mx.array:
         # The tables may be of another format than the computation.
         dtype = self.LayerNorm.weight.dtype
-        segment = self.token_type_embeddings(mx.zeros(1, dtype=mx.int32)).astype(dtype)
-        place = self.position_embeddings(positions + self.first_position).astype(dtype)
-        return self.LayerNorm(self.word_embeddings(ids).astype(dtype) + (place + segment))
+        parts = [self.word_embeddings(ids).astype(dtype)]
+        if "position_embeddings" in self:
+            parts.append(self.position_embeddings(positions).astype(dtype))
+        if "token_type_embeddings" in self:
+            parts.append(self.token_type_embeddings(mx.zeros(1, dtype=mx.int32)).astype(dtype))
+        # From the end: segments are one row, and positions mostly fewer than words.
+        total = parts.pop()
+        while parts:
+            total = parts.pop() + total
+        return self.LayerNorm(total)
 
 
 class SelfAttention(nn.Module):
@@ -77,11 +89,11 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(args.hidden_size, args.hidden_size)
         self.value = nn.Linear(args.hidden_size, args.hidden_size)
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
         size = x.shape[-1] // self.heads
         # (T, D) -> (T, H, d)
         q, k, v = (project(x).reshape(len(x), self.heads, size) for project in (self.query, self.key, self.value))
-        return attend(q, k, v, blocks, scale=size**-0.5)
+        return attend(q, k, v, blocks, scale=size**-0.5, bias=bias)
 
 
 class Output(nn.Module):
@@ -105,8 +117,8 @@ class Attention(nn.Module):
         self.self = SelfAttention(args)
         self.output = Output(args.hidden_size, args)
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
-        return self.output(self.self(x, blocks), x)
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
+        return self.output(self.self(x, blocks, bias), x)
 
 
 class Intermediate(nn.Module):
@@ -130,8 +142,8 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(args)
         self.output = Output(args.intermediate_size, args)
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
-        x = self.attention(x, blocks)
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
+        x = self.attention(x, blocks, bias)
         return self.output(self.intermediate(x), x)
 
 
@@ -142,9 +154,9 @@ class Stack(nn.Module):
         super().__init__()
         self.layer = [Layer(args) for _ in range(args.num_hidden_layers)]
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
         for layer in self.layer:
-            x = settle(layer(x, blocks))
+            x = settle(layer(x, blocks, bias))
         return x
 
 
@@ -153,26 +165,31 @@ class BertEncoder(Encoder):
 
     def __init__(self, args: Args) -> None:
         super().__init__()
+        self.args = args
         self.hidden_size = args.hidden_size
         self.embeddings = Embeddings(args)
         self.encoder = Stack(args)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> BertEncoder:
+    def from_config(cls, config: Mapping[str, Any]) -> Encoder:
+        if config.get("position_embedding_type") == "alibi" or config.get("feed_forward_type"):
+            # Deferred: it builds on this file.
+            from akidb_mlx_plugin.models.jina_bert import JinaBertEncoder
+
+            return JinaBertEncoder.from_config(config)
         return cls(Args.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        clean = {}
-        for name, value in weights.items():
-            # Models saved with a head for pretraining or another task keep the encoder under its own name.
-            name = name.removeprefix("bert.").removeprefix("roberta.")
-            # Such heads, and a buffer that older versions of transformers saved.
-            if name.startswith(("pooler.", "cls.", "lm_head.")) or name == "embeddings.position_ids":
-                continue
-            # Checkpoints converted from TensorFlow name the norm's parameters so.
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-            clean[name] = value
-        return clean
+        return drop_leftovers(weights, ("bert.", "roberta."))
+
+    def position_ids(self, tokens: Tokens) -> mx.array:
+        """Return each token's row in the position table."""
+        return tokens.positions_within(self.args.max_position_embeddings)
+
+    def position_bias(self, dtype: mx.Dtype) -> PositionBias | None:
+        """Return what the scores of every layer get added in one forward pass; BERT has nothing of the kind."""
+        return None
 
     def __call__(self, tokens: Tokens) -> mx.array:
-        return self.encoder(self.embeddings(tokens.ids, tokens.positions), tokens.blocks)
+        x = self.embeddings(tokens.ids, self.position_ids(tokens))
+        return self.encoder(x, tokens.blocks, self.position_bias(x.dtype))

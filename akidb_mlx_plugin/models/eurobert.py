@@ -111,7 +111,7 @@ class EuroBertEncoder(Encoder):
         if config.get("is_causal") or config.get("is_decoder"):
             raise ModelNotFoundError("a causal EuroBERT is not supported: this encoder attends in both directions")
         args = ModelArgs(**take_fields(ModelArgs, config))
-        return cls(args, Rotary(args.head_size, *rope_settings(config, default_theta=10_000.0)))
+        return cls(args, Rotary.from_settings(rope_settings(config, size=args.head_size, default_theta=10_000.0)))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # A model saved with a head for pretraining or classification keeps the encoder under this name.

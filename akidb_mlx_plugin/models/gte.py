@@ -53,7 +53,7 @@ class GteEncoder(RotaryBertEncoder):
 def _build_rotary(config: Mapping[str, Any], size: int) -> Rotary:
     scaling = config.get("rope_scaling") or {}
     if scaling.get("type") != "ntk":
-        return Rotary(size, *rope_settings(config, default_theta=160_000.0))
+        return Rotary.from_settings(rope_settings(config, size=size, default_theta=160_000.0))
     if scaling.get("mixed_b") is not None:
         raise ModelNotFoundError("rope_scaling with mixed_b is not supported, only fixed NTK scaling without it")
     # Fixed NTK scaling, as Alibaba's `NTKScalingRotaryEmbedding`, from the first token on: a larger base, and every

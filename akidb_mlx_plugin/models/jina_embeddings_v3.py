@@ -32,7 +32,7 @@ class JinaV3Encoder(RotaryBertEncoder):
     def from_config(cls, config: Mapping[str, Any]) -> JinaV3Encoder:
         check_activation(config, "hidden_act", "gelu")
         args = ModelArgs(**_DEFAULTS | take_fields(ModelArgs, config))
-        rotary = Rotary(args.head_size, *rope_settings(config, default_theta=20_000.0))
+        rotary = Rotary.from_settings(rope_settings(config, size=args.head_size, default_theta=20_000.0))
         return cls(args, rotary, [MLP(args) for _ in range(args.num_hidden_layers)])
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -208,6 +208,6 @@ def _build_rotary(config: Mapping[str, Any], size: int) -> Rotary:
                 f"rope_parameters {rope} contradict rotary_emb_base {theta:g} and rotary_scaling_factor {factor:g}"
             )
     if not dynamic:
-        return Rotary(size, *rope_settings(config, default_theta=1000.0))
+        return Rotary.from_settings(rope_settings(config, size=size, default_theta=1000.0))
     trained = int(take_number(config, "max_position_embeddings", 2048))
     return DynamicRotary(size, take_number(rope, "rope_theta", 1000.0), take_number(rope, "factor", 1.0), trained)

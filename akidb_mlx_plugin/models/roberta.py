@@ -1,4 +1,4 @@
-"""RoBERTa, XLM-RoBERTa and CamemBERT: bge-m3, multilingual-e5 and kin.
+"""RoBERTa, XLM-RoBERTa and CamemBERT: bge-m3, multilingual-e5 and related models.
 
 Source: Liu et al. 2019; Hugging Face `RobertaModel`: BERT whose positions begin behind the padding id.
 """
@@ -6,16 +6,48 @@ Source: Liu et al. 2019; Hugging Face `RobertaModel`: BERT whose positions begin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
+
 from akidb_mlx_plugin.models.bert import Args, BertEncoder
+from akidb_mlx_plugin.nn.batch import Tokens
 
 
 class RobertaEncoder(BertEncoder):
     """The RoBERTa encoder."""
 
+    def __init__(self, args: Args, pad_id: int) -> None:
+        super().__init__(args)
+        self.pad_id = pad_id
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> RobertaEncoder:
         pad_id = config.get("pad_token_id")
-        return cls(replace(Args.from_config(config), first_position=(1 if pad_id is None else int(pad_id)) + 1))
+        return cls(Args.from_config(config), 1 if pad_id is None else int(pad_id))
+
+    def position_ids(self, tokens: Tokens) -> mx.array:
+        return offset_positions(tokens, self.pad_id, self.args.max_position_embeddings)
+
+
+def offset_positions(tokens: Tokens, pad_id: int, rows: int) -> mx.array:
+    """Return each token's row in a position table whose first row in use is that behind the padding id.
+
+    A padding token that stands in a text has the padding id's own row, and those after it are counted without it.
+
+    Args:
+        tokens: the batch.
+        pad_id: the padding id.
+        rows: of the table.
+    Source: Hugging Face `create_position_ids_from_input_ids`.
+    """
+    pads = np.asarray(tokens.ids) == pad_id
+    if not pads.any():
+        return tokens.positions_within(rows - pad_id - 1) + (pad_id + 1)
+    places = np.asarray(tokens.positions)
+    counts = np.cumsum(pads)
+    first = np.arange(len(places)) - places
+    before = counts - counts[first] + pads[first]
+    ids = np.where(pads, pad_id, np.minimum(places - before + pad_id + 1, rows - 1))
+    return mx.array(ids.astype(np.int32))

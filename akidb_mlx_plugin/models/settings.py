@@ -11,6 +11,8 @@ from akidb_mlx_plugin.models.architectures import attends_both_ways
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.rope_scaling import RopeScaling, RopeSettings
 
+_LARGEST = 2**31
+
 
 def take_fields(args: type[Any], config: Mapping[str, Any], **computed: Any) -> dict[str, Any]:
     """Return the settings that are fields of a dataclass; a null counts as not set.
@@ -20,14 +22,34 @@ def take_fields(args: type[Any], config: Mapping[str, Any], **computed: Any) -> 
         config: `config.json`.
         computed: fields that do not stand in `config.json` as they are.
     Raises:
-        ModelNotFoundError: one that has no default is missing.
+        ModelNotFoundError: one that has no default is missing, or one is of another type; it is named.
     """
     fields = args.__dataclass_fields__
-    taken = {name: config[name] for name in fields if config.get(name) is not None} | computed
+    taken = {name: config[name] for name in fields if name not in computed and config.get(name) is not None}
+    for name, value in taken.items():
+        _check_type(name, value, fields[name].type)
+    taken |= computed
     missing = [name for name in fields if name not in taken and not hasattr(args, name)]
     if missing:
         raise ModelNotFoundError(f"config.json lacks {', '.join(missing)}, which {config.get('model_type')} needs")
     return taken
+
+
+def _check_type(name: str, value: Any, annotation: str) -> None:
+    """Check a setting against the annotation of its field, such as "int | None"."""
+    match annotation.partition(" | ")[0]:
+        case "int":
+            expected, fits = "a whole number", type(value) is int and 0 <= value < _LARGEST
+        case "float":
+            expected, fits = "a finite number", type(value) in (int, float) and abs(value) < math.inf
+        case "bool":
+            expected, fits = "true or false", isinstance(value, bool)
+        case "str":
+            expected, fits = "a text", isinstance(value, str)
+        case _:
+            return
+    if not fits:
+        raise ModelNotFoundError(f"{name} in config.json must be {expected}, got {value!r}")
 
 
 def optional_count(config: Mapping[str, Any], key: str, *, least: int = 1) -> int | None:
@@ -59,7 +81,7 @@ def take_count(config: Mapping[str, Any], key: str, default: int | None = None) 
 def check_activation(config: Mapping[str, Any], key: str, default: str) -> None:
     """Raise ModelNotFoundError for an activation this package does not have."""
     name = config.get(key) or default
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ModelNotFoundError(f"{key} {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
 
 

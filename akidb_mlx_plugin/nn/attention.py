@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from akidb_mlx_plugin.nn.activations import on_cpu, softmax_parts, swap_outer_axes
 from akidb_mlx_plugin.nn.batch import Block
+from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 # Scores of one attention step on a CPU, in elements: longer texts attend in slices of queries, so that memory grows
 # with the length and not with its square. 1 Mi float32 are 4 MiB, which stays in the cache and well inside one heap of
@@ -14,6 +15,8 @@ _MAX_SCORES = 1 << 20
 # Where a query does not see every key, shorter slices leave more of the unseen ones out; below some length, the matrix
 # products of a slice become too small to be efficient.
 _MASKED_QUERIES, _FEWEST_QUERIES = 128, 32
+# Elements of a float mask, which a fused kernel needs where a bias is added: longer texts attend in slices of queries.
+_MAX_MASK = 1 << 26
 
 
 def attend(
@@ -25,6 +28,7 @@ def attend(
     scale: float,
     causal: bool = False,
     window: int | None = None,
+    bias: PositionBias | None = None,
 ) -> mx.array:
     """Attention within each text of a packed batch.
 
@@ -35,18 +39,22 @@ def attend(
         scale: applied to the scores.
         causal: a token sees itself and what is before it.
         window: a token sees only tokens less than this many places away.
+        bias: added to the scaled scores.
     Returns:
         (T, H * d).
     """
     if on_cpu():
-        return _attend_sliced(q * scale, k, v, blocks, causal, window)
+        return _attend_sliced(q * scale, k, v, blocks, causal, window, bias)
     outputs = []
     for block in blocks:
         # (T, H, d) -> (B, L, H, d)
         queries, keys, values = (
             x[block.start : block.stop].reshape(block.rows, block.length, x.shape[-2], x.shape[-1]) for x in (q, k, v)
         )
-        out = _attend_fused(queries, keys, values, block.lengths, scale, causal, window)
+        if bias is None:
+            out = _attend_fused(queries, keys, values, block.lengths, scale, causal, window)
+        else:
+            out = _attend_fused_biased(queries, keys, values, block, scale, causal, window, bias)
         outputs.append(out.reshape(block.rows * block.length, -1))
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
@@ -72,8 +80,54 @@ def _attend_fused(
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask).transpose(0, 2, 1, 3)
 
 
+def _attend_fused_biased(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    block: Block,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    bias: PositionBias,
+) -> mx.array:
+    """One fused kernel per slice of queries over (B, L, H, d), whose mask holds the bias."""
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    step = max(1, _MAX_MASK // (block.rows * q.shape[1] * block.length))
+    slices = []
+    for start in range(0, block.length, step):
+        stop = min(start + step, block.length)
+        key = block, start, causal, window
+        mask = bias.masks.get(key)
+        if mask is None:
+            mask = _float_mask(block, start, stop, causal, window, bias)
+            # A mask that comes in slices is built anew for each layer: all slices together are what is too large.
+            if step >= block.length:
+                bias.masks[key] = mask
+        slices.append(mx.fast.scaled_dot_product_attention(q[:, :, start:stop], k, v, scale=scale, mask=mask))
+    out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=2)
+    return out.transpose(0, 2, 1, 3)
+
+
+def _float_mask(block: Block, start: int, stop: int, causal: bool, window: int | None, bias: PositionBias) -> mx.array:
+    """Return the (1 or B, H, Q, L) bias; where a query does not see a key, the least number that is finite.
+
+    With -inf, kernels that go through the keys in parts make NaN of a part that a query sees nothing of.
+    """
+    numbers = bias.between(block.length, start, stop, 0, block.length)[None]
+    visible = _visible(start, stop, 0, block.length, block.lengths, causal, window)
+    if visible is None:
+        return mx.contiguous(numbers)
+    return mx.where(visible if visible.ndim == 2 else visible[:, None], numbers, mx.finfo(numbers.dtype).min)
+
+
 def _attend_sliced(
-    q: mx.array, k: mx.array, v: mx.array, blocks: tuple[Block, ...], causal: bool, window: int | None
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    blocks: tuple[Block, ...],
+    causal: bool,
+    window: int | None,
+    bias: PositionBias | None,
 ) -> mx.array:
     """Scores, softmax and mixing over (T, H, d), q scaled, by slices of queries that see only the keys they reach."""
     heads, groups, size = q.shape[1], k.shape[1], q.shape[2]
@@ -95,6 +149,11 @@ def _attend_sliced(
             first = 0 if window is None else max(0, start - window + 1)
             last = stop if causal else length if window is None else min(length, stop + window - 1)
             scores = queries[..., start:stop, :] @ keys[..., first:last, :].swapaxes(-1, -2)
+            if bias is not None:
+                # (H, Q, K), against (K, H/K, B, Q, K)
+                scores = (
+                    scores + mx.unflatten(bias.between(length, start, stop, first, last), 0, (groups, -1))[:, :, None]
+                )
             visible = _visible(start, stop, first, last, block.lengths, causal, window)
             if visible is not None:
                 # (Q, K) or (B, Q, K), against (K, H/K, B, Q, K)

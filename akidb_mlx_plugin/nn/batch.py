@@ -72,3 +72,7 @@ class Tokens:
     def longest(self) -> int:
         """Length of the longest row."""
         return max(block.length for block in self.blocks)
+
+    def positions_within(self, rows: int) -> mx.array:
+        """Return the positions, those of padding that a table of `rows` rows is too short for cut to its last row."""
+        return self.positions if self.longest <= rows else mx.minimum(self.positions, rows - 1)

@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any
 
 import torch
 import transformers
-from tiny import PROMPTS, SHORT, SIZES, Tensors, Tiny
+from tiny import PROMPTS, SHORT, SIZES, Tiny
 from tiny_tokenizers import lfm2_tokenizer
-from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+from transformers.models.lfm2.modeling_lfm2 import Lfm2Model, Lfm2ShortConv
 
 _LFM2 = {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
 
 
-def _look_both_ways(model: torch.nn.Module) -> None:
-    """Make transformers' decoder the encoder of LiquidAI/LFM2.5-Embedding-350M.
+class Lfm2BidirectionalModel(Lfm2Model):
+    """The encoder of LiquidAI/LFM2.5-Embedding-350M, as its modeling_lfm2_bidirectional.py makes it of the decoder.
 
-    As that repository's modeling_lfm2_bidirectional.py has it: attention sees everything, and the window of each
-    convolution lies around the token and not behind it.
+    Attention sees everything, and the window of each convolution lies around the token and not behind it.
     """
 
-    def convolve(self: Lfm2ShortConv, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
-        before, after, value = self.in_proj(hidden_states).transpose(1, 2).chunk(3, dim=1)
-        weight = self.conv.weight
-        mixed = torch.nn.functional.conv1d(
-            before * value, weight, self.conv.bias, padding=weight.shape[-1] // 2, groups=len(weight)
-        )
-        return self.out_proj((after * mixed[..., : value.shape[-1]]).transpose(1, 2))
+    def __init__(self, config: transformers.Lfm2Config) -> None:
+        super().__init__(config)
+        for layer in self.layers:
+            if layer.is_attention_layer:
+                layer.self_attn.is_causal = False
+            else:
+                layer.conv.forward = MethodType(_convolve_around, layer.conv)
 
-    # Here transformers makes its masks for attention in both directions.
-    model.config.is_causal = False
-    for layer in model.layers:
-        if layer.is_attention_layer:
-            layer.self_attn.is_causal = False
-        else:
-            layer.conv.forward = MethodType(convolve, layer.conv)
+    def forward(self, input_ids: torch.Tensor, **_: object) -> transformers.utils.ModelOutput:
+        # One text at a time: nothing is padded, and nothing masked.
+        return super().forward(input_ids, attention_mask={"full_attention": None, "conv": None})
 
 
-def _name_encoder(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
-    name = "Lfm2BidirectionalModel"
-    return {
-        **config,
-        "architectures": [name],
-        "auto_map": {"AutoModel": f"modeling_lfm2_bidirectional.{name}"},
-    }, tensors
+def _convolve_around(self: Lfm2ShortConv, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+    before, after, value = self.in_proj(hidden_states).transpose(1, 2).chunk(3, dim=1)
+    weight = self.conv.weight
+    mixed = torch.nn.functional.conv1d(
+        before * value, weight, self.conv.bias, padding=weight.shape[-1] // 2, groups=len(weight)
+    )
+    return self.out_proj((after * mixed[..., : value.shape[-1]]).transpose(1, 2))
 
 
 def checkpoints() -> dict[str, Tiny]:
@@ -54,6 +48,7 @@ def checkpoints() -> dict[str, Tiny]:
     sizes |= {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
     # 2/3 of 64 are 42, of which 0.9 are 37, in steps of 8.
     sizes |= {"block_multiple_of": 8, "block_ffn_dim_multiplier": 0.9, "norm_eps": 1e-5}
+    code = {"auto_map": {"AutoModel": "modeling_lfm2_bidirectional.Lfm2BidirectionalModel"}}
     cls, last = {"pooling_mode": "cls"}, {"pooling_mode": "lasttoken"}
     config = transformers.Lfm2Config
     return {
@@ -76,8 +71,8 @@ def checkpoints() -> dict[str, Tiny]:
             cls,
             prompts={"query": "query: ", "document": "document: "},
             dtype=torch.bfloat16,
-            adapt=_look_both_ways,
-            publish=_name_encoder,
+            build=Lfm2BidirectionalModel,
+            settings=code,
         ),
         "lfm2_bidirectional_even": Tiny(
             config(**sizes, conv_bias=True, conv_L_cache=4),
@@ -87,7 +82,7 @@ def checkpoints() -> dict[str, Tiny]:
             SHORT,
             cls,
             dtype=torch.bfloat16,
-            adapt=_look_both_ways,
-            publish=_name_encoder,
+            build=Lfm2BidirectionalModel,
+            settings=code,
         ),
     }

@@ -84,7 +84,8 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     auto = transformers.AutoModelForMaskedLM if "roberta" in name else transformers.AutoModelForCausalLM
-    model = (auto if tiny.with_head else transformers.AutoModel).from_config(tiny.config)
+    build = tiny.build or (auto if tiny.with_head else transformers.AutoModel).from_config
+    model = build(tiny.config)
     # Gemma 3 adds one to the weights of its norms.
     fill(model, seed, norms_around=0.0 if "gemma3" in name else 1.0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -97,8 +98,9 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         if encoder.max_seq_length != tiny.max_tokens:
             # Longer than the positions that the settings name.
             encoder.max_seq_length = tiny.max_tokens
-        if tiny.adapt:
-            tiny.adapt(encoder.model)
+        if not type(model).__module__.startswith("transformers."):
+            # One of the references here: what transformers has loaded is another model.
+            encoder.model = model.float().eval()
         settings = tiny.config.get_text_config()
         modules = [encoder, Pooling(getattr(settings, "embedding_dim", settings.hidden_size), **tiny.pooling)]
         modules += [Dense(**settings) for settings in tiny.dense]
@@ -111,7 +113,8 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
         pipeline.save(str(folder / "model"), create_model_card=False)
         # The weights as they were made: with their head, and in their own format.
         shutil.copy(f"{scratch}/model.safetensors", folder / "model" / "model.safetensors")
-        shutil.copy(f"{scratch}/config.json", folder / "model" / "config.json")
+        settings = {**json.loads(Path(scratch, "config.json").read_text("utf-8")), **tiny.settings}
+        (folder / "model" / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     if tiny.publish:
         publish(folder / "model", tiny)
     texts = [*texts_of(tokenizer, tiny.lengths, seed), *tiny.texts]

@@ -18,11 +18,7 @@ PROMPTS = {"query": "the question of time: ", "document": "", "task": "some work
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny checkpoint: configuration, tokenizer, what comes behind the encoder, and the token counts of its texts.
-
-    `texts` are more texts; `finish` adds files to the folder that transformers saved; `adapt` turns the reference's
-    model into what transformers does not have.
-    """
+    """A tiny checkpoint: configuration, tokenizer, what comes behind the encoder, and the token counts of its texts."""
 
     config: transformers.PretrainedConfig
     tokenizer: Callable[[], Tokenizer]
@@ -36,11 +32,16 @@ class Tiny:
     default_prompt: str | None = None
     dtype: torch.dtype = torch.float32
     with_head: bool = False
-    texts: tuple[str, ...] = ()
+    # Adds files to what transformers has saved.
     finish: Callable[[Path], None] | None = None
-    adapt: Callable[[torch.nn.Module], None] | None = None
     # Turns settings and tensors as transformers saves them into those of a layout that it does not write.
     publish: Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]] | None = None
+    # Makes the model of the configuration, where it is another class than AutoModel's.
+    build: Callable[[transformers.PretrainedConfig], transformers.PreTrainedModel] | None = None
+    # Further settings for config.json, which published checkpoints have and transformers does not write.
+    settings: dict[str, Any] = field(default_factory=dict)
+    # Texts beside those of the lengths above.
+    texts: tuple[str, ...] = ()
 
 
 BERT = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}

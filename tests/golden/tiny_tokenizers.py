@@ -19,13 +19,12 @@ _SIZE = 320
 
 def bert_tokenizer() -> Tokenizer:
     """WordPiece, lower case, [CLS] … [SEP]."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(WORDS * 3, trainers.WordPieceTrainer(vocab_size=_SIZE, special_tokens=special))
-    tokenizer.decoder = decoders.WordPiece()
-    return _wrap(tokenizer, "[CLS]", "[SEP]")
+    return _wrap(_word_piece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]), "[CLS]", "[SEP]")
+
+
+def mpnet_tokenizer() -> Tokenizer:
+    """WordPiece, lower case, <s> … </s>, padding id 1."""
+    return _wrap(_word_piece(["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"]), "<s>", "</s>")
 
 
 def roberta_tokenizer() -> Tokenizer:
@@ -35,14 +34,17 @@ def roberta_tokenizer() -> Tokenizer:
 
 def xlm_roberta_tokenizer() -> Tokenizer:
     """Unigram, <s> … </s>, padding id 1."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=_SIZE, special_tokens=special, unk_token="<unk>")
-    tokenizer.train_from_iterator(WORDS * 3, trainer)
-    tokenizer.decoder = decoders.Metaspace()
-    return _wrap(tokenizer, "<s>", "</s>")
+    return _wrap(_unigram(["<s>", "<pad>", "</s>", "<unk>"]), "<s>", "</s>")
+
+
+def t5_tokenizer() -> Tokenizer:
+    """Unigram, … </s>, padding id 0."""
+    return _wrap(_unigram(["<pad>", "</s>", "<unk>"]), None, "</s>")
+
+
+def albert_tokenizer() -> Tokenizer:
+    """Unigram, [CLS] … [SEP], padding id 0."""
+    return _wrap(_unigram(["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]), "[CLS]", "[SEP]")
 
 
 def modernbert_tokenizer() -> Tokenizer:
@@ -82,6 +84,25 @@ def lfm2_tokenizer() -> Tokenizer:
 def llama_tokenizer() -> Tokenizer:
     """Byte-level BPE, <s> … </s>."""
     return _wrap(_byte_level(["<unk>", "<s>", "</s>"]), "<s>", "</s>")
+
+
+def _word_piece(special: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(WORDS * 3, trainers.WordPieceTrainer(vocab_size=_SIZE, special_tokens=special))
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _unigram(special: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=_SIZE, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator(WORDS * 3, trainer)
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
 
 
 def _byte_level(special: list[str]) -> Tokenizer:

@@ -1,0 +1,106 @@
+"""ALBERT: paraphrase-albert and related models.
+
+Source: Lan et al. 2019; Hugging Face `AlbertModel`: narrow embeddings, and layers that share their weights in groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.bert import Args, Embeddings, SelfAttention
+from akidb_mlx_plugin.models.leftovers import drop_leftovers
+from akidb_mlx_plugin.nn.activations import ACTIVATIONS
+from akidb_mlx_plugin.nn.batch import Block, Tokens
+from akidb_mlx_plugin.nn.position_bias import PositionBias
+
+
+@dataclass(frozen=True)
+class ModelArgs(Args):
+    """The settings of `config.json` that shape the model, under their names there."""
+
+    hidden_act: str = "gelu_new"
+    embedding_size: int = 128
+    num_hidden_groups: int = 1
+    inner_group_num: int = 1
+
+
+class Attention(SelfAttention):
+    """Multi-head attention with its output projection, residual and norm."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__(args)
+        self.dense = nn.Linear(args.hidden_size, args.hidden_size)
+        self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
+
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
+        return self.LayerNorm(self.dense(super().__call__(x, blocks, bias)) + x)
+
+
+class EncoderLayer(nn.Module):
+    """Attention, then the feed-forward network."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.attention = Attention(args)
+        self.ffn = nn.Linear(args.hidden_size, args.intermediate_size)
+        self.ffn_output = nn.Linear(args.intermediate_size, args.hidden_size)
+        self.full_layer_layer_norm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
+        self._activation = ACTIVATIONS[args.hidden_act]
+
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
+        x = self.attention(x, blocks)
+        return self.full_layer_layer_norm(self.ffn_output(self._activation(self.ffn(x))) + x)
+
+
+class LayerGroup(nn.Module):
+    """Layers that are passed through again and again together."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.albert_layers = [EncoderLayer(args) for _ in range(args.inner_group_num)]
+
+
+class Stack(nn.Module):
+    """Embeddings widened, then every layer by the weights of its group."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.layers, self.groups = args.num_hidden_layers, args.num_hidden_groups
+        self.embedding_hidden_mapping_in = nn.Linear(args.embedding_size, args.hidden_size)
+        self.albert_layer_groups = [LayerGroup(args) for _ in range(self.groups)]
+
+    def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
+        x = self.embedding_hidden_mapping_in(x)
+        for i in range(self.layers):
+            # As Hugging Face divides, where the layers do not divide evenly too.
+            group = self.albert_layer_groups[int(i / (self.layers / self.groups))]
+            for layer in group.albert_layers:
+                x = settle(layer(x, blocks))
+        return x
+
+
+class AlbertEncoder(Encoder):
+    """The ALBERT encoder."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.hidden_size = args.hidden_size
+        self.positions = args.max_position_embeddings
+        self.embeddings = Embeddings(replace(args, hidden_size=args.embedding_size))
+        self.encoder = Stack(args)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> AlbertEncoder:
+        return cls(ModelArgs.from_config(config))
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        return drop_leftovers(weights, ("albert.",))
+
+    def __call__(self, tokens: Tokens) -> mx.array:
+        return self.encoder(self.embeddings(tokens.ids, tokens.positions_within(self.positions)), tokens.blocks)
