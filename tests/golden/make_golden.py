@@ -99,8 +99,10 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
             # Longer than the positions that the settings name.
             encoder.max_seq_length = tiny.max_tokens
         if not type(model).__module__.startswith("transformers."):
-            # One of the references here: what transformers has loaded is another model.
-            encoder.model = model.float().eval()
+            # One of the references here: what transformers has loaded is another model. Built anew, for a narrow
+            # format has rounded what is computed from the settings too, such as rotary frequencies.
+            encoder.model = build(tiny.config).eval()
+            encoder.model.load_state_dict(model.state_dict())
         settings = tiny.config.get_text_config()
         modules = [encoder, Pooling(getattr(settings, "embedding_dim", settings.hidden_size), **tiny.pooling)]
         modules += [Dense(**settings) for settings in tiny.dense]
