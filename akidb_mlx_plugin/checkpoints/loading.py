@@ -14,7 +14,6 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from akidb_mlx_plugin.blas import load_blas
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.head import DenseLayer
 from akidb_mlx_plugin.checkpoints.quantization import (
@@ -36,6 +35,7 @@ from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
 from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
 from akidb_mlx_plugin.nn.dense import Dense
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
+from akidb_mlx_plugin.runtime.blas import load_blas
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The machine beneath: matrix products, devices, memory, threads."""
