@@ -25,6 +25,7 @@ class Family:
         prompts: by "query", "document" or the name of a task.
         end_token: every text must end with it, whatever the tokenizer's template says.
         dimensions: lengths that vectors may be cut to, longer ones than the vectors left out; empty: not trained for.
+        max_tokens: longest text it was trained on, where its positions go further; None: not known.
         similarity: what its vectors are compared by.
         dense: dense layers behind the pooling; a bare checkpoint that lacks them would give other vectors.
         model_type: architecture; a checkpoint of it that brings the family's own prompts is recognised by them.
@@ -36,6 +37,7 @@ class Family:
     prompts: Mapping[str, str] = field(default_factory=dict)
     end_token: str | None = None
     dimensions: range | tuple[int, ...] = ()
+    max_tokens: int | None = None
     similarity: Similarity = "cosine"
     dense: int = 0
     model_type: str | None = None
@@ -103,7 +105,7 @@ FAMILIES = (
         dense=2,
         model_type="gemma3_text",
     ),
-    Family("google/embeddinggemma-2", (), "mean", _EMBEDDING_GEMMA, dimensions=(128, 256, 512, 768)),
+    Family("google/embeddinggemma-2", (), "mean", _EMBEDDING_GEMMA, dimensions=(128, 256, 512, 768), max_tokens=8192),
     Family(
         "BAAI/bge-small-en-v1.5",
         _names("BAAI", "bge-base-en-v1.5 bge-large-en-v1.5 bge-small-en bge-base-en bge-large-en"),

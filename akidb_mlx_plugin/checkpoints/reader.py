@@ -21,11 +21,19 @@ from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_m
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways, check_code, check_config, find_architecture
+from akidb_mlx_plugin.models.architectures import (
+    attends_both_ways,
+    check_code,
+    check_config,
+    find_architecture,
+    text_settings,
+)
 from akidb_mlx_plugin.registry import ModelSpec
 from akidb_mlx_plugin.types import POOLING_MODES, Similarity
 
 _UNBOUNDED = 1 << 30
+# Architectures whose checkpoints have a chat template that only joins prompt and text.
+_PLAIN_TEMPLATES = ("embedding_gemma2", "embedding_gemma2_text")
 _DEFAULT_TOKENS = 512
 _SIMILARITIES: Mapping[str, Similarity] = {
     "cosine": "cosine",
@@ -93,7 +101,7 @@ def read_checkpoint(
         family=family,
         config=config,
         model_type=config["model_type"],
-        max_tokens=_max_tokens(place, config, settings, spec),
+        max_tokens=_max_tokens(place, config, settings, spec, family),
         pooling=modes.modes,
         pool_prompt=modes.pool_prompt,
         dense=dense,
@@ -141,8 +149,12 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
     file = place / "config.json"
     if not file.is_file():
         raise ModelNotFoundError(f"{place} is not a checkpoint: it has no config.json")
-    config = {**read_json(file), **settings.config}
+    config = text_settings({**read_json(file), **settings.config})
     check_config(config, str(file))
+    if settings.chat_template and config["model_type"] not in _PLAIN_TEMPLATES:
+        raise ModelNotFoundError(
+            f"{place} puts texts through a chat template (modality_config has 'message'), which this package does not"
+        )
     key = find_architecture(str(config["model_type"])).hidden_size
     # The last two are what older decoders call it.
     config.setdefault("hidden_size", config.get(key) or config.get("n_embd") or config.get("d_model"))
@@ -226,8 +238,14 @@ def _similarity(sentence_config: SentenceConfig, family: Family | None) -> Simil
     return family.similarity if family else "cosine"
 
 
-def _max_tokens(folder: Path, config: Mapping[str, Any], settings: TransformerSettings, spec: ModelSpec | None) -> int:
-    """Return the longest text in tokens: the sentence-transformers setting, else registry, tokenizer and positions."""
+def _max_tokens(
+    folder: Path,
+    config: Mapping[str, Any],
+    settings: TransformerSettings,
+    spec: ModelSpec | None,
+    family: Family | None,
+) -> int:
+    """Return the longest text in tokens: the sentence-transformers setting, else registry, family and tokenizer."""
     architecture = find_architecture(config["model_type"])
     positions = _UNBOUNDED
     if architecture.positions and config.get(architecture.positions) is not None:
@@ -238,8 +256,8 @@ def _max_tokens(folder: Path, config: Mapping[str, Any], settings: TransformerSe
         raise ModelNotFoundError(f"{folder / 'config.json'} leaves no position for a token")
     if settings.max_tokens:
         return min(settings.max_tokens, positions)
-    if spec:
-        return min(spec.max_tokens, positions)
+    if known := spec.max_tokens if spec else family.max_tokens if family else None:
+        return min(known, positions)
     file = folder / "tokenizer_config.json"
     tokenizer = validate(TokenizerConfig, _read_optional(file), file)
     limit = int(min(tokenizer.model_max_length or _UNBOUNDED, positions))

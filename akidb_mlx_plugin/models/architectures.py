@@ -28,10 +28,11 @@ class Architecture:
         both_ways: whether tokens see what comes after them, where the configuration does not say.
         hidden_size: name of the setting for the width of the token vectors.
         positions: name of the setting for the number of positions; None where there is no such limit.
+        offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
+        text_config: whether it is one tower of several, whose settings lie in `text_config`.
         code: what published checkpoints name in `auto_map` whose computation is this one: a class, or "file.Class".
         projection: name of a linear layer without a bias that some checkpoints have behind their last norm; its width
             is `num_labels`.
-        offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
     """
 
     module: str
@@ -40,6 +41,7 @@ class Architecture:
     hidden_size: str = "hidden_size"
     positions: str | None = "max_position_embeddings"
     offset_positions: bool = False
+    text_config: bool = False
     code: tuple[str, ...] = ()
     projection: str | None = None
 
@@ -56,6 +58,9 @@ _ADVICE: Mapping[str, str] = {
     ),
     "PPLXQwen3Model": "its modules round vectors to 8 bits by code of the checkpoint's own too (st_quantize)",
 }
+_EMBEDDING_GEMMA2 = Architecture(
+    "embedding_gemma2", "EmbeddingGemma2Encoder", hidden_size="embedding_dim", text_config=True
+)
 ARCHITECTURES = {
     "albert": Architecture("albert", "AlbertEncoder"),
     "bert": Architecture("bert", "BertEncoder", code=("JinaBertModel",)),
@@ -63,10 +68,16 @@ ARCHITECTURES = {
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     "distilbert": Architecture("distilbert", "DistilBertEncoder", hidden_size="dim"),
     "electra": Architecture("electra", "ElectraEncoder"),
+    "embedding_gemma2": _EMBEDDING_GEMMA2,
+    # The text tower alone, as transformers' EmbeddingGemma2TextModel saves itself.
+    "embedding_gemma2_text": _EMBEDDING_GEMMA2,
     "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("EuroBertModel",)),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
     "gte": Architecture("gte", "GteEncoder", code=("GteModel", "NewModel")),
     "jina_embeddings_v3": Architecture("jina_embeddings_v3", "JinaV3Encoder"),
+    # LiquidAI's encoders have the model_type of the decoder, and name their class.
+    "lfm2": Architecture("lfm2", "Lfm2Encoder", both_ways=False, code=("Lfm2BidirectionalModel",)),
+    "lfm2_bidirectional": Architecture("lfm2", "Lfm2Encoder"),
     "llama": Architecture("llama", "LlamaEncoder", both_ways=False),
     "llama_bidirec": Architecture("llama", "LlamaEncoder", code=("LlamaBidirectionalModel",)),
     "ministral": Architecture("mistral", "MinistralEncoder", both_ways=False),
@@ -159,21 +170,45 @@ def projection_of(config: Mapping[str, Any]) -> int | None:
     return width
 
 
+def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `config.json` with the settings of the text encoder at its top, whatever other towers it has.
+
+    Args:
+        config: as it is written, or as this function returns it.
+    Returns:
+        `hidden_size` is the width of the token vectors, after the projection that an encoder may end with; an encoder
+        whose own width differs, or whose settings were nested, has its own in `text_config`.
+    Raises:
+        ModelNotFoundError: `text_config` is not there, or is not an object.
+    """
+    architecture = find_architecture(str(config.get("model_type")))
+    if not architecture.text_config:
+        return dict(config)
+    inner = config.get("text_config", config)
+    if not isinstance(inner, Mapping):
+        raise ModelNotFoundError(f"config.json has {inner!r} as text_config, where the settings of the encoder belong")
+    return {**inner, **config, "text_config": dict(inner), "hidden_size": inner.get(architecture.hidden_size)}
+
+
 def attends_both_ways(config: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint's tokens see what comes after them: by its config.json, else by its architecture.
 
     Args:
-        config: `config.json`; `is_causal`, `use_bidirectional_attention` and the names in `architectures` decide.
+        config: `config.json`; `is_causal`, `use_bidirectional_attention` and the names in `architectures` decide. As in
+            transformers, one of the two settings is enough.
     """
     if config.get("is_causal") is False or config.get("use_bidirectional_attention") is True:
         return True
     if config.get("is_causal") is True or config.get("use_bidirectional_attention") is False:
         return False
-    if any(_BOTH_WAYS_CLASS.search(str(name)) for name in config.get("architectures") or ()):
-        return True
-    if _code(config) == _GTE_QWEN2:
-        return True
-    return find_architecture(str(config.get("model_type"))).both_ways
+    return named_both_ways(config) or find_architecture(str(config.get("model_type"))).both_ways
+
+
+def named_both_ways(config: Mapping[str, Any]) -> bool:
+    """Return whether `architectures` or `auto_map` names a class that attends in both directions."""
+    code = _code(config)
+    named = [*(config.get("architectures") or ()), code]
+    return code == _GTE_QWEN2 or any(_BOTH_WAYS_CLASS.search(str(name)) for name in named)
 
 
 def check_pooling(config: Mapping[str, Any], modes: Collection[str]) -> None:

@@ -15,6 +15,8 @@ from akidb_mlx_plugin.nn.batch import Tokens
 
 # Tokens from which computing a layer takes longer than waking the thread that waits for it.
 _SETTLED_TOKENS = 64
+# What transformers' classes for a task have beside a decoder or encoder: classification, questions, language.
+TASK_HEADS = ("classifier.", "lm_head.", "qa_outputs.", "score.")
 
 
 class Encoder(nn.Module):
