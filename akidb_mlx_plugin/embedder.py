@@ -112,6 +112,7 @@ class Embedder:
                 checkpoint.max_tokens,
                 end_token=checkpoint.end_token,
                 lowercase=checkpoint.lowercase,
+                adds_special=checkpoint.adds_special_tokens,
             )
             if chosen == "gpu":
                 workers = WorkerPool(chosen, 1, ahead=1)

@@ -25,7 +25,15 @@ class TokenRows:
 class TextTokenizer:
     """The checkpoint's tokenizer with truncation at the model's length and no padding."""
 
-    def __init__(self, folder: Path, max_tokens: int, *, end_token: str | None = None, lowercase: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int,
+        *,
+        end_token: str | None = None,
+        lowercase: bool = False,
+        adds_special: bool = True,
+    ) -> None:
         """Read `tokenizer.json`.
 
         Args:
@@ -33,6 +41,7 @@ class TextTokenizer:
             max_tokens: longest row, special tokens included.
             end_token: every row must end with it, also after truncation.
             lowercase: fold case first, as an old sentence-transformers setting asks.
+            adds_special: whether a text gets the tokenizer's special tokens around it.
         Raises:
             ModelNotFoundError: the file is missing or damaged, or has no such end token.
         """
@@ -55,6 +64,7 @@ class TextTokenizer:
             present = self._tokenizer.normalizer
             self._tokenizer.normalizer = InOrder([Lowercase(), *([present] if present else [])])
         self._tokenizer.no_padding()
+        self._adds_special = adds_special
         self._end_id = self._missing_end_id(end_token)
         self._tokenizer.enable_truncation(max_length=max_tokens - (self._end_id is not None))
 
@@ -66,7 +76,7 @@ class TextTokenizer:
         Raises:
             InvalidInputError: a text makes no token at all.
         """
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=self._adds_special)
         ids = [encoding.ids for encoding in encodings]
         if self._end_id is not None:
             ids = [[*row, self._end_id] for row in ids]
@@ -79,7 +89,7 @@ class TextTokenizer:
         """Return how many leading tokens of a text a prompt makes: its tokens and the template's opening ones."""
         if not prompt:
             return 0
-        encoding = self._tokenizer.encode(prompt)
+        encoding = self._tokenizer.encode(prompt, add_special_tokens=self._adds_special)
         closing = encoding.special_tokens_mask[::-1].index(0) if 0 in encoding.special_tokens_mask else 0
         return len(encoding.ids) - closing
 

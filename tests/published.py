@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from checkpoint_helpers import add_dense, change, front_matter, write
+from checkpoint_helpers import change, front_matter, write
 from golden_models import GOLDEN
 
 from akidb_mlx_plugin.types import Similarity
@@ -42,8 +42,9 @@ class Published:
         query, document: prompts that come out where the repository is known.
         files: further settings by file; a value of None drops the setting.
         dense: folder of the dense layer, where it is not named after its place.
-        tanh: whether there is a dense layer with tanh, made up where the golden has none.
+        activation: of a dense layer that is made up where the golden has none; it has a bias.
         base_model: of the front matter of README.md.
+        is_told: whether its prompts alone tell its family.
         converted: as converters to MLX leave it: no folders, dense layers inside the weights.
         similarity: what vectors are compared by.
         dimensions: lengths that vectors may be cut to beside the whole; None: that one alone.
@@ -62,8 +63,9 @@ class Published:
     document: str = ""
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     dense: str = ""
-    tanh: bool = False
+    activation: str = "linear.Identity"
     base_model: str = ""
+    is_told: bool = False
     converted: bool = False
     similarity: Similarity = "cosine"
     dimensions: range | tuple[int, ...] | None = None
@@ -78,7 +80,8 @@ class Published:
     @property
     def knows_prompts(self) -> bool:
         """Whether the folder says its prompts by itself, or that it has none."""
-        return bool(self.base_model) or any((self.prompts or {}).values()) or not (self.query or self.document)
+        own = [(self.prompts or {}).get(name) for name in ("query", "document", "passage")]
+        return bool(self.base_model) or any(own) or not (self.query or self.document)
 
     def build(self, folder: Path) -> Path:
         """Write it into a folder that is not there yet; returns the folder."""
@@ -98,6 +101,7 @@ class Published:
             versions = {"sentence_transformers": "3.1.1", "transformers": "4.45.2", "pytorch": "2.4.1"}
             prompts = {} if self.prompts is None else {"prompts": dict(self.prompts), "default_prompt_name": None}
             write(folder / "config_sentence_transformers.json", {"__version__": versions, **prompts})
+        change(folder / "tokenizer_config.json", model_max_length=self.longest or self.tokens)
         for name, settings in self.files.items():
             change(folder / name, **settings)
             content = json.loads((folder / name).read_text("utf-8"))
@@ -115,15 +119,23 @@ class Published:
             path = "" if kind == "Transformer" else f"{i}_{kind}"
             if kind == "Dense" and self.dense:
                 path = self.dense
-                heads[0] = heads[0].rename(folder / path)
+                heads[:1] = [place.rename(folder / path) for place in heads[:1]]
             entries.append({"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"})
         write(folder / "modules.json", entries)
-        if self.tanh and not heads:
+        if "Dense" in self.modules and not heads:
             side = json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]
-            add_dense(folder, 2, (side, side), activation_function="torch.nn.modules.activation.Tanh")
+            _make_head(folder / (self.dense or "2_Dense"), side, self.activation)
         if not self.converted:
             flags = {flag: mode == self.pooling for mode, flag in _FLAGS.items()}
             write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": self.width, **flags})
+
+
+def _make_head(place: Path, side: int, activation: str) -> None:
+    """Write a square dense layer with a bias."""
+    settings = {"in_features": side, "out_features": side, "bias": True}
+    write(place / "config.json", {**settings, "activation_function": f"torch.nn.modules.{activation}"})
+    weight, bias = (mx.random.normal(shape, key=mx.random.key(2)) * 0.3 for shape in ((side, side), (side,)))
+    mx.save_safetensors(str(place / "model.safetensors"), {"linear.weight": weight, "linear.bias": bias})
 
 
 def _move_heads_inside(folder: Path, heads: list[Path]) -> None:

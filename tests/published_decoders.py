@@ -1,4 +1,4 @@
-"""Published checkpoints of decoders, of those that look both ways, and conversions to MLX: see published_encoders.py."""
+"""Published checkpoints of decoders, one way and both, and conversions to MLX; facts as in published_encoders."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ _VOYAGE = {
     "query": "Represent the query for retrieving supporting documents: ",
     "document": "Represent the document for retrieval: ",
 }
+_NEMOTRON = {
+    "model_type": "llama_bidirec",
+    "architectures": ["LlamaBidirectionalModel"],
+    "auto_map": {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"},
+    "is_causal": None,
+    "pooling": "avg",
+}
 _GEMMA_MODULES = "Transformer Pooling Dense Dense Normalize"
 
 DECODERS = (
@@ -29,6 +36,7 @@ DECODERS = (
         query=_QWEN3,
         dimensions=range(32, 1024),
         end="<|endoftext|>",
+        is_told=True,
     ),
     Published(
         ("Qwen/Qwen3-Embedding-4B", "Qwen/Qwen3-Embedding-8B"),
@@ -41,6 +49,7 @@ DECODERS = (
         query=_QWEN3,
         dimensions=range(32, 2560),
         end="<|endoftext|>",
+        is_told=True,
     ),
     Published(
         ("google/embeddinggemma-300m",),
@@ -52,6 +61,28 @@ DECODERS = (
         query=_GEMMA["query"],
         document=_GEMMA["document"],
         dimensions=(128, 256, 512),
+        is_told=True,
+    ),
+    Published(
+        ("google/embeddinggemma-2",),
+        "embedding_gemma2",
+        768,
+        tokens=None,
+        longest=8192,
+        prompts=_GEMMA,
+        query=_GEMMA["query"],
+        document=_GEMMA["document"],
+        dimensions=(128, 256, 512),
+    ),
+    Published(
+        ("LiquidAI/LFM2.5-Embedding-350M",),
+        "lfm2_bidirectional",
+        1024,
+        "Transformer Pooling",
+        "cls",
+        prompts={"query": "query: ", "document": "document: "},
+        query="query: ",
+        document="document: ",
     ),
     Published(
         ("intfloat/e5-mistral-7b-instruct",),
@@ -97,7 +128,7 @@ DECODERS = (
         },
         end="<|endoftext|>",
     ),
-    # Nothing in its settings says that it looks both ways: its code does.
+    # That it looks both ways is said by no setting here, but by its code.
     Published(
         ("NovaSearch/stella_en_1.5B_v5",),
         "qwen2_both_ways",
@@ -105,7 +136,7 @@ DECODERS = (
         "Transformer Pooling Dense",
         prompts={"s2p_query": f"{_QWEN3[:-7]}.\nQuery: "},
         query=f"{_QWEN3[:-7]}.\nQuery: ",
-        tanh=True,
+        dense="2_Dense_1024",
         files={
             "config.json": {
                 "architectures": ["Qwen2ForCausalLM"],
@@ -122,15 +153,7 @@ DECODERS = (
         tokens=8192,
         query="query: ",
         document="passage: ",
-        files={
-            "config.json": {
-                "model_type": "llama_bidirec",
-                "architectures": ["LlamaBidirectionalModel"],
-                "auto_map": {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"},
-                "is_causal": None,
-                "pooling": "avg",
-            }
-        },
+        files={"config.json": _NEMOTRON},
         dimensions=(384, 512, 768, 1024),
     ),
     Published(
@@ -138,14 +161,7 @@ DECODERS = (
         "llama_both_ways",
         4096,
         tokens=32768,
-        files={
-            "config.json": {
-                "model_type": "llama_bidirec",
-                "architectures": ["LlamaBidirectionalModel"],
-                "auto_map": {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"},
-                "is_causal": None,
-            }
-        },
+        files={"config.json": _NEMOTRON},
     ),
     # What is trained from Llama 3 in one direction, with its scaled rotary positions.
     Published(("org/llama-3-embedder",), "llama_scaled", 2048, pooling="lasttoken", tokens=8192),
@@ -168,6 +184,7 @@ DECODERS = (
         query=_VOYAGE["query"],
         document=_VOYAGE["document"],
         dimensions=(256, 512, 1024),
+        is_told=True,
     ),
     # With the adapter merged.
     Published(

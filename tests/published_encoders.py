@@ -12,6 +12,7 @@ from typing import Any
 from published import Published
 
 _PASSAGES = "Represent this sentence for searching relevant passages: "
+_STELLA = "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: "
 _NOMIC = {
     "query": "search_query: ",
     "document": "search_document: ",
@@ -36,11 +37,14 @@ def _st(names: str) -> tuple[str, ...]:
 
 BERT = (
     Published(_st("all-MiniLM-L6-v2"), "bert", 384, tokens=256),
-    Published(_st("all-MiniLM-L12-v2 paraphrase-MiniLM-L6-v2"), "bert", 384, tokens=128, modules=_NO_NORM),
+    Published(_st("all-MiniLM-L12-v2"), "bert", 384, tokens=128),
+    Published(_st("paraphrase-MiniLM-L6-v2"), "bert", 384, _NO_NORM, tokens=128),
     Published(_st("multi-qa-MiniLM-L6-cos-v1"), "bert", 384),
     # The tokenizer is XLM-RoBERTa's.
     Published(_st("paraphrase-multilingual-MiniLM-L12-v2"), "bert", 384, tokens=128, modules=_NO_NORM),
-    Published(_st("LaBSE"), "bert", 768, "Transformer Pooling Dense Normalize", "cls", 256, tanh=True),
+    Published(
+        _st("LaBSE"), "bert", 768, "Transformer Pooling Dense Normalize", "cls", 256, activation="activation.Tanh"
+    ),
     Published(
         _names("BAAI", "bge-large-en-v1.5"),
         "bert",
@@ -288,10 +292,10 @@ MODERN = (
         1024,
         "Transformer Pooling Dense",
         prompts={
-            "s2p_query": "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: ",
+            "s2p_query": _STELLA,
             "s2s_query": "Instruct: Retrieve semantically similar text.\nQuery: ",
         },
-        query="Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: ",
+        query=_STELLA,
         dense="2_Dense_1024",
         files=_code("modeling.NewModel"),
     ),

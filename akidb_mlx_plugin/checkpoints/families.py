@@ -206,6 +206,7 @@ FAMILIES = (
     ),
     Family(
         "jinaai/jina-embeddings-v3",
+        ("jinaai/jina-embeddings-v3-hf",),
         pooling="mean",
         prompts={
             "query": "Represent the query for retrieving evidence documents: ",
@@ -232,6 +233,7 @@ FAMILIES = (
         },
         dimensions=(256, 512, 1024, 2048),
         dense=1,
+        model_type="qwen3",
     ),
     # Its card has an instruction for each task, and says no general one.
     Family("nvidia/llama-embed-nemotron-8b", pooling="mean"),
