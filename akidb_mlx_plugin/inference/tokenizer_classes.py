@@ -1,9 +1,10 @@
-"""What transformers' tokenizer classes make of a vocabulary, whatever tokenizer.json says about the rest.
+"""What transformers' tokenizer classes make of a vocabulary and of their settings.
 
-A class builds its own normalizer, pre-tokenizer and mostly its own template from its settings. It takes the vocabulary
-from tokenizer.json, the table of a sentencepiece normalizer, and the template if it has none.
+In transformers 5 a class builds its own normalizer, pre-tokenizer and mostly its own template. It takes the vocabulary
+from tokenizer.json, the table of a sentencepiece normalizer, and the template if it has none. In 4.x it took all of
+tokenizer.json and changed what its settings say.
 
-Source: transformers 5.24, `models/*/tokenization_*.py`.
+Source: `models/*/tokenization_*.py` of transformers 5.24, `tokenization_*_fast.py` of 4.57.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ NamedTokens = Mapping[str, AddedToken | str | None]
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_ENDS_OF_TEXT = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
 _BERT_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 _ROBERTA_TOKENS = {
     "bos_token": "<s>",
@@ -44,7 +44,8 @@ class TokenizerClass:
     """One of transformers' classes.
 
     Attributes:
-        build: sets model, normalizer and pre-tokenizer of a tokenizer that has those of tokenizer.json.
+        build: sets model, normalizer and pre-tokenizer of a tokenizer that has those of tokenizer.json, as 5 does.
+        adapt: makes a tokenizer from tokenizer.json do what the settings say, as 4.x does; returns whether that works.
         tokens: its special tokens where the folder names none.
         template: names of the tokens that open and close a text; None: as tokenizer.json says.
         vocabulary: files that it is read from where there is no tokenizer.json.
@@ -53,7 +54,8 @@ class TokenizerClass:
     """
 
     build: Callable[[Tokenizer, TokenizerSettings, NamedTokens], None]
-    tokens: Mapping[str, str]
+    adapt: Callable[[Tokenizer, TokenizerSettings], bool]
+    tokens: Mapping[str, str | None]
     template: tuple[str | None, str] | None = None
     vocabulary: tuple[str, ...] = ()
     mask_takes_space: bool = False
@@ -88,22 +90,48 @@ def surround(tokenizer: Tokenizer, opening: str | None, closing: str | None) -> 
 
 
 def _build_bert(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTokens) -> None:
-    accents = settings.values.get("strip_accents")
     tokenizer.model = as_word_piece(tokenizer.model, str(named["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.flag("tokenize_chinese_chars", True),
-        # Not set: as lower case is.
-        strip_accents=None if accents is None else settings.flag("strip_accents", True),
-        lowercase=settings.flag("do_lower_case", True),
-    )
+    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=True, **_bert_flags(settings))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+
+def _adapt_bert(tokenizer: Tokenizer, settings: TokenizerSettings) -> bool:
+    if not isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        return not settings.says("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+    cleans = read_state(tokenizer.normalizer)["clean_text"]
+    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=cleans, **_bert_flags(settings))
+    return True
+
+
+def _bert_flags(settings: TokenizerSettings) -> dict[str, Any]:
+    return {
+        "handle_chinese_chars": settings.flag("tokenize_chinese_chars", True),
+        # Where it is not said, accents go as capitals do.
+        "strip_accents": settings.flag("strip_accents", True) if settings.says("strip_accents") else None,
+        "lowercase": settings.flag("do_lower_case", True),
+    }
 
 
 def _build_byte_level(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTokens) -> None:
     tokenizer.model = as_bpe(tokenizer.model)
     tokenizer.normalizer = None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.flag("add_prefix_space", False))
+
+
+def _adapt_byte_level(tokenizer: Tokenizer, settings: TokenizerSettings) -> bool:
+    part = tokenizer.pre_tokenizer
+    last: Any = part
+    if isinstance(part, pre_tokenizers.Sequence):
+        last = part[len(read_state(part)["pretokenizers"]) - 1]
+    if not isinstance(last, pre_tokenizers.ByteLevel):
+        return not settings.says("add_prefix_space")
+    last.add_prefix_space = _optional_flag(settings, "add_prefix_space", False)
+    return True
+
+
+def _adapt_by(*keys: str) -> Callable[[Tokenizer, TokenizerSettings], bool]:
+    """Return how a class adapts a tokenizer that cannot do what these settings say, other than as it does already."""
+    return lambda tokenizer, settings: not settings.says(*keys)
 
 
 def _build_qwen(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTokens) -> None:
@@ -175,38 +203,35 @@ def _optional_flag(settings: TokenizerSettings, key: str, default: bool) -> bool
     return default if settings.values.get(key) is None else settings.flag(key, default)
 
 
-_BERT = TokenizerClass(_build_bert, _BERT_TOKENS, ("cls_token", "sep_token"), ("vocab.txt",))
+_FRAME = ("cls_token", "sep_token")
 _MERGES = ("vocab.json", "merges.txt")
-_ROBERTA = TokenizerClass(_build_byte_level, _ROBERTA_TOKENS, ("cls_token", "sep_token"), _MERGES)
-_ALBERT_TOKENS = _BERT_TOKENS | {
-    "bos_token": "[CLS]",
-    "eos_token": "[SEP]",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-}
+_END_OF_TEXT = "<|endoftext|>"
+_BERT = TokenizerClass(_build_bert, _adapt_bert, _BERT_TOKENS, _FRAME, ("vocab.txt",))
+_MPNET_TOKENS = _ROBERTA_TOKENS | {"unk_token": "[UNK]"}
+_ROBERTA = TokenizerClass(_build_byte_level, _adapt_byte_level, _ROBERTA_TOKENS, _FRAME, _MERGES)
+_GPT2_TOKENS = dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END_OF_TEXT) | {"pad_token": None}
+_QWEN_TOKENS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), _END_OF_TEXT)
+_GEMMA_TOKENS = {f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad", "mask")}
+_LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+_T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_ALBERT_TOKENS = _BERT_TOKENS | {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 TOKENIZER_CLASSES = {
     **dict.fromkeys(("BertTokenizer", "ConvBertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), _BERT),
     **dict.fromkeys(("LxmertTokenizer", "MobileBertTokenizer", "SqueezeBertTokenizer"), _BERT),
-    **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer"), _ROBERTA),
     "MPNetTokenizer": TokenizerClass(
-        _build_bert, _ROBERTA_TOKENS | {"unk_token": "[UNK]"}, _BERT.template, _BERT.vocabulary, mask_takes_space=True
+        _build_bert, _adapt_bert, _MPNET_TOKENS, _FRAME, _BERT.vocabulary, mask_takes_space=True
     ),
-    "GPT2Tokenizer": TokenizerClass(_build_byte_level, _ENDS_OF_TEXT, vocabulary=_MERGES),
-    "Qwen2Tokenizer": TokenizerClass(
-        _build_qwen,
-        dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
-        vocabulary=_MERGES,
-        plain_tokens=True,
+    **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer"), _ROBERTA),
+    "GPT2Tokenizer": TokenizerClass(_build_byte_level, _adapt_byte_level, _GPT2_TOKENS, None, _MERGES),
+    "Qwen2Tokenizer": TokenizerClass(_build_qwen, _adapt_byte_level, _QWEN_TOKENS, None, _MERGES, plain_tokens=True),
+    "GemmaTokenizer": TokenizerClass(_build_gemma, _adapt_by(), _GEMMA_TOKENS),
+    "LlamaTokenizer": TokenizerClass(_build_llama, _adapt_by("add_prefix_space", "legacy"), _LLAMA_TOKENS),
+    "XLMRobertaTokenizer": TokenizerClass(
+        _build_xlm_roberta, _adapt_by("add_prefix_space"), _ROBERTA_TOKENS, ("bos_token", "eos_token")
     ),
-    "GemmaTokenizer": TokenizerClass(
-        _build_gemma,
-        {f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad", "mask")},
+    "T5Tokenizer": TokenizerClass(_build_t5, _adapt_by(), _T5_TOKENS, (None, "eos_token")),
+    "AlbertTokenizer": TokenizerClass(
+        _build_albert, _adapt_by("add_prefix_space", "do_lower_case", "keep_accents"), _ALBERT_TOKENS, _FRAME
     ),
-    "LlamaTokenizer": TokenizerClass(_build_llama, {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}),
-    "XLMRobertaTokenizer": TokenizerClass(_build_xlm_roberta, _ROBERTA_TOKENS, ("bos_token", "eos_token")),
-    "T5Tokenizer": TokenizerClass(
-        _build_t5, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, (None, "eos_token")
-    ),
-    "AlbertTokenizer": TokenizerClass(_build_albert, _ALBERT_TOKENS, _BERT.template),
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from copy import deepcopy
 from typing import Any
 
 from tokenizers import Tokenizer, models
@@ -22,8 +23,8 @@ def read_state(part: Any) -> dict[str, Any]:
     return state
 
 
-def as_word_piece(model: Any, unknown: str) -> models.WordPiece:
-    """Return a model as BERT's classes have it.
+def as_word_piece(model: Any, unknown: str) -> Any:
+    """Return a model as BERT's classes have it, the same one where nothing changes.
 
     Raises:
         ModelNotFoundError: it is of another kind, or has no unknown token.
@@ -34,14 +35,12 @@ def as_word_piece(model: Any, unknown: str) -> models.WordPiece:
         raise _wrong_kind(model, "WordPiece")
     if model.token_to_id(unknown) is None:
         raise ModelNotFoundError(f"the vocabulary has no {unknown!r}, which stands for unknown words; {REMEDY}")
-    model.unk_token = unknown
-    model.continuing_subword_prefix = "##"
-    model.max_input_chars_per_word = 100
-    return model
+    wanted = {"unk_token": unknown, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    return _with_attributes(model, wanted)
 
 
-def as_bpe(model: Any, *, unknown: str | None = None, fallback: bool = False) -> models.BPE:
-    """Return a model as the classes with merges have it.
+def as_bpe(model: Any, *, unknown: str | None = None, fallback: bool = False) -> Any:
+    """Return a model as the classes with merges have it, the same one where nothing changes.
 
     Args:
         unknown: token of characters that are not in the vocabulary; None: they are left out.
@@ -49,19 +48,22 @@ def as_bpe(model: Any, *, unknown: str | None = None, fallback: bool = False) ->
     Raises:
         ModelNotFoundError: it is of another kind.
     """
-    if not isinstance(model, models.BPE):
-        raise _wrong_kind(model, "BPE")
-    if model.continuing_subword_prefix or model.end_of_word_suffix:
-        raise ModelNotFoundError(f"tokenizer.json marks parts of words, which its tokenizer_class does not; {REMEDY}")
-    model.dropout = None
-    model.ignore_merges = False
-    model.fuse_unk = fallback
-    model.byte_fallback = fallback
-    model.unk_token = unknown
+    if not isinstance(model, models.BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
+        raise _wrong_kind(model, "BPE without marks inside words")
+    wanted = {"unk_token": unknown, "dropout": None, "ignore_merges": False}
+    return _with_attributes(model, wanted | {"fuse_unk": fallback, "byte_fallback": fallback})
+
+
+def _with_attributes(model: Any, wanted: Mapping[str, Any]) -> Any:
+    """Return a model with these attributes; one that has others stays as it is beside its copy."""
+    if any(getattr(model, name) != value for name, value in wanted.items()):
+        model = deepcopy(model)
+        for name, value in wanted.items():
+            setattr(model, name, value)
     return model
 
 
-def as_unigram(model: Any, unknown_id: int) -> models.Unigram:
+def as_unigram(model: Any, unknown_id: int) -> Any:
     """Return a model as the classes from sentencepiece with scores have it.
 
     Raises:

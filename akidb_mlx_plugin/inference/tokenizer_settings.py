@@ -44,83 +44,24 @@ _CLASS_OF_MODEL = {
     "xlm-roberta": "XLMRobertaTokenizer",
 }
 # Model types whose folders name a class that is wrong for them: transformers takes tokenizer.json as it is.
-_AS_IT_IS = [
-    "arctic",
-    "beam",
-    "bigbird_pegasus",
-    "ernie4_5",
-    "ernie4_5_moe",
-    "flex_olmo",
-    "glm",
-    "glm4",
-    "glm4_moe",
-    "glm4_moe_lite",
-    "gpt_bigcode",
-    "granite",
-    "granitemoe",
-    "granitemoehybrid",
-    "granitemoeshared",
-    "hyperclovax",
-    "internlm2",
-    "internlm3",
-    "iquestcoder",
-    "jamba",
-    "kimi_linear",
-    "mimo_v2_flash",
-    "minicpm3",
-    "minimax_m2",
-    "ministral",
-    "ministral3",
-    "mistral",
-    "mistral3",
-    "mixtral",
-    "modernbert",
-    "modernbert-decoder",
-    "nemotron",
-    "nystromformer",
-    "olmo2",
-    "olmo3",
-    "olmo_hybrid",
-    "persimmon",
-    "phi3",
-    "phimoe",
-    "stablelm",
-    "umt5",
-    "xlm-roberta-xl",
-]
+_MODELS_AS_SAVED = """
+arctic beam bigbird_pegasus ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite gpt_bigcode granite
+granitemoe granitemoehybrid granitemoeshared hyperclovax internlm2 internlm3 iquestcoder jamba kimi_linear
+mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral modernbert modernbert-decoder nemotron
+nystromformer olmo2 olmo3 olmo_hybrid persimmon phi3 phimoe stablelm umt5 xlm-roberta-xl
+"""
+_AS_SAVED = frozenset(_MODELS_AS_SAVED.split())
 # Model types for which it takes the class of the table above, whatever the folder names.
 _ALWAYS_OF_MODEL = {"qwen2"}
 # Classes that put beginning and end tokens by their settings before transformers 5, which goes by tokenizer.json.
 _ADDING_ENDS = {"CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer"}
 _PATCHED = {"mistral", "mistral3", "ministral", "pixtral", "voxtral"}
-# Python code, which works on the words of a text before any vocabulary does.
-_IN_PYTHON = [
-    "BartphoTokenizer",
-    "BertGenerationTokenizer",
-    "BertJapaneseTokenizer",
-    "BertweetTokenizer",
-    "BioGptTokenizer",
-    "BlenderbotSmallTokenizer",
-    "ByT5Tokenizer",
-    "CTRLTokenizer",
-    "CanineTokenizer",
-    "CpmAntTokenizer",
-    "CpmTokenizer",
-    "EsmTokenizer",
-    "FSMTTokenizer",
-    "FlaubertTokenizer",
-    "GPTNeoXJapaneseTokenizer",
-    "GPTSw3Tokenizer",
-    "M2M100Tokenizer",
-    "MarianTokenizer",
-    "PLBartTokenizer",
-    "PerceiverTokenizer",
-    "PhobertTokenizer",
-    "ProphetNetTokenizer",
-    "RoCBertTokenizer",
-    "TapasTokenizer",
-    "XLMTokenizer",
-]
+# Classes of Python code, which does something to a text before any vocabulary is looked at.
+_CLASSES_IN_PYTHON = """
+Bartpho BertGeneration BertJapanese Bertweet BioGpt BlenderbotSmall ByT5 CTRL Canine CpmAnt Cpm Esm FSMT Flaubert
+GPTNeoXJapanese GPTSw3 M2M100 Marian PLBart Perceiver Phobert ProphetNet RoCBert Tapas XLM
+"""
+_IN_PYTHON = frozenset(f"{name}Tokenizer" for name in _CLASSES_IN_PYTHON.split())
 
 
 @dataclass(frozen=True)
@@ -140,6 +81,10 @@ class TokenizerSettings:
     added: Mapping[int, AddedToken | str] = field(default_factory=dict)
     complete: bool = False
     adds_ends: bool = False
+
+    def says(self, *keys: str) -> bool:
+        """Return whether the folder sets any of these."""
+        return any(self.values.get(key) is not None for key in keys)
 
     def flag(self, key: str, default: bool) -> bool:
         """Return a setting that is true or false.
@@ -193,6 +138,11 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
     return TokenizerSettings(kind, values, added, adds_ends=adds_ends)
 
 
+def is_token(value: Any) -> bool:
+    """Return whether a setting's value is a token: a string, or an object that says how a token is found."""
+    return isinstance(value, str) or hasattr(value, "lstrip") or (isinstance(value, dict) and "content" in value)
+
+
 def to_token(key: str, value: Any) -> AddedToken | str:
     """Return a token as transformers holds it: a string, or with its properties where the file gives them.
 
@@ -214,7 +164,7 @@ def to_token(key: str, value: Any) -> AddedToken | str:
 
 def _find_kind(named: str, model_type: str) -> str:
     """Return the class that transformers takes, "" for a plain reader of tokenizer.json."""
-    if model_type in _AS_IT_IS:
+    if model_type in _AS_SAVED:
         return ""
     kind = _CLASS_OF_MODEL[model_type] if model_type in _ALWAYS_OF_MODEL else named
     if kind in _IN_PYTHON:
