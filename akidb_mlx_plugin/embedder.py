@@ -110,6 +110,7 @@ class Embedder:
             tokenizer = TextTokenizer(
                 checkpoint.folder,
                 checkpoint.max_tokens,
+                rows=checkpoint.config.get("vocab_size"),
                 end_token=checkpoint.end_token,
                 lowercase=checkpoint.lowercase,
             )
@@ -247,11 +248,24 @@ class Embedder:
 
     def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
         if self._device == "gpu":
-            return list(pack_padded(rows, _GPU_TOKENS))
-        total = sum(map(len, rows))
-        # Enough batches that every thread has one, unless they would be too small to be worth it.
-        budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
-        return list(pack_exact(rows, budget))
+            batches = list(pack_padded(rows, _GPU_TOKENS))
+        else:
+            total = sum(map(len, rows))
+            # Enough batches that every thread has one, unless they would be too small to be worth it.
+            budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
+            batches = list(pack_exact(rows, budget))
+        self._check_ids(batches)
+        return batches
+
+    def _check_ids(self, batches: list[TokenBatch]) -> None:
+        """Stop an id that the tokenizer should never give: MLX would read whatever lies behind the table."""
+        rows = self._checkpoint.config.get("vocab_size")
+        highest = max(int(batch.ids.max()) for batch in batches)
+        if rows is not None and highest >= rows:
+            raise EmbeddingError(
+                f"a text has the token id {highest}, and {self._checkpoint.name} has embeddings for {rows}; its "
+                "tokenizer.json belongs to another model"
+            )
 
     def _forward(self, batch: TokenBatch, skip: int) -> mx.array:
         """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
