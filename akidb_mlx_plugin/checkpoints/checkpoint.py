@@ -14,7 +14,6 @@ from akidb_mlx_plugin.checkpoints.families import Family
 from akidb_mlx_plugin.checkpoints.head import DenseLayer
 from akidb_mlx_plugin.checkpoints.schemas import TokenizerConfig, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
-from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.manifest import digest_of_folder
 from akidb_mlx_plugin.registry import ModelSpec
@@ -94,11 +93,6 @@ class Checkpoint:
         if self.spec:
             return self.spec.dimension
         return self.truncate_dim or self.native_dimension
-
-    @property
-    def adds_special_tokens(self) -> bool:
-        """Whether texts get the tokenizer's special tokens around them; of a table of token vectors they do not."""
-        return self.model_type != STATIC
 
     @property
     def end_token(self) -> str | None:

@@ -254,6 +254,8 @@ def _max_tokens(
         positions -= (1 if config.get("pad_token_id") is None else _whole_number(config, "pad_token_id", 0)) + 1
     if positions < 1:
         raise ModelNotFoundError(f"{folder / 'config.json'} leaves no position for a token")
+    if config["model_type"] == STATIC:
+        return positions
     if settings.max_tokens:
         return min(settings.max_tokens, positions)
     if known := spec.max_tokens if spec else family.max_tokens if family else None:
