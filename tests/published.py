@@ -25,6 +25,21 @@ _FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+# What published checkpoints of an architecture say of their tokenizers, by the golden that stands for it.
+_TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
+    "bert": {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None},
+    "distilbert": {"tokenizer_class": "DistilBertTokenizer", "do_lower_case": True},
+    "gemma3_text": {"tokenizer_class": "GemmaTokenizer"},
+    "mistral": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": True},
+    "modernbert": {"tokenizer_class": "PreTrainedTokenizerFast"},
+    "modernbert_bias": {"tokenizer_class": "PreTrainedTokenizerFast"},
+    "mpnet": {"tokenizer_class": "MPNetTokenizer", "do_lower_case": True},
+    "qwen3": {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False},
+    "qwen3_projected": {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False},
+    "roberta": {"tokenizer_class": "RobertaTokenizer", "trim_offsets": True},
+    "t5": {"tokenizer_class": "T5Tokenizer", "extra_ids": 0},
+    "xlm_roberta": {"tokenizer_class": "XLMRobertaTokenizer"},
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,11 @@ class Published:
         own = [(self.prompts or {}).get(name) for name in ("query", "document", "passage")]
         return bool(self.base_model) or any(own) or not (self.query or self.document)
 
+    @property
+    def tokenizer(self) -> Mapping[str, Any]:
+        """What tokenizer_config.json says beside the length."""
+        return {**_TOKENIZERS.get(self.golden, {}), **self.files.get("tokenizer_config.json", {})}
+
     def build(self, folder: Path) -> Path:
         """Write it into a folder that is not there yet; returns the folder."""
         shutil.copytree(GOLDEN / self.golden / "model", folder)
@@ -101,7 +121,7 @@ class Published:
             versions = {"sentence_transformers": "3.1.1", "transformers": "4.45.2", "pytorch": "2.4.1"}
             prompts = {} if self.prompts is None else {"prompts": dict(self.prompts), "default_prompt_name": None}
             write(folder / "config_sentence_transformers.json", {"__version__": versions, **prompts})
-        change(folder / "tokenizer_config.json", model_max_length=self.longest or self.tokens)
+        change(folder / "tokenizer_config.json", model_max_length=self.longest or self.tokens, **self.tokenizer)
         for name, settings in self.files.items():
             change(folder / name, **settings)
             content = json.loads((folder / name).read_text("utf-8"))

@@ -95,7 +95,6 @@ DECODERS = (
             "sts_query": "Instruct: Retrieve semantically similar text.\nQuery: ",
         },
         query=_WEB_SEARCH,
-        files={"tokenizer_config.json": {"add_bos_token": True, "add_eos_token": True}},
         end="</s>",
     ),
     Published(
@@ -105,7 +104,6 @@ DECODERS = (
         pooling="lasttoken",
         tokens=4096,
         query=_WEB_SEARCH,
-        files={"tokenizer_config.json": {"add_bos_token": True, "add_eos_token": True}},
         end="</s>",
     ),
     Published(
