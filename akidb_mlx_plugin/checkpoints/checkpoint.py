@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from akidb_mlx_plugin.checkpoints.prompts import check_default_prompt, find_prompt
 from akidb_mlx_plugin.checkpoints.sentence_transformers import (
     DenseLayer,
     Module,
@@ -29,11 +30,12 @@ from akidb_mlx_plugin.checkpoints.sentence_transformers import (
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.manifest import digest_of_folder
 from akidb_mlx_plugin.models.architectures import attends_both_ways, find_architecture
+from akidb_mlx_plugin.pooling_names import parse_pooling
 from akidb_mlx_plugin.registry import ModelSpec, trained_dimensions
 from akidb_mlx_plugin.types import ModelInfo
 
 _UNBOUNDED = 1 << 30
-_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +56,8 @@ class Checkpoint:
         pool_prompt: whether the tokens of a prompt are pooled too.
         dense: layers behind the pooling.
         normalize: whether vectors are scaled to unit length.
+        similarity: what the model was trained to be compared by, "cosine", "dot", "euclidean" or "manhattan".
         prompts: by kind or task name.
-        default_prompt: used where `prompts` has no entry for a kind.
         truncate_dim: length of the vectors where the caller names none, if it is not the native one.
         lowercase: fold case before tokenizing.
         repo: repository id or folder it came from.
@@ -74,8 +76,8 @@ class Checkpoint:
     pool_prompt: bool = True
     dense: tuple[DenseLayer, ...] = ()
     normalize: bool = True
+    similarity: str = "cosine"
     prompts: Mapping[str, str] = field(default_factory=dict)
-    default_prompt: str = ""
     truncate_dim: int | None = None
     lowercase: bool = False
     repo: str = ""
@@ -92,7 +94,7 @@ class Checkpoint:
     @property
     def default_dimension(self) -> int:
         """Length of the vectors where the caller names none."""
-        if self.spec:
+        if self.spec and len(self.pooling) == 1:
             return self.spec.dimension
         return self.truncate_dim or self.native_dimension
 
@@ -116,12 +118,10 @@ class Checkpoint:
         Raises:
             InvalidInputError: no such task.
         """
-        for name in _PROMPT_NAMES.get(kind, (kind,)):
-            if name in self.prompts:
-                return self.prompts[name]
-        if kind in _PROMPT_NAMES:
-            return self.default_prompt
-        raise InvalidInputError(f"{self.name} has no prompt {kind!r}; it has {', '.join(self.prompts) or 'none'}")
+        prompt = find_prompt(self.prompts, kind)
+        if prompt is None:
+            raise InvalidInputError(f"{self.name} has no prompt {kind!r}; it has {', '.join(self.prompts) or 'none'}")
+        return prompt
 
     def check_dimension(self, dimension: int | None) -> int:
         """Return the length of the vectors for a requested one.
@@ -148,7 +148,8 @@ class Checkpoint:
     def allowed_dimensions(self) -> range | tuple[int, ...]:
         """Lengths its vectors may have."""
         known = self.spec.dimensions if self.spec else trained_dimensions(self.repo)
-        if known:
+        # Only vectors of one pooling were trained to be cut; of several, a cut would drop the last ones.
+        if known and len(self.pooling) == 1:
             return known
         trained = self.config.get("matryoshka_dimensions") or ()
         return tuple(sorted({*map(int, trained), self.default_dimension, self.native_dimension}))
@@ -198,6 +199,7 @@ class Checkpoint:
             dimensions=tuple(self.allowed_dimensions),
             pooling="+".join(self.pooling),
             normalize=unit,
+            similarity=self.similarity,
             prompts=effective,
             repo=self.repo,
             revision=self.revision or self.weights_digest,
@@ -216,6 +218,7 @@ def read_checkpoint(
     repo: str = "",
     revision: str = "",
     weights_digest: str = "",
+    pooling: str | Sequence[str] | None = None,
 ) -> Checkpoint:
     """Read what a checkpoint folder says about itself.
 
@@ -226,19 +229,30 @@ def read_checkpoint(
         repo: where it came from; "": the folder.
         revision: which version; "": the digest of its weights.
         weights_digest: as `Checkpoint.weights_digest`, where it is known; "": computed when it is asked for.
+        pooling: the caller's, in place of what the folder, the registry or a convention says; see `parse_pooling`.
     Raises:
         ModelNotFoundError: not a checkpoint, or one of a kind this package does not know.
+        InvalidInputError: no such pooling, or one that the checkpoint's dense layers cannot take.
     """
     modules = read_modules(folder)
     place = modules[0].folder if modules else folder
     config = _read_config(place)
-    pooling, pool_prompt = _pooling(modules, spec, config, folder)
+    modes, pool_prompt = _pooling(modules, spec, config, folder, pooling)
     settings = read_transformer_settings(place)
     prompts_file = folder / "config_sentence_transformers.json"
     sentence_config = read_json(prompts_file) if prompts_file.is_file() else {}
     prompts = {k: v for k, v in (sentence_config.get("prompts") or {}).items() if isinstance(v, str)}
     if spec and not any(prompts.values()):
         prompts = dict(spec.prompts)
+    check_default_prompt(folder, prompts, sentence_config.get("default_prompt_name"))
+    dense = dense_inside(place, modules, int(config["hidden_size"]) * len(modes)) or dense_layers(modules)
+    is_own_width = len(modes) == (len(pooling_modes(modules[1].settings)) if modules else 1)
+    if dense and not is_own_width:
+        raise InvalidInputError(
+            f"pooling {'+'.join(modes)!r} makes vectors of {len(modes)} parts, and the dense layers of {folder} were "
+            "trained on another number; name as many modes as the checkpoint has"
+        )
+    similarity = sentence_config.get("similarity_fn_name")
     return Checkpoint(
         name=name or str(folder),
         root=folder,
@@ -247,14 +261,14 @@ def read_checkpoint(
         config=config,
         model_type=config["model_type"],
         max_tokens=_max_tokens(place, config, settings, spec),
-        pooling=pooling,
+        pooling=modes,
         pool_prompt=pool_prompt,
-        dense=dense_inside(place, modules, int(config["hidden_size"]) * len(pooling)) or dense_layers(modules),
+        dense=dense,
         # A bare folder is an embedding model too, and every one of those is compared by cosine.
         normalize=modules[-1].kind == "Normalize" if modules else True,
+        similarity=similarity if similarity in _SIMILARITIES else "cosine",
         prompts=prompts,
-        default_prompt=prompts.get(sentence_config.get("default_prompt_name") or "", ""),
-        truncate_dim=sentence_config.get("truncate_dim"),
+        truncate_dim=sentence_config.get("truncate_dim") if is_own_width else None,
         lowercase=bool(settings.get("do_lower_case", False)),
         repo=repo or str(folder),
         revision=revision,
@@ -285,12 +299,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _pooling(
-    modules: list[Module], spec: ModelSpec | None, config: Mapping[str, Any], folder: Path
+    modules: list[Module], spec: ModelSpec | None, config: Mapping[str, Any], folder: Path, chosen: object
 ) -> tuple[tuple[str, ...], bool]:
-    """Return the pooling modes, and whether prompts are pooled: by folder, else by registry, else by convention."""
+    """Return the pooling modes, and whether prompts are pooled: as chosen, else by folder, registry or convention."""
     if modules:
         settings = modules[1].settings
-        return pooling_modes(settings), bool(settings.get("include_prompt", True))
+        modes = pooling_modes(settings) if chosen is None else parse_pooling(chosen)
+        return modes, bool(settings.get("include_prompt", True))
+    if chosen is not None:
+        return parse_pooling(chosen), True
     if spec and spec.pooling:
         return (spec.pooling,), True
     # The last token alone of a causal decoder has seen the whole text.
