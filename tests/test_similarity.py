@@ -289,10 +289,21 @@ class TestLanceDB:
         [("cosine", None, "cosine"), ("dot", None, "dot"), ("dot", True, "cosine"), ("euclidean", None, "l2")],
     )
     def test_the_metric_is_that_of_the_vectors(
-        self, similarity: str, normalize: bool | None, expected: str, tiny_dir: Path
+        self,
+        similarity: str,
+        normalize: bool | None,
+        expected: str,
+        tiny_dir: Path,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         make_raw(tiny_dir, similarity)
-        assert MLXEmbeddings.create(name=tiny_dir, normalize=normalize).distance_type() == expected
+        function = MLXEmbeddings.create(name=tiny_dir, normalize=normalize)
+        assert function.distance_type() == expected
+        # Right as it is: vectors of unit length, and l2.
+        is_default = normalize is True or expected == "l2"
+        for _ in range(2):
+            assert function.ndims() == 32
+        assert caplog.text.count(f"distance_type({expected!r})") == (not is_default)
 
     def test_a_plain_table_ranks_by_dot_products(
         self, tmp_path: Path, dot_dir: Path, raw: dict[str, Any], by_product: list[str]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -30,6 +32,8 @@ _DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
     "euclidean": "l2",
     "manhattan": "l2",
 }
+
+_log = logging.getLogger(__name__)
 
 
 @register("akidb-mlx")  # type: ignore[no-untyped-call]
@@ -152,10 +156,12 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """
         if self.dimension is not None:
             return self.dimension
-        dimension = self.model_info().dimension
-        if not dimension:
+        info = self.model_info()
+        if not info.dimension:
             raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
-        return dimension
+        if not info.normalize:
+            _warn_of_metric(info.model, _DISTANCE_TYPES[info.compared_by])
+        return info.dimension
 
     def safe_model_dump(self) -> dict[str, Any]:
         """Return what a table stores: every field, also of a function that was not made by `create`."""
@@ -226,6 +232,19 @@ class _WidthCheck:
                     actual=self.dimension,
                 )
         return handler(annotation)
+
+
+@lru_cache(maxsize=256)
+def _warn_of_metric(model: str, metric: str) -> None:
+    """Say once per model that LanceDB's default metric is not the model's."""
+    if metric != "l2":
+        _log.warning(
+            "the vectors of %s are not of unit length and are to be compared by %s, and LanceDB's default is l2: "
+            "search by table.search(...).distance_type(%r), make indexes with that metric, or give normalize=True",
+            model,
+            metric,
+            metric,
+        )
 
 
 def settings_of_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
