@@ -38,7 +38,8 @@ def create_collection(
     """Create a collection that says which vectors it holds, and that no client can fill with others.
 
     Model, dimension and fingerprint go into its metadata. The dimension is also fixed in the database, which otherwise
-    takes it from the first write, whoever makes that one. The distance is cosine unless the configuration says so.
+    takes it from the first write, whoever makes that one. The distance is the one that the model was trained for, which
+    is looked up before (see `MLXEmbeddingFunction.default_space`), unless the configuration names another.
 
     Args:
         client: any synchronous client.
