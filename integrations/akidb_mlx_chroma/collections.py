@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, cast
 
-import numpy as np
 from chromadb.api import AsyncClientAPI, ClientAPI
 from chromadb.api.collection_configuration import CreateCollectionConfiguration
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
-from chromadb.api.types import EmbeddingFunction
+from chromadb.api.types import DataLoader, EmbeddingFunction, Schema
 
+from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, take, wait_on
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
-from akidb_mlx_chroma.target import AnyCollection, ChromaTarget, Wait, function_at_hand, read_space, take
+from akidb_mlx_chroma.recovery import PROBE, fix_dimension, recover
+from akidb_mlx_chroma.schemas import schema_with
+from akidb_mlx_chroma.target import ChromaTarget, function_at_hand, read_model, read_space
 from akidb_mlx_plugin.background import run_in_background
-from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.spaces import check_query_vector, check_space, make_stamp
 from akidb_mlx_plugin.types import Document, UpsertResponse
 from akidb_mlx_plugin.upserts import Upsert
-
-# Written and taken out again at once, so that the database itself knows the dimension from the beginning.
-_PROBE = "akidb_mlx:dimension"
 
 
 def create_collection(
@@ -33,6 +32,8 @@ def create_collection(
     *,
     metadata: Mapping[str, Any] | None = None,
     configuration: CreateCollectionConfiguration | None = None,
+    schema: Schema | None = None,
+    data_loader: DataLoader[Any] | None = None,
     get_or_create: bool = False,
 ) -> Collection:
     """Create a collection that says which vectors it holds, and that no client can fill with others.
@@ -46,15 +47,20 @@ def create_collection(
         embedding_function: embeds its texts; in mode "user_provided" it has the vectors brought.
         metadata: of the user's own, beside the three values.
         configuration: Chroma's, without an embedding function.
-        get_or_create: open the collection if it exists; another model is refused then.
+        schema: Chroma's, in place of a configuration; the function is put into a copy of it.
+        data_loader: Chroma's, for records with URIs.
+        get_or_create: open the collection if it exists; another model is refused then, and the function is stored where
+            the collection has none.
     Returns:
         The collection, as `client.create_collection` does.
     Raises:
         DimensionMismatchError: it exists, with another model or dimension.
+        InvalidInputError: it exists, with the function of another package; or a schema with one.
         ModelNotFoundError, DownloadError: the model is not here and cannot be fetched; no weights are loaded.
     """
-    wait = _refuse_waiting("await acreate_collection(...) instead")
-    made = _create(client, name, embedding_function, metadata, configuration, get_or_create, wait)
+    wait = refuse_waiting("await acreate_collection(...) instead")
+    host_arguments = {"configuration": configuration, "schema": schema, "data_loader": data_loader}
+    made = _create(client, name, embedding_function, metadata, host_arguments, get_or_create, wait)
     return cast(Collection, made)
 
 
@@ -65,15 +71,18 @@ async def acreate_collection(
     *,
     metadata: Mapping[str, Any] | None = None,
     configuration: CreateCollectionConfiguration | None = None,
+    schema: Schema | None = None,
+    data_loader: DataLoader[Any] | None = None,
     get_or_create: bool = False,
 ) -> AsyncCollection:
     """Create a collection by an asynchronous client; arguments and errors as `create_collection`.
 
     All but Chroma's own requests runs on another thread, a model's download too.
     """
-    wait = _wait_on(asyncio.get_running_loop())
+    wait = wait_on(asyncio.get_running_loop())
+    host_arguments = {"configuration": configuration, "schema": schema, "data_loader": data_loader}
     made = await asyncio.to_thread(
-        _create, client, name, embedding_function, metadata, configuration, get_or_create, wait
+        _create, client, name, embedding_function, metadata, host_arguments, get_or_create, wait
     )
     return cast(AsyncCollection, made)
 
@@ -91,7 +100,7 @@ def get_collection(client: ClientAPI, name: str, embedding_function: MLXEmbeddin
         InvalidInputError: the collection stores no function of this package, or settings that cannot be used.
     """
     return cast(
-        Collection, _open(client, name, embedding_function, _refuse_waiting("await aget_collection(...) instead"))
+        Collection, _open(client, name, embedding_function, refuse_waiting("await aget_collection(...) instead"))
     )
 
 
@@ -99,7 +108,7 @@ async def aget_collection(
     client: AsyncClientAPI, name: str, embedding_function: MLXEmbeddingFunction | None = None
 ) -> AsyncCollection:
     """Open a collection by an asynchronous client; arguments and errors as `get_collection`."""
-    wait = _wait_on(asyncio.get_running_loop())
+    wait = wait_on(asyncio.get_running_loop())
     return cast(AsyncCollection, await asyncio.to_thread(_open, client, name, embedding_function, wait))
 
 
@@ -119,7 +128,7 @@ def validate_collection(
         DimensionMismatchError: they do not; it names both dimensions, both models and the remedy.
         InvalidInputError: stored settings or a vector that cannot be used.
     """
-    _refuse_async(collection, "aget_collection checks it, and aupsert with every write")
+    refuse_async(collection, "aget_collection checks it, and aupsert with every write")
     label, dimension = _validate(collection, embedding_function, take)
     if query_vector is not None:
         check_query_vector(label, dimension, query_vector)
@@ -151,7 +160,7 @@ def upsert(
         DimensionMismatchError: the function does not fit the collection, or a vector does not; likewise.
         UpsertError: it ended midway; it says which documents are in. Running it again is safe.
     """
-    _refuse_async(collection, "await aupsert(...) instead")
+    refuse_async(collection, "await aupsert(...) instead")
     return Upsert(
         ChromaTarget(collection),
         documents,
@@ -178,7 +187,7 @@ async def aupsert(
     Args:
         collection: from the asynchronous client, or from a synchronous one.
     """
-    wait = _wait_on(asyncio.get_running_loop())
+    wait = wait_on(asyncio.get_running_loop())
     return await run_in_background(
         lambda: Upsert(
             ChromaTarget(collection, wait),
@@ -190,18 +199,44 @@ async def aupsert(
     )
 
 
-def fix_dimension(collection: AnyCollection, embedding_function: MLXEmbeddingFunction, wait: Wait = take) -> None:
-    """Hold a collection against a function, and fix its dimension in the database if nobody has yet.
+def bind_function(collection: AnyCollection, function: MLXEmbeddingFunction, wait: Wait = take) -> None:
+    """Check that a function fits a collection, and have the database hold it to that from now on.
+
+    The collection's dimension is fixed if no write has done so yet, and the function is stored where none is.
 
     Raises:
         DimensionMismatchError: they do not fit.
+        InvalidInputError: the collection stores the function of another package, or none and takes none.
     """
     stored = read_space(collection, wait)
-    dimension = check_space(stored, embedding_function.service)
+    dimension = check_space(stored, function.service)
+    if stored.settings is None:
+        _store_function(collection, function, wait)
+    recover(collection, wait)
     if not stored.dimension and dimension:
-        wait(collection.upsert(ids=[_PROBE], embeddings=[np.eye(1, dimension, dtype=np.float32)[0]]))
-    # Also what a process has left that ended between these two lines.
-    wait(collection.delete(ids=[_PROBE]))
+        fix_dimension(collection, dimension, wait)
+    else:
+        # A process that ended too early may have left it, of a version that did not mark it.
+        wait(collection.delete(ids=[PROBE]))
+
+
+def _store_function(collection: AnyCollection, function: MLXEmbeddingFunction, wait: Wait) -> None:
+    label = f"collection {collection.name!r}"
+    own_name = (read_model(collection, wait).configuration_json.get("embedding_function") or {}).get("name")
+    if own_name is not None:
+        raise InvalidInputError(
+            f"{label} stores the embedding function {own_name!r} of another package, and whoever opens it embeds with "
+            "that; give another name for the new collection"
+        )
+    wait(collection.modify(configuration={"embedding_function": _as_host_type(function)}))
+    stored = read_space(collection, wait)
+    if stored.settings is None:
+        raise InvalidInputError(
+            f"{label} stores no embedding function, and this Chroma server takes none for a collection that exists: "
+            "open it with get_collection(client, name, embedding_function), or make a new one"
+        )
+    # Another process may have been quicker, with another function.
+    check_space(stored, function.service)
 
 
 def _create(
@@ -209,21 +244,34 @@ def _create(
     name: str,
     function: MLXEmbeddingFunction,
     metadata: Mapping[str, Any] | None,
-    configuration: CreateCollectionConfiguration | None,
+    host_arguments: Mapping[str, Any],
     get_or_create: bool,
     wait: Wait,
 ) -> AnyCollection:
     make = client.get_or_create_collection if get_or_create else client.create_collection
-    collection: AnyCollection = wait(
-        make(
-            name,
-            metadata={**(metadata or {}), **make_stamp(function.model_info())},
-            # Chroma writes into what it is given.
-            configuration=deepcopy(configuration),
-            embedding_function=_as_host_type(function),
-        )
-    )
-    fix_dimension(collection, function, wait)
+    # Chroma writes into what it is given.
+    configuration, schema = deepcopy(host_arguments["configuration"]), host_arguments["schema"]
+    if schema is not None and configuration is not None:
+        raise InvalidInputError("give either schema or configuration: Chroma takes one of them")
+    arguments = {
+        "metadata": {**(metadata or {}), **make_stamp(function.model_info())},
+        "data_loader": host_arguments["data_loader"],
+        # With a schema, Chroma wants the function there and nowhere else.
+        **(
+            {"configuration": configuration, "embedding_function": _as_host_type(function)}
+            if schema is None
+            else {"schema": schema_with(schema, function), "embedding_function": None}
+        ),
+    }
+    try:
+        collection: AnyCollection = wait(make(name, **arguments))
+    except ValueError as error:
+        # Chroma's word for a collection that has the function of another package; its other errors have other types.
+        if isinstance(error, EmbeddingError) or "mbedding function" not in str(error):
+            raise
+        raise InvalidInputError(f"collection {name!r}: {error}") from error
+    collection._embedding_function = _as_host_type(function)
+    bind_function(collection, function, wait)
     return collection
 
 
@@ -254,32 +302,3 @@ def _validate(collection: AnyCollection, function: MLXEmbeddingFunction | None, 
 def _as_host_type(function: MLXEmbeddingFunction) -> EmbeddingFunction[Any]:
     """Chroma annotates its functions with a wider input than text."""
     return cast(EmbeddingFunction[Any], function)
-
-
-def _refuse_async(result: object, remedy: str) -> None:
-    """Refuse what an asynchronous client gives: its collections, and the coroutines that lead to them."""
-    if isinstance(result, Coroutine):
-        # Never awaited, so nothing was done.
-        result.close()
-    if isinstance(result, Coroutine | AsyncCollection):
-        raise InvalidInputError(f"this needs a synchronous client; {remedy}")
-
-
-def _refuse_waiting(remedy: str) -> Wait:
-    """Return a function that takes what a synchronous client gives and refuses what an asynchronous one does."""
-
-    def take_synchronous(result: Any) -> Any:
-        _refuse_async(result, remedy)
-        return result
-
-    return take_synchronous
-
-
-def _wait_on(loop: asyncio.AbstractEventLoop) -> Wait:
-    """Return a function that runs coroutines on an event loop and waits for them, called on another thread."""
-
-    def wait(result: Any) -> Any:
-        is_coroutine = isinstance(result, Coroutine)
-        return asyncio.run_coroutine_threadsafe(result, loop).result() if is_coroutine else result
-
-    return wait

@@ -8,7 +8,7 @@ from chromadb.api.collection_configuration import CreateCollectionConfiguration
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import EmbeddingFunction
 
-from akidb_mlx_chroma.collections import fix_dimension
+from akidb_mlx_chroma.collections import bind_function
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.target import ChromaSource, ChromaTarget
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -66,7 +66,7 @@ def reembed_collection(
         raise InvalidInputError(f"the new collection needs a name of its own, not {new_name!r} again")
     collection = _create_beside(source, new_name, embedding_function, info)
     check_source(f"collection {new_name!r}", (collection.metadata or {}).get(SOURCE_KEY), str(source.id))
-    fix_dimension(collection, embedding_function)
+    bind_function(collection, embedding_function)
     response = reembed_documents(
         ChromaSource(source), ChromaTarget(collection), show_progress=show_progress, batch_size=batch_size
     )
