@@ -154,7 +154,8 @@ def _is_abandoned(owner: object) -> bool:
     try:
         host, number, begun = str(owner).rsplit(":", 2)
         pid = int(number)
-        if time.time() - float(begun) > _LONGEST_S:
+        # Not a number, or of a clock that is far ahead: likewise.
+        if not abs(time.time() - float(begun)) <= _LONGEST_S:
             return True
         if host != socket.gethostname():
             return False
