@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from akidb_mlx_plugin.cli.databases import open_chroma, open_lancedb
+from akidb_mlx_plugin.cli.databases import host_errors, open_chroma, open_lancedb
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
-from akidb_mlx_plugin.errors import EmbeddingError
 
 # Enough to recognize a text by; --json prints all of it.
 _SHOWN = 120
@@ -56,16 +55,10 @@ def search(
 def _search_collection(source: str, name: str, text: str, limit: int, model: str | None) -> list[dict[str, Any]]:
     client = open_chroma(source)
     from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
-    from chromadb.errors import ChromaError
 
-    try:
+    with host_errors(source):
         collection = get_collection(client, name, MLXEmbeddingFunction(model=model) if model else None)
         found = collection.query(query_texts=[text], n_results=limit)
-    except EmbeddingError:
-        raise
-    except (ChromaError, ValueError) as error:
-        # A ValueError is Chroma's word for a collection that stores another function than the one given.
-        raise EmbeddingError(f"{source}: {error}") from error
     columns: list[Any] = [found["ids"], found["distances"], found["documents"], found["metadatas"]]
     space = _space(collection.configuration_json)
     return [
@@ -79,13 +72,14 @@ def _search_table(source: str, name: str, text: str, limit: int, model: str | No
     from akidb_mlx_lancedb import MLXEmbeddings, open_table
     from akidb_mlx_lancedb.target import function_at_hand, open_layout
 
-    own = MLXEmbeddings.create(name=model) if model else None
-    table = open_table(db, name, own)
-    layout = open_layout(table, None)
-    function = own or function_at_hand(layout)
-    assert function is not None, "open_table has refused a table without one"
-    vector = function.compute_query_embeddings(text)[0]
-    hits = table.search(vector, vector_column_name=layout.vector).distance_type("cosine").limit(limit).to_list()
+    with host_errors(source):
+        own = MLXEmbeddings.create(name=model) if model else None
+        table = open_table(db, name, own)
+        layout = open_layout(table, None)
+        function = own or function_at_hand(layout)
+        assert function is not None, "open_table has refused a table without one"
+        vector = function.compute_query_embeddings(text)[0]
+        hits = table.search(vector, vector_column_name=layout.vector).distance_type("cosine").limit(limit).to_list()
     own_columns = {layout.vector, layout.text, "id", "_distance"}
     return [
         {
