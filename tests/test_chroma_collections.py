@@ -580,6 +580,11 @@ class TestSafety:
             ({"model": MINILM, "mode": "mlx", "cache_dir": "/tmp/evil"}, InvalidInputError, "cache_dir"),
             ({"model": {"$ref": "x"}, "mode": "mlx"}, InvalidInputError, "model"),
             ({"model": MINILM, "mode": "exec"}, InvalidInputError, "mode"),
+            ({"model": "~nobody-of-that-name/m", "mode": "mlx"}, ModelNotFoundError, "~nobody-of-that-name"),
+            ({"model": 5, "mode": "mlx"}, InvalidInputError, "stored setting model = 5"),
+            ({"model": [[[[[[[[[["x"]]]]]]]]]], "mode": "mlx"}, InvalidInputError, "stored setting model"),
+            ({"mode": "mock", "dimension": 10**15}, InvalidInputError, "no vectors have more than"),
+            ({"model": MINILM, "normalize": "yes"}, InvalidInputError, "stored setting normalize = 'yes'"),
         ],
     )
     def test_stored_settings_fetch_and_run_nothing(

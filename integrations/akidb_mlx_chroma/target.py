@@ -87,15 +87,22 @@ def read_model(collection: AnyCollection, wait: Wait = take) -> Any:
 
 
 def read_space(collection: AnyCollection, wait: Wait = take) -> StoredSpace:
-    """Return what the database says of a collection's vectors now."""
+    """Return what the database says of a collection's vectors now.
+
+    Raises:
+        InvalidInputError: the stored settings cannot be read.
+    """
     model = read_model(collection, wait)
     # A collection object does not show the dimension that its first write has fixed; what it was made from does.
     stored = (model.configuration_json or {}).get("embedding_function") or {}
     is_ours = stored.get("name") == MLXEmbeddingFunction.name()
+    settings = stored.get("config")
+    if is_ours and not isinstance(settings, Mapping | None):
+        raise InvalidInputError(f"collection {model.name!r} stores settings that are not a mapping: {settings!r:.80}")
     return StoredSpace(
         label=f"collection {model.name!r}",
         metadata=model.metadata or {},
-        settings=stored.get("config") or {} if is_ours else None,
+        settings=settings or {} if is_ours else None,
         dimension=model.dimension or 0,
     )
 
