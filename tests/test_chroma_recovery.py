@@ -158,6 +158,14 @@ def test_what_nobody_works_on_is_brought_back(docs: chromadb.Collection, owner: 
     assert read(docs) == {**BEFORE, "c": ("c", None, None), "lost": ("text", None, None)}
 
 
+def test_of_two_kept_by_two_processes_the_later_is_brought_back(docs: chromadb.Collection) -> None:
+    for number, (begun, text) in enumerate((("1000.5", "newest"), ("1000.25", "older"), ("nan", "oldest"))):
+        kept = {"akidb_mlx:kept": 1, "akidb_mlx:kept_id": "lost", "akidb_mlx:kept_by": f"host:1:{begun}"}
+        docs.add(ids=[f"akidb_mlx:kept:{number}"], documents=[text], embeddings=[[1.0] * D], metadatas=[kept])
+    upsert(docs, [Document("c", "c")])
+    assert read(docs) == {**BEFORE, "c": ("c", None, None), "lost": ("newest", None, None)}
+
+
 def test_a_reembedding_brings_it_back_and_copies_no_second_one(docs: chromadb.Collection) -> None:
     function = MLXEmbeddingFunction(mode="mock", dimension=16)
     keep_by(docs, "")

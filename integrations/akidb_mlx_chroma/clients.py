@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
+from chromadb.errors import InternalError
 
 from akidb_mlx_plugin.errors import InvalidInputError
 
@@ -15,10 +17,28 @@ AnyCollection: TypeAlias = "Collection | AsyncCollection"
 # Gives the result of a host's call: the thing itself, or what its coroutine returns on the caller's event loop.
 Wait: TypeAlias = "Callable[[Any], Any]"
 
+_NO_INDEX_YET = "Nothing found on disk"
+_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+
 
 def take(result: Any) -> Any:
     """Return what a synchronous call gave: it is there already."""
     return result
+
+
+def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
+    """Return what a collection's `get` does.
+
+    A server answers with an error for a moment when another process writes the first vector of a collection meanwhile.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return wait(collection.get(**arguments))
+        except InternalError as error:
+            if _NO_INDEX_YET not in str(error):
+                raise
+        time.sleep(pause_s)
+    return wait(collection.get(**arguments))
 
 
 def refuse_async(result: object, remedy: str) -> None:

@@ -10,6 +10,7 @@ id is taken. What another process is still working on is left alone.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from chromadb.errors import InvalidArgumentError
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait
+from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records
 from akidb_mlx_chroma.metadata import KEPT_BY_KEY, KEPT_ID_KEY, KEPT_KEY
 
 PREFIX = "akidb_mlx:kept:"
@@ -30,6 +31,7 @@ PROBE = "akidb_mlx:dimension"
 # A process of another machine has given up, or died, after so long.
 _LONGEST_S = 60.0
 _PAGE = 1000
+_EVERYTHING: Any = ["documents", "metadatas", "embeddings", "uris"]
 # Kept ids that a thread of this process is working on.
 _in_use: set[str] = set()
 
@@ -54,7 +56,11 @@ def taken_out(collection: AnyCollection, wait: Wait, ids: Sequence[str]) -> Iter
     Raises:
         RuntimeError: it failed, and they could not be brought back; they are under other ids.
     """
-    found = wait(collection.get(ids=list(ids), include=["documents", "metadatas", "embeddings", "uris"]))
+    found = get_records(collection, wait, ids=list(ids), include=_EVERYTHING)
+    if not found["ids"]:
+        # Another process has just taken them all out.
+        yield [None] * len(ids)
+        return
     uris = dict(zip(found["ids"], found["uris"], strict=True))
     kept = [f"{PREFIX}{uuid.uuid4().hex}" for _ in found["ids"]]
     _in_use.update(kept)
@@ -85,21 +91,33 @@ def recover(collection: AnyCollection, wait: Wait) -> int:
     Returns:
         How many records of theirs there were.
     """
-    found = _find_kept(collection, wait)
-    metadatas = [metadata or {} for metadata in found["metadatas"]]
     left = [
-        index
-        for index, (id_, metadata) in enumerate(zip(found["ids"], metadatas, strict=True))
-        if id_ not in _in_use and (id_.startswith(PREFIX) or id_ == PROBE) and _is_abandoned(metadata.get(KEPT_BY_KEY))
+        (id_, owner)
+        for id_, owner in _find_kept(collection, wait)
+        if id_ not in _in_use and is_kept(id_) and _is_abandoned(owner)
     ]
-    lost = [index for index in left if isinstance(metadatas[index].get(KEPT_ID_KEY), str)]
-    if lost:
-        records = {key: [found[key][index] for index in lost] for key in ("embeddings", "documents", "uris")}
-        records["metadatas"] = [_without_marks(metadatas[index]) for index in lost]
-        _bring_back(collection, wait, records, [metadatas[index][KEPT_ID_KEY] for index in lost])
-    if left:
-        wait(collection.delete(ids=[found["ids"][index] for index in left]))
+    # Of two that two processes kept of one document the later one is brought back, which changes nothing for the other.
+    left.sort(key=lambda kept: _begun(kept[1]), reverse=True)
+    for start in range(0, len(left), _PAGE):
+        ids = [id_ for id_, _ in left[start : start + _PAGE]]
+        found = get_records(collection, wait, ids=ids, include=_EVERYTHING)
+        _bring_back_kept(collection, wait, found, ids)
+        wait(collection.delete(ids=ids))
     return len(left)
+
+
+def _bring_back_kept(collection: AnyCollection, wait: Wait, found: Any, order: list[str]) -> None:
+    """Give kept records their own ids back; of two with one id, the first in order."""
+    positions = {id_: index for index, id_ in enumerate(found["ids"])}
+    lost: dict[str, int] = {}
+    for kept in order:
+        own = (found["metadatas"][positions[kept]] or {}).get(KEPT_ID_KEY) if kept in positions else None
+        if isinstance(own, str):
+            lost.setdefault(own, positions[kept])
+    if lost:
+        records = {key: [found[key][index] for index in lost.values()] for key in ("embeddings", "documents", "uris")}
+        records["metadatas"] = [_without_marks(found["metadatas"][index]) for index in lost.values()]
+        _bring_back(collection, wait, records, list(lost))
 
 
 def is_kept(id_: str) -> bool:
@@ -108,7 +126,7 @@ def is_kept(id_: str) -> bool:
 
 
 def _keep(collection: AnyCollection, wait: Wait, found: Any, kept: list[str]) -> None:
-    owner = f"{socket.gethostname()}:{os.getpid()}:{time.time():.0f}"
+    owner = f"{socket.gethostname()}:{os.getpid()}:{time.time():.3f}"
     marks = [{KEPT_KEY: 1, KEPT_ID_KEY: id_, KEPT_BY_KEY: owner} for id_ in found["ids"]]
     metadatas = [{**(old or {}), **mark} for old, mark in zip(found["metadatas"], marks, strict=True)]
     _add(collection, wait, kept, {**found, "metadatas": metadatas})
@@ -126,15 +144,16 @@ def _add(collection: AnyCollection, wait: Wait, ids: list[str], records: Any) ->
     wait(collection.add(ids=ids, embeddings=list(records["embeddings"]), **given))
 
 
-def _find_kept(collection: AnyCollection, wait: Wait) -> Any:
-    include: Any = ["documents", "metadatas", "embeddings", "uris"]
-    where: Any = {KEPT_KEY: {"$in": [0, 1]}}
+def _find_kept(collection: AnyCollection, wait: Wait) -> list[tuple[str, object]]:
+    """Return the ids of records that are marked as kept, and who keeps each."""
     try:
-        return wait(collection.get(where=where, include=include))
+        found = wait(collection.get(where={KEPT_KEY: {"$in": [0, 1]}}, include=["metadatas"]))  # type: ignore[dict-item]
     except InvalidArgumentError:
         # A schema without an index of whole numbers.
         ids = [id_ for page in read_pages(collection, wait, []) for id_ in page["ids"] if is_kept(id_)]
-        return wait(collection.get(ids=ids, include=include)) if ids else {"ids": [], "metadatas": []}
+        found = wait(collection.get(ids=ids, include=["metadatas"])) if ids else {"ids": [], "metadatas": []}
+    owners = [(metadata or {}).get(KEPT_BY_KEY) for metadata in found["metadatas"]]
+    return list(zip(found["ids"], owners, strict=True))
 
 
 def read_pages(collection: AnyCollection, wait: Wait, include: Any) -> Iterator[Any]:
@@ -149,13 +168,22 @@ def _without_marks(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key not in (KEPT_KEY, KEPT_ID_KEY, KEPT_BY_KEY)}
 
 
+def _begun(owner: object) -> float:
+    """Return when a record was kept, in seconds; 0 where that cannot be read."""
+    try:
+        begun = float(str(owner).rpartition(":")[2])
+    except ValueError:
+        return 0.0
+    return begun if math.isfinite(begun) else 0.0
+
+
 def _is_abandoned(owner: object) -> bool:
     """Return whether the process that kept a record is gone; what a stranger has written there counts as such."""
     try:
-        host, number, begun = str(owner).rsplit(":", 2)
+        host, number, _ = str(owner).rsplit(":", 2)
         pid = int(number)
         # Not a number, or of a clock that is far ahead: likewise.
-        if not abs(time.time() - float(begun)) <= _LONGEST_S:
+        if not abs(time.time() - _begun(owner)) <= _LONGEST_S:
             return True
         if host != socket.gethostname():
             return False

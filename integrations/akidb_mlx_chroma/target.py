@@ -13,7 +13,7 @@ import numpy as np
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.errors import NotFoundError
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, take
+from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records, take
 from akidb_mlx_chroma.folders import is_local, warn_of_other_writers
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.metadata import has_sparse_vector, is_same_metadata, plain_metadata
@@ -173,7 +173,7 @@ class ChromaTarget(Target):
         size = min(_PAGE, self.max_rows or _PAGE)
         include: Any = ["documents", "metadatas", "embeddings", "uris"]
         pages = (
-            self._wait(self._collection.get(ids=list(ids[start : start + size]), include=include))
+            get_records(self._collection, self._wait, ids=list(ids[start : start + size]), include=include)
             for start in range(0, len(ids), size)
         )
         return {
