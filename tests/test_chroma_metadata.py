@@ -8,13 +8,14 @@ import http
 import uuid
 from collections import OrderedDict, namedtuple
 from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import chromadb
 import numpy as np
 import pandas as pd
 import pytest
-from akidb_mlx_chroma import MLXEmbeddingFunction, aupsert, create_collection, upsert
+from akidb_mlx_chroma import MLXEmbeddingFunction, aupsert, create_collection, get_collection, upsert
 from akidb_mlx_chroma.metadata import check_key, is_same_metadata, plain_metadata
 from chromadb.api import ClientAPI
 from chromadb.api.types import SparseVector
@@ -261,6 +262,36 @@ def test_floats_to_the_last_place_but_one(docs: chromadb.Collection) -> None:
     documents = [Document(f"d{i}", "t", metadata={"x": number}) for i, number in enumerate(numbers)]
     upsert(docs, documents)
     assert upsert(docs, documents, skip_unchanged=True).skipped == len(numbers)
+
+
+def test_lists_of_deleted_collections_do_not_come_back(tmp_path: Path) -> None:
+    """Chroma itself shows them in the records of others (its own `add`, pinned here, still does)."""
+    client = chromadb.PersistentClient(tmp_path)
+    function = MLXEmbeddingFunction(mode="mock", dimension=D)
+    doomed = create_collection(client, "doomed", function)
+    upsert(doomed, [Document(f"d{i}", "t", metadata={"tags": ["secret"], "more": [i]}) for i in range(12)])
+    client.delete_collection("doomed")
+    docs = create_collection(client, "docs", function)
+    docs.add(ids=["first", "plain"], documents=["t", "t"])
+    assert docs.get(ids=["plain"])["metadatas"] != [None]
+    docs.delete(ids=["first"])
+    documents = [
+        Document("a", "a"),
+        Document("b", "b", metadata={"x": 1}),
+        Document("c", vector=[1.0] * D, metadata={"tags": ["mine"]}),
+        Document("d", "d", metadata={"tags": 5}),
+        Document("plain", "t"),
+    ]
+    upsert(docs, documents)
+    expected = {document.id: document.metadata for document in documents}
+    assert dict(zip(docs.get()["ids"], docs.get()["metadatas"] or [], strict=True)) == expected
+    losing = [Document("a", vector=[1.0] * D), Document("b", vector=[1.0] * D, metadata={"y": 1})]
+    upsert(docs, losing)
+    assert docs.get(ids=["a", "b"])["metadatas"] == [None, {"y": 1}]
+    kept = {"akidb_mlx:kept": 1, "akidb_mlx:kept_id": "lost"}
+    docs.upsert(ids=["akidb_mlx:kept:1"], embeddings=[[1.0] * D], metadatas=[kept])
+    docs.update(ids=["akidb_mlx:kept:1"], metadatas=[{"tags": None, "more": None}])
+    assert get_collection(client, "docs").get(ids=["lost"])["metadatas"] == [None]
 
 
 def test_keys() -> None:

@@ -24,6 +24,7 @@ from chromadb.errors import InvalidArgumentError
 
 from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records
 from akidb_mlx_chroma.metadata import KEPT_BY_KEY, KEPT_ID_KEY, KEPT_KEY
+from akidb_mlx_chroma.strays import clear_strays
 
 PREFIX = "akidb_mlx:kept:"
 # Written and deleted at once, so that the database itself fixes the dimension from the beginning.
@@ -142,6 +143,7 @@ def _add(collection: AnyCollection, wait: Wait, ids: list[str], records: Any) ->
     columns = {key: records[key] for key in ("documents", "metadatas", "uris")}
     given = {key: values if any(value is not None for value in values) else None for key, values in columns.items()}
     wait(collection.add(ids=ids, embeddings=list(records["embeddings"]), **given))
+    clear_strays(collection, wait, ids, records["documents"], records["metadatas"])
 
 
 def _find_kept(collection: AnyCollection, wait: Wait) -> list[tuple[str, object]]:

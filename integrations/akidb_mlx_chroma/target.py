@@ -18,6 +18,7 @@ from akidb_mlx_chroma.folders import is_local, warn_of_other_writers
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.metadata import has_sparse_vector, is_same_metadata, plain_metadata
 from akidb_mlx_chroma.recovery import is_kept, read_pages, recover, taken_out
+from akidb_mlx_chroma.strays import clear_strays
 from akidb_mlx_plugin.collections import Source, StoredDocument, Target
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.spaces import StoredSpace, check_space
@@ -196,11 +197,15 @@ class ChromaTarget(Target):
             with_text = {id_ for id_, text in zip(found["ids"], found["documents"], strict=True) if text is not None}
             metadata = dict(zip(found["ids"], found["metadatas"], strict=True))
             losing = [index for index, d in enumerate(documents) if d.text is None and d.id in with_text]
-            others = [index for index in range(len(documents)) if index not in set(losing)]
+            others = sorted({*range(len(documents))} - {*losing})
             if others:
                 self._upsert([documents[index] for index in others], vectors[others], metadata)
             if losing:
                 self._add_without_text([documents[index] for index in losing], vectors[losing])
+            new = [d for index, d in enumerate(documents) if d.id not in metadata or index in losing]
+            if new:
+                columns = ([d.id for d in new], [d.text for d in new], [plain_metadata(d) for d in new])
+                clear_strays(self._collection, self._wait, *columns)
 
     def _upsert(self, documents: Sequence[Document], vectors: Vector, old: Mapping[str, Any]) -> None:
         columns: dict[str, list[Any]] = {
