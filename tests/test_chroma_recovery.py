@@ -14,6 +14,7 @@ import chromadb
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, aupsert, create_collection, get_collection, reembed, upsert
 from chromadb.api import ClientAPI
+from chromadb.errors import InternalError
 from collection_helpers import run_killed
 from host_helpers import run_python
 
@@ -172,6 +173,43 @@ def test_a_reembedding_brings_it_back_and_copies_no_second_one(docs: chromadb.Co
     assert sorted(read(reembed(docs, function))) == ["a", "b", "lost"]
     keep_by(docs, f"another-machine:1:{time.time():.0f}")
     assert sorted(read(reembed(docs, function, name=f"{docs.name}-2"))) == ["a", "b", "lost"]
+
+
+class TestNoIndexYet:
+    """What a server answers while a collection's first vector is being written."""
+
+    ERROR = InternalError(
+        "Error executing plan: Internal error: Error creating hnsw segment reader: Nothing found on disk"
+    )
+
+    def fail(self, monkeypatch: pytest.MonkeyPatch, times: int) -> list[Any]:
+        get, failed = chromadb.Collection.get, []
+
+        def fail(collection: chromadb.Collection, **values: Any) -> Any:
+            if "embeddings" in values.get("include", ()) and len(failed) < times:
+                failed.append(values)
+                raise self.ERROR
+            return get(collection, **values)
+
+        monkeypatch.setattr(chromadb.Collection, "get", fail)
+        return failed
+
+    def test_it_is_waited_for(self, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+        failed = self.fail(monkeypatch, 2)
+        assert upsert(docs, [Document("b", "other")], skip_unchanged=True).skipped == 1
+        assert len(failed) == 2
+
+    def test_what_does_not_pass_is_told(self, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fail(monkeypatch, 100)
+        with pytest.raises(UpsertError, match="Nothing found on disk"):
+            upsert(docs, [Document("b", "other")], skip_unchanged=True)
+
+    def test_without_records_there_is_nothing_to_wait_for(
+        self, chroma: ClientAPI, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        empty = create_collection(chroma, name, MLXEmbeddingFunction(mode="mock", dimension=D))
+        self.fail(monkeypatch, 100)
+        assert upsert(empty, [Document("b", "other")], skip_unchanged=True).inserted == 1
 
 
 async def test_the_asynchronous_client(chroma_port: int, name: str) -> None:

@@ -27,9 +27,10 @@ def take(result: Any) -> Any:
 
 
 def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
-    """Return what a collection's `get` does.
+    """Return what a collection's `get` does, vectors included.
 
-    A server answers with an error for a moment when another process writes the first vector of a collection meanwhile.
+    A server has no index to take vectors from, and answers with an error, while another process writes the first one,
+    and as long as a process that was killed before has left the collection without any.
     """
     for pause_s in _PAUSES_S:
         try:
@@ -37,6 +38,9 @@ def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
         except InternalError as error:
             if _NO_INDEX_YET not in str(error):
                 raise
+        found = wait(collection.get(**{**arguments, "include": []}))
+        if not found["ids"]:
+            return {**found, "documents": [], "metadatas": [], "embeddings": [], "uris": []}
         time.sleep(pause_s)
     return wait(collection.get(**arguments))
 

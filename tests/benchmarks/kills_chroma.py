@@ -105,8 +105,10 @@ def expected(number: int, version: int) -> Row:
 
 def read(collection: Any) -> list[tuple[str, Row]]:
     """Return every record of a collection with its id; an id may occur twice."""
-    found = collection.get(include=["documents", "metadatas", "embeddings"])
-    rows = zip(found["documents"], found["metadatas"], found["embeddings"].tolist(), strict=True)
+    from akidb_mlx_chroma.clients import get_records, take
+
+    found = get_records(collection, take, include=["documents", "metadatas", "embeddings"])
+    rows = zip(found["documents"], found["metadatas"], np.asarray(found["embeddings"]).tolist(), strict=True)
     return list(zip(found["ids"], rows, strict=True))
 
 
@@ -164,7 +166,8 @@ def check_upsert(place: Place, version: int) -> tuple[bool, int, list[str]]:
     unfinished = any(is_same(row, both[id_][0]) for id_, row in rows if id_ in both)
     upsert_version(place, version)
     new = {id_: versions[1:] for id_, versions in both.items()}
-    return unfinished, len(left), faults + find_faults(read(client.get_collection("docs")), new)
+    # Opened once more: the last request of a process that is dead may have reached the server late.
+    return unfinished, len(left), faults + find_faults(read(get_collection(client, "docs")), new)
 
 
 def reembed_source(place: Place, run: int, ready: Any = None) -> None:
