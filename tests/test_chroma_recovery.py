@@ -14,7 +14,7 @@ import chromadb
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, aupsert, create_collection, get_collection, reembed, upsert
 from chromadb.api import ClientAPI
-from chromadb.errors import InternalError
+from chromadb.errors import AuthorizationError, InternalError
 from collection_helpers import run_killed
 from host_helpers import run_python
 
@@ -165,6 +165,18 @@ def test_of_two_kept_by_two_processes_the_later_is_brought_back(docs: chromadb.C
         docs.add(ids=[f"akidb_mlx:kept:{number}"], documents=[text], embeddings=[[1.0] * D], metadatas=[kept])
     upsert(docs, [Document("c", "c")])
     assert read(docs) == {**BEFORE, "c": ("c", None, None), "lost": ("newest", None, None)}
+
+
+def test_who_may_only_read_can_open_it(
+    chroma: ClientAPI, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: chromadb.Collection, **values: Any) -> None:
+        raise AuthorizationError("read only")
+
+    keep_by(docs, "")
+    monkeypatch.setattr(chromadb.Collection, "add", refuse)
+    assert get_collection(chroma, docs.name).get(ids=["a"])["ids"] == ["a"]
+    assert "could not be brought back: read only" in caplog.text
 
 
 def test_a_reembedding_brings_it_back_and_copies_no_second_one(docs: chromadb.Collection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from chromadb.api import AsyncClientAPI, ClientAPI
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import DataLoader
+from chromadb.errors import ChromaError
 
 from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, take, wait_on
 from akidb_mlx_chroma.creation import as_host_type
@@ -21,6 +23,8 @@ from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.spaces import check_query_vector, check_space
 from akidb_mlx_plugin.types import Document, UpsertResponse
 from akidb_mlx_plugin.upserts import Upsert
+
+logger = logging.getLogger(__name__)
 
 
 def get_collection(
@@ -181,7 +185,11 @@ def _open(
             )
     collection = wait(client.get_collection(name, embedding_function=as_host_type(function), data_loader=data_loader))
     _validate(collection, None, wait)
-    recover(collection, wait)
+    try:
+        recover(collection, wait)
+    except ChromaError as error:
+        # Whoever may only read can still do that.
+        logger.warning("what a process had taken out of collection %r could not be brought back: %s", name, error)
     return collection
 
 

@@ -113,7 +113,7 @@ def _bring_back_kept(collection: AnyCollection, wait: Wait, found: Any, order: l
     lost: dict[str, int] = {}
     for kept in order:
         own = (found["metadatas"][positions[kept]] or {}).get(KEPT_ID_KEY) if kept in positions else None
-        if isinstance(own, str):
+        if isinstance(own, str) and own:
             lost.setdefault(own, positions[kept])
     if lost:
         records = {key: [found[key][index] for index in lost.values()] for key in ("embeddings", "documents", "uris")}

@@ -28,6 +28,8 @@ from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 _TUNING = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
 _SHORTEST, _LONGEST = 3, 512
 _HASH_LENGTH = 8
+# Chroma takes no address of the internet for a name.
+_ADDRESS = re.compile(r"\d+(\.\d+){3}")
 
 
 def reembed(
@@ -117,8 +119,8 @@ def valid_name(name: str) -> str:
 
     Names that are too long are cut, and end in a hash of all of it.
     """
-    valid = re.sub(r"[^a-zA-Z0-9._-]+", "-", name).strip("._-")
-    if len(valid) < _SHORTEST:
+    valid = re.sub(r"[^a-zA-Z0-9._-]+|\.{2,}", "-", name).strip("._-")
+    if len(valid) < _SHORTEST or _ADDRESS.fullmatch(valid):
         valid = f"docs-{valid}".rstrip("-")
     if len(valid) > _LONGEST:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
