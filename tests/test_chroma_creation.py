@@ -257,6 +257,33 @@ class TestOlderVersions:
             upsert(made, [Document("a", "a")])
         assert upsert(other, [Document("a", "a", vector=[1.0] * D)]).inserted == 1
 
+    def test_before_schemas_a_function_is_stored_all_the_same(
+        self, client: ClientAPI, name: str, mock: MLXEmbeddingFunction, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*arguments: Any) -> None:
+            raise ValueError("Schema is missing defaults.float_list.vector_index")
+
+        client.create_collection(name, embedding_function=None)
+        monkeypatch.setattr(chromadb.Collection, "_update_model_after_modify_success", fail)
+        create_collection(client, name, mock, get_or_create=True)
+        assert client.get_collection(name).configuration_json["embedding_function"]["name"] == "akidb_mlx"
+
+    def test_before_schemas_one_is_refused_and_nothing_stays(
+        self, client: ClientAPI, name: str, mock: MLXEmbeddingFunction, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        create = FastAPI.create_collection
+
+        def create_without(self: FastAPI, **arguments: Any) -> Any:
+            model = create(self, **{**arguments, "schema": None})
+            model.serialized_schema = None
+            return model
+
+        monkeypatch.setattr(FastAPI, "create_collection", create_without)
+        with pytest.raises(InvalidInputError, match=r"version 1\.5 or later; give configuration="):
+            create_collection(client, name, mock, schema=Schema())
+        with pytest.raises(NotFoundError):
+            client.get_collection(name)
+
 
 def test_a_collection_is_followed_to_its_new_name(chroma: ClientAPI, name: str, mock: MLXEmbeddingFunction) -> None:
     if not hasattr(chromadb.api.ServerAPI, "get_collection_by_id"):

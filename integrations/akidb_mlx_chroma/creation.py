@@ -119,7 +119,12 @@ def _store_function(collection: AnyCollection, function: MLXEmbeddingFunction, w
             "mean; if they are this function's, open it with get_collection(client, name, embedding_function), else "
             "give another name for the new one"
         )
-    wait(collection.modify(configuration={"embedding_function": as_host_type(function)}))
+    try:
+        wait(collection.modify(configuration={"embedding_function": as_host_type(function)}))
+    except ValueError as error:
+        # By then it is stored: the client fails at its own copy of the schema, which servers before 1.5 do not have.
+        if isinstance(error, EmbeddingError) or "Schema is missing" not in str(error):
+            raise
     stored = read_space(collection, wait)
     if stored.settings is None:
         raise InvalidInputError(
@@ -161,6 +166,12 @@ def _create(
         if isinstance(error, EmbeddingError) or "mbedding function" not in str(error):
             raise
         raise InvalidInputError(f"collection {name!r}: {error}") from error
+    if schema is not None and not collection._model.serialized_schema:
+        if not get_or_create:
+            wait(client.delete_collection(name))
+        raise InvalidInputError(
+            "this Chroma server knows no schemas, which takes version 1.5 or later; give configuration= instead"
+        )
     collection._embedding_function = as_host_type(function)
     bind_function(collection, function, wait)
     return collection
