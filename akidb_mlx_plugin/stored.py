@@ -10,16 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from reprlib import Repr
+from typing import Any, get_args
 
-from akidb_mlx_plugin.config import EmbeddingConfig
+from pydantic import ValidationError
+
+from akidb_mlx_plugin.config import EmbeddingConfig, MLXConfig, Mode
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.pooling_names import parse_pooling
 from akidb_mlx_plugin.registry import ModelSpec, list_models
 
 # Name in the database -> section and key of the configuration in mode "mlx".
 _MLX_KEYS = ("dimension", "normalize", "pooling", "query_prompt", "document_prompt", "query_task", "document_task")
 SETTINGS = ("model", "mode", *_MLX_KEYS)
+_LONGEST_VECTOR = 2**20
+# A stranger's values may be of any size and depth.
+_SHORT = Repr()
 
 
 def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings this version does not know, before anything is made from them.
 
     Raises:
-        InvalidInputError: not a mapping, a key that is none of `SETTINGS`, or a pooling that is not known.
+        InvalidInputError: not a mapping, or a key that is none of `SETTINGS`, or a value of another type.
     """
     if not isinstance(settings, Mapping):
         raise InvalidInputError(f"stored settings must be a mapping, got {type(settings).__name__}")
@@ -78,8 +83,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             f"unknown embedding settings {', '.join(unknown)}; this version knows {', '.join(SETTINGS)}. "
             "If they are stored in a database, upgrade akidb-mlx-plugin: a newer one wrote them"
         )
-    if settings.get("pooling") is not None:
-        parse_pooling(settings["pooling"])
+    _check_types(settings)
 
 
 def check_same_space(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -95,6 +99,25 @@ def check_same_space(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
             f"this would mix two vector spaces in one collection ({changes}); "
             "make a new collection, and move the documents with `akidb-mlx reembed`"
         )
+
+
+def _check_types(settings: Mapping[str, Any]) -> None:
+    """Refuse values that no configuration has.
+
+    The environment is not looked at: Chroma takes an error here, of a function that is stored, for a function that
+    cannot be stored, and silently stores none.
+    """
+    if (mode := settings.get("mode", "mlx")) not in get_args(Mode):
+        raise InvalidInputError(f"stored setting mode = {_SHORT.repr(mode)}: it is one of {', '.join(get_args(Mode))}")
+    given = {key: value for key, value in settings.items() if key != "mode" and value is not None}
+    try:
+        MLXConfig.model_validate(given)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        fault = error.errors(include_input=False)[0]["msg"]
+        raise InvalidInputError(f"stored setting {key} = {_SHORT.repr(given[str(key)])}: {fault.lower()}") from error
+    if given.get("dimension", 0) > _LONGEST_VECTOR:
+        raise InvalidInputError(f"stored setting dimension: no vectors have more than {_LONGEST_VECTOR} components")
 
 
 def _dimension(config: EmbeddingConfig) -> int | None:

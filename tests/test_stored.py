@@ -31,6 +31,14 @@ CONFIGURATIONS = st.fixed_dictionaries(
 )
 
 
+def deep(levels: int) -> Any:
+    """Return lists in lists, as a stranger's JSON may hold."""
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 class TestThereAndBack:
     @given(CONFIGURATIONS)
     def test_any_space_of_a_model(self, settings: dict[str, Any]) -> None:
@@ -143,19 +151,35 @@ class TestStrangers:
             (None, "mapping, got NoneType"),
             ({**MINILM, "mode": "python"}, "mode"),
             ({**MINILM, "mode": ["mlx"]}, "mode"),
-            ({**MINILM, "model": ""}, "mlx.model"),
-            ({**MINILM, "model": {"repo": "a/b"}}, "mlx.model"),
-            ({**MINILM, "dimension": 0}, "mlx.dimension"),
-            ({**MINILM, "dimension": 1e9}, "mlx.dimension"),
-            ({**MINILM, "normalize": "yes"}, "mlx.normalize"),
-            ({**MINILM, "query_prompt": 5}, "mlx.query_prompt"),
-            ({**MINILM, "pooling": "last"}, "pooling must be one of cls, max, mean"),
-            ({**MINILM, "pooling": {"mean": 1}}, "pooling must be one of"),
+            ({**MINILM, "model": ""}, "stored setting model = "),
+            ({**MINILM, "model": {"repo": "a/b"}}, "stored setting model = "),
+            ({**MINILM, "dimension": 0}, "stored setting dimension = "),
+            ({**MINILM, "dimension": 1e9}, "stored setting dimension = "),
+            ({**MINILM, "normalize": "yes"}, "stored setting normalize = "),
+            ({**MINILM, "query_prompt": 5}, "stored setting query_prompt = "),
+            ({**MINILM, "pooling": "last"}, "stored setting pooling = 'last'"),
+            ({**MINILM, "pooling": {"mean": 1}}, "stored setting pooling = "),
+            ({**MINILM, "dimension": True}, "stored setting dimension = "),
+            ({**MINILM, "dimension": 2**20 + 1}, "no vectors have more than"),
+            ({**MINILM, "dimension": 10**6000}, "no vectors have more than"),
+            ({**MINILM, "mode": "mock", "dimension": 10**20}, "no vectors have more than"),
+            ({**MINILM, "mode": "mock", "model": 5}, "stored setting model = 5"),
+            ({**MINILM, "mode": "user_provided", "dimension": "8"}, "stored setting dimension = '8'"),
+            ({**MINILM, "query_task": ""}, "stored setting query_task = ''"),
+            ({**MINILM, "model": deep(100_000)}, "stored setting model = "),
+            ({**MINILM, "model": "x" * 10**6, "normalize": 1}, "stored setting normalize = 1"),
         ],
     )
     def test_unusable_settings(self, settings: Any, message: str) -> None:
-        with pytest.raises(InvalidInputError, match=message):
-            config_of(settings)
+        for use in (check_settings, config_of):
+            with pytest.raises(InvalidInputError, match=message) as raised:
+                use(settings)
+            assert len(str(raised.value)) < 500
+
+    def test_a_check_looks_at_no_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Chroma takes an error here for a function that cannot be stored, and stores none."""
+        monkeypatch.setenv("AKIDB_EMBEDDING__MLX__DIMENSION", "not a number")
+        check_settings(MINILM)
 
     def test_unknown_settings_name_the_known_and_the_remedy(self) -> None:
         with pytest.raises(InvalidInputError, match=r"knows model, mode, dimension, .*upgrade akidb-mlx-plugin"):

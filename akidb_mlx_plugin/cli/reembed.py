@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from akidb_mlx_plugin.cli.databases import open_chroma, open_lancedb
+from akidb_mlx_plugin.cli.databases import host_errors, open_chroma, open_lancedb
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
@@ -63,11 +63,11 @@ def _reembed_collection(
     try:
         from akidb_mlx_chroma import MLXEmbeddingFunction
         from akidb_mlx_chroma.reembedding import reembed_collection
-        from chromadb.errors import ChromaError
     except ImportError as error:
         raise EmbeddingError(f"--collection needs Chroma ({error}): pip install 'akidb-mlx-plugin[chroma]'") from error
-    try:
-        found = open_chroma(source).get_collection(collection)
+    client = open_chroma(source)
+    with host_errors(source):
+        found = client.get_collection(collection)
         made, response = reembed_collection(
             found,
             MLXEmbeddingFunction.from_config(config),
@@ -75,8 +75,6 @@ def _reembed_collection(
             show_progress=sys.stderr.isatty(),
             batch_size=batch_size,
         )
-    except ChromaError as error:
-        raise EmbeddingError(f"{source}: {error}") from error
     return made.name, response
 
 
@@ -88,12 +86,14 @@ def _reembed_table(
         from akidb_mlx_lancedb.reembedding import reembed_table
     except ImportError as error:
         raise EmbeddingError(f"--table needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
-    made, response = reembed_table(
-        open_lancedb(source, table).open_table(table),
-        MLXEmbeddings.from_config(config),
-        name=name,
-        show_progress=sys.stderr.isatty(),
-        batch_size=batch_size,
-        on=on,
-    )
+    db = open_lancedb(source, table)
+    with host_errors(source):
+        made, response = reembed_table(
+            db.open_table(table),
+            MLXEmbeddings.from_config(config),
+            name=name,
+            show_progress=sys.stderr.isatty(),
+            batch_size=batch_size,
+            on=on,
+        )
     return made.name, response

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from akidb_mlx_plugin.cli.databases import open_chroma, open_lancedb
+from akidb_mlx_plugin.cli.databases import host_errors, open_chroma, open_lancedb
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
-from akidb_mlx_plugin.errors import EmbeddingError
 
 # Enough to recognize a text by; --json prints all of it.
 _SHOWN = 120
@@ -62,17 +61,11 @@ def _search_collection(
 ) -> list[dict[str, Any]]:
     client = open_chroma(source)
     from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
-    from chromadb.errors import ChromaError
 
-    try:
+    with host_errors(source):
         own = MLXEmbeddingFunction(model=model, pooling=pooling) if model or pooling else None
         collection = get_collection(client, name, own)
         found = collection.query(query_texts=[text], n_results=limit)
-    except EmbeddingError:
-        raise
-    except (ChromaError, ValueError) as error:
-        # A ValueError is Chroma's word for a collection that stores another function than the one given.
-        raise EmbeddingError(f"{source}: {error}") from error
     columns: list[Any] = [found["ids"], found["distances"], found["documents"], found["metadatas"]]
     space = _space(collection.configuration_json)
     return [
@@ -88,16 +81,17 @@ def _search_table(
     from akidb_mlx_lancedb import MLXEmbeddings, open_table
     from akidb_mlx_lancedb.target import function_at_hand, open_layout
 
-    own = None
-    if model or pooling:
-        own = MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, pooling=pooling))
-    table = open_table(db, name, own)
-    layout = open_layout(table, None)
-    function = own or function_at_hand(layout)
-    assert function is not None, "open_table has refused a table without one"
-    vector = function.compute_query_embeddings(text)[0]
-    metric = function.distance_type()
-    hits = table.search(vector, vector_column_name=layout.vector).distance_type(metric).limit(limit).to_list()
+    with host_errors(source):
+        own = None
+        if model or pooling:
+            own = MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, pooling=pooling))
+        table = open_table(db, name, own)
+        layout = open_layout(table, None)
+        function = own or function_at_hand(layout)
+        assert function is not None, "open_table has refused a table without one"
+        vector = function.compute_query_embeddings(text)[0]
+        metric = function.distance_type()
+        hits = table.search(vector, vector_column_name=layout.vector).distance_type(metric).limit(limit).to_list()
     own_columns = {layout.vector, layout.text, "id", "_distance"}
     return [
         {
