@@ -127,7 +127,7 @@ def plain_value(value: Any) -> Any:
 
 
 def is_same_value(one: Any, other: Any) -> bool:
-    """Return whether two values of metadata are the same, at any depth; a NaN is the same as a NaN, and 1 is not True."""
+    """Return whether two values of metadata are the same, at any depth; a NaN equals a NaN, and 1 is not True."""
     if isinstance(one, bool) != isinstance(other, bool):
         return False
     if isinstance(one, dict) and isinstance(other, dict):

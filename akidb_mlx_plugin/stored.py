@@ -36,9 +36,12 @@ def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
     return {"model": model, "mode": config.mode, **unused, "dimension": section.dimension, "normalize": True}
 
 
-def config_of(settings: Mapping[str, Any]) -> EmbeddingConfig:
+def config_of(settings: Mapping[str, Any], machine: Mapping[str, Any] | None = None) -> EmbeddingConfig:
     """Return the configuration for stored settings, with this machine's values for what is not stored.
 
+    Args:
+        settings: as `settings_of` makes them.
+        machine: values of the caller's own for what is not stored, such as the device.
     Raises:
         InvalidInputError: an unknown setting, or a value that cannot be used.
     """
@@ -47,7 +50,8 @@ def config_of(settings: Mapping[str, Any]) -> EmbeddingConfig:
     mlx = {key: settings[key] for key in _MLX_KEYS if key in settings} if mode == "mlx" else {}
     if mode == "mlx" and settings.get("model") is not None:
         mlx["model"] = settings["model"]
-    sections: dict[str, dict[str, Any]] = {"mlx": mlx}
+    given = {key: value for key, value in (machine or {}).items() if value is not None}
+    sections: dict[str, dict[str, Any]] = {"mlx": {**mlx, **given}}
     if mode == "mock" and settings.get("dimension") is not None:
         sections["mock"] = {"dimension": settings["dimension"]}
     if mode == "user_provided":

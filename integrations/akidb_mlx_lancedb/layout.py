@@ -79,7 +79,9 @@ class TableLayout:
             make_key(document.id, self.schema.field(self.id).type)
         except ValueError as error:
             kind = self.schema.field(self.id).type
-            raise InvalidInputError(f"{what} does not fit column {self.id!r} of {self.label}, {kind}: {error}") from None
+            raise InvalidInputError(
+                f"{what} does not fit column {self.id!r} of {self.label}, {kind}: {error}"
+            ) from None
         if document.text is None and self.text is not None and not self.schema.field(self.text).nullable:
             raise InvalidInputError(f"{what} has no text, and column {self.text!r} of {self.label} takes no null")
         if document.text is not None and self.text is None:
@@ -229,7 +231,9 @@ def _read_functions(label: str, schema: pa.Schema) -> tuple[Mapping[str, Any], .
             raise InvalidInputError(f"{label} stores {entry!r:.80} as an embedding function, not a mapping")
         for key in ("source_column", "vector_column"):
             if entry.get(key) not in schema.names:
-                raise InvalidInputError(f"{label} has no column {entry.get(key)!r:.80}, which its stored function names")
+                raise InvalidInputError(
+                    f"{label} has no column {entry.get(key)!r:.80}, which its stored function names"
+                )
         if entry.get("name") == ALIAS and not isinstance(entry.get("model") or {}, dict):
             raise InvalidInputError(
                 f"{label} stores {entry['model']!r:.80} as the settings of its function, not a mapping"

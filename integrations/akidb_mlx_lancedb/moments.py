@@ -67,9 +67,7 @@ def _moment_ns(value: Any, kind: pa.DataType) -> int:
 
 
 def _datetime_ns(value: dt.datetime) -> int:
-    plain = dt.datetime(
-        value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond
-    )
+    plain = dt.datetime(value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
     # pandas has nanoseconds too.
     return _timedelta_ns(plain - _EPOCH) + int(getattr(value, "nanosecond", 0))
 

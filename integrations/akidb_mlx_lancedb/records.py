@@ -100,7 +100,7 @@ def _fill_derived(layout: TableLayout, rows: pa.Table) -> pa.Table:
         positions = np.flatnonzero(is_missing.to_numpy())
         if not len(positions):
             continue
-        functions = get_registry().parse_functions(layout.schema.metadata)  # type: ignore[no-untyped-call]
+        functions = get_registry().parse_functions(layout.schema.metadata)
         texts = rows[source].take(positions).to_pylist()
         made = functions[vector].function.compute_source_embeddings_with_retry(texts)
         vectors = rows[vector].to_pylist()

@@ -33,8 +33,8 @@ def reembed(
 ) -> Any:
     """Embed a table's texts again, with another function, into a new table beside it.
 
-    The new one has the same columns and rows but for the vectors, every value as it is; indexes are not made again. The old one is only
-    read. A run that was cut off is continued by the same call, and what is done already is not embedded again. At the
+    The new one has the same columns and rows but for the vectors, every value as it is; indexes are not made again. The
+    old one is only read. A run that was cut off is continued by the same call, and what is done already is not embedded again. At the
     end both are compared.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -62,16 +63,16 @@ def create_table(
     _refuse_asynchronous(db, "await db.create_table(name, schema=table_schema(...)) instead")
     made = table_schema(embedding_function, schema, name=name, on=on, text=text, vector=vector)
     place = _place(namespace_path)
-    opened = {"text": text, "vector": vector, "namespace_path": namespace_path}
+    reopen = partial(open_table, db, name, embedding_function, text=text, vector=vector, namespace_path=namespace_path)
     is_reused = exist_ok and mode == "create"
     if is_reused and find_table(db, name, namespace_path) is not None:
-        return open_table(db, name, embedding_function, **opened)
+        return reopen()
     try:
         return db.create_table(name, schema=made, mode=mode, **place)
     except ValueError as error:
         # Another process was faster.
         if is_reused and "already exists" in str(error):
-            return open_table(db, name, embedding_function, **opened)
+            return reopen()
         raise
 
 
@@ -180,9 +181,10 @@ def validate_table(
     if embedding_function is not None:
         chosen = _check_any(spaces, embedding_function)
         layouts, spaces = [layouts[chosen]], [spaces[chosen]]
+    functions = [embedding_function or function_at_hand(layout) for layout in layouts]
     dimensions = [
-        check_space(space, function.service if (function := embedding_function or function_at_hand(layout)) else None)
-        for layout, space in zip(layouts, spaces, strict=True)
+        check_space(space, function.service if function else None)
+        for space, function in zip(spaces, functions, strict=True)
     ]
     if query_vector is not None:
         length = len(as_vector(query_vector, f"the query vector for {layouts[0].label}"))
@@ -305,7 +307,7 @@ def _layouts(table: Any, text: str | None, vector: str | None) -> list[TableLayo
 
 
 def _check_any(spaces: Sequence[StoredSpace], function: MLXEmbeddings) -> int:
-    """Return the position of the first of a table's columns that a function fits; raise what is wrong with the first."""
+    """Return the position of the first column that a function fits; raise what is wrong with the first of all."""
     errors: list[EmbeddingError] = []
     for position, space in enumerate(spaces):
         try:

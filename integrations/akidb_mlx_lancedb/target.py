@@ -106,7 +106,8 @@ class LanceTarget(Target):
     def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
         """Return what is stored of these documents, by id."""
         refresh(self._table)
-        layout, found = self._layout, {}
+        layout = self._layout
+        found: dict[str, StoredDocument] = {}
         id_type = layout.schema.field(layout.id).type
         for start in range(0, len(ids), _PAGE):
             literals = ", ".join(key_literal(id_, id_type) for id_ in ids[start : start + _PAGE])

@@ -19,7 +19,7 @@ from akidb_mlx_plugin.inputs import check_unicode
 
 _LOWEST_JSON_INTEGER, _HIGHEST_JSON_INTEGER = -(2**63), 2**64 - 1
 _DEEPEST_JSON = 128
-_FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32, pa.float64(): np.float64}
+_FLOATS: dict[Any, Any] = {pa.float16(): np.float16, pa.float32(): np.float32, pa.float64(): np.float64}
 
 
 def is_text(column_type: pa.DataType) -> bool:
@@ -142,10 +142,9 @@ def _exact_float(value: Any, kind: pa.DataType) -> Any:
             kept = _FLOATS[kind](float(number))
     except OverflowError:
         kept = _FLOATS[kind](math.inf)
-    if isinstance(number, float | np.floating):
-        is_kept = np.isfinite(kept) == np.isfinite(number) and (kept != 0 or number == 0)
-        # A number of more than 64 bits; a narrower column's own rounding is what was asked for.
-        is_kept = is_kept and (not isinstance(number, np.longdouble) or number != number or float(number) == number)
+    if isinstance(number, float):
+        # A narrower column rounds to its own digits, as was asked for; it must not lose the number.
+        is_kept = bool(np.isfinite(kept) == math.isfinite(number)) and (kept != 0 or number == 0)
     else:
         is_kept = math.isfinite(kept) and type(number)(float(kept)) == number
     if not is_kept:
@@ -159,8 +158,10 @@ def _number(value: Any) -> Any:
         return int(operator.index(value))
     if isinstance(value, float | np.float16 | np.float32):
         return float(value)
-    if isinstance(value, Decimal | np.longdouble):
+    if isinstance(value, Decimal):
         return value
+    if isinstance(value, np.longdouble) and (float(value) == value or value != value):
+        return float(value)
     raise ValueError(f"{_name(value)} is not a number; convert it")
 
 

@@ -76,8 +76,8 @@ def _as_column(vectors: Vector, field: pa.Field, what: str) -> np.ndarray:
     if not np.isfinite(converted).all():
         largest = float(np.abs(vectors).max())
         raise InvalidInputError(
-            f"{what} has a component of {largest:g}, and column {field.name!r} of {field.type} keeps less; use float32, "
-            "or vectors of unit length"
+            f"{what} has a component of {largest:g}, and column {field.name!r} of {field.type} keeps less; use a "
+            "column of float32, or vectors of unit length"
         )
     return converted
 
