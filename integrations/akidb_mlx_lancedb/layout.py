@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from akidb_mlx_lancedb.keys import is_key_type, make_key
 from akidb_mlx_lancedb.rows import Row
-from akidb_mlx_lancedb.values import make_array, to_json
+from akidb_mlx_lancedb.values import is_text, make_array, to_json
 from akidb_mlx_lancedb.vectors import check_vector_column, find_vector_column, refuse_overflow
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.spaces import as_vector
 from akidb_mlx_plugin.types import Document
 
 ALIAS = "akidb-mlx"
@@ -72,6 +73,17 @@ class TableLayout:
         entries = [entry for entry in self.functions if entry["vector_column"] != self.vector]
         return {str(entry["vector_column"]): str(entry["source_column"]) for entry in entries}
 
+    def looks_like_vectors(self, field: pa.Field) -> bool:
+        """Return whether LanceDB examines a column as vectors: no NaN, no null unless it is told otherwise.
+
+        Source: `lancedb.table._find_vector_columns`.
+        """
+        is_fixed = pa.types.is_fixed_size_list(field.type)
+        if not (is_fixed or pa.types.is_list(field.type)) or not pa.types.is_floating(field.type.value_type):
+            return False
+        is_named = field.name in self.derived or field.name == "vector" or (field.name == "embedding" and is_fixed)
+        return is_named or (is_fixed and field.type.list_size >= 10)
+
     def check_document(self, document: Document) -> None:
         """Raise InvalidInputError for a document that does not fit the columns."""
         what = f"document {document.id!r}"
@@ -119,6 +131,8 @@ class TableLayout:
                 raise InvalidInputError(f"{what} has no {field.name!r}, and the column takes no null")
             if value is not None:
                 _check_value(what, field, value)
+                if self.looks_like_vectors(field):
+                    as_vector(value, f"{field.name!r} of {what}")
         if self.has_json:
             try:
                 self.dump_json(metadata)
@@ -152,8 +166,14 @@ def read_layout(
     taken = {str(other["vector_column"]) for other in functions if other is not entry}
     vector = vector or (entry["vector_column"] if entry else find_vector_column(label, schema, taken))
     text = text or (entry["source_column"] if entry else "text" if "text" in schema.names else None)
+    is_ours = bool(entry and entry.get("name") == ALIAS)
+    if text is not None and not is_text(schema.field(text).type):
+        if is_ours:
+            raise InvalidInputError(f"column {text!r} of {label} holds {schema.field(text).type}, which are no texts")
+        # Another's function may embed pictures.
+        text = None
     check_vector_column(label, schema.field(vector))
-    stored = entry.get("model") or {} if entry and entry.get("name") == ALIAS else None
+    stored = (entry.get("model") or {}) if entry and is_ours else None
     return TableLayout(label, _writable(schema), on or "", text, vector, functions, stored)
 
 
@@ -238,6 +258,13 @@ def _read_functions(label: str, schema: pa.Schema) -> tuple[Mapping[str, Any], .
             raise InvalidInputError(
                 f"{label} stores {entry['model']!r:.80} as the settings of its function, not a mapping"
             )
+    vectors = [entry["vector_column"] for entry in entries]
+    if len(set(vectors)) < len(vectors):
+        # What LanceDB makes of one function object in two pairs of fields.
+        raise InvalidInputError(
+            f"{label} has two functions for one column of {', '.join(vectors)}; give each pair of SourceField and "
+            "VectorField a function of its own: MLXEmbeddings.create(...) once for each"
+        )
     return tuple(entries)
 
 

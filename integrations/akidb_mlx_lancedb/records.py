@@ -12,7 +12,7 @@ from lancedb.embeddings import get_registry
 
 from akidb_mlx_lancedb.keys import key_array
 from akidb_mlx_lancedb.layout import JSON_COLUMN, TableLayout
-from akidb_mlx_lancedb.rows import Page, Row, join_rows
+from akidb_mlx_lancedb.rows import Page, Row, as_type, join_rows
 from akidb_mlx_lancedb.values import make_array
 from akidb_mlx_lancedb.vectors import vector_array
 from akidb_mlx_plugin.collections import StoredDocument
@@ -77,13 +77,26 @@ def has_metadata(layout: TableLayout, stored: StoredDocument, document: Document
     return is_filled and (wanted is None or row.has(wanted, names))
 
 
+def bad_vectors(layout: TableLayout, rows: pa.Table) -> str:
+    """Return what LanceDB is to do with vectors that it does not like: to keep nulls, and to refuse anything else."""
+    has_nulls = False
+    for field in layout.fields:
+        if not layout.looks_like_vectors(field):
+            continue
+        column = rows[field.name].combine_chunks()
+        has_nan = pc.any(pc.is_nan(column.flatten().cast(pa.float64()))).as_py()
+        if has_nan or len(pc.unique(pc.list_value_length(column.drop_null()))) > 1:
+            return "error"
+        has_nulls = has_nulls or column.null_count > 0
+    return "null" if has_nulls else "error"
+
+
 def _metadata_columns(layout: TableLayout, documents: Sequence[Document]) -> dict[str, Any]:
     given = [document.metadata or {} for document in documents]
     rows = [metadata for metadata in given if isinstance(metadata, Row)]
     if rows:
         joined = join_rows(rows)
-        types = {name: layout.schema.field(name).type for name in layout.metadata_names}
-        return {name: joined[name].cast(types[name]) for name in layout.metadata_names}
+        return {name: as_type(joined[name], layout.schema.field(name).type) for name in layout.metadata_names}
     columns = {
         field.name: make_array([metadata.get(field.name) for metadata in given], field.with_nullable(True))
         for field in layout.fields

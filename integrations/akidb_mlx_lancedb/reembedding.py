@@ -34,8 +34,8 @@ def reembed(
     """Embed a table's texts again, with another function, into a new table beside it.
 
     The new one has the same columns and rows but for the vectors, every value as it is; indexes are not made again. The
-    old one is only read. A run that was cut off is continued by the same call, and what is done already is not embedded again. At the
-    end both are compared.
+    old one is only read. A run that was cut off is continued by the same call, and what is done already is not embedded
+    again. At the end both are compared.
 
     Args:
         source: `LanceTable`, whatever function it has; its newest version is read.
@@ -90,7 +90,7 @@ def reembed_table(
     layout = open_layout(source, on, text=text, vector=vector)
     if layout.text is None:
         raise InvalidInputError(f"{layout.label} has no column 'text'; name the one to embed with text=")
-    table = _create_beside(db or _connection(source), source, layout, new_name, embedding_function)
+    table = _create_beside(_connection(source) if db is None else db, source, layout, new_name, embedding_function)
     check_source(f"table {new_name!r}", (table.schema.metadata or {}).get(SOURCE_KEY.encode()), source.name)
     validate_table(table, embedding_function, vector=layout.vector)
     response = reembed_documents(

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _COUNTED = {
     pa.float16(): pa.int16(),
@@ -78,6 +79,41 @@ def join_rows(rows: Sequence[Row]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
+def as_type(column: pa.ChunkedArray, column_type: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Return a column that was read in the type of the one that it goes to, as LanceDB takes it."""
+    if column.type != column_type:
+        return column.cast(column_type)
+    return _fill_members(pa.concat_arrays(column.chunks)) if _has_required(column_type) else column
+
+
+def _has_required(kind: pa.DataType) -> bool:
+    """Return whether some struct in a type has a member that takes no null."""
+    if pa.types.is_struct(kind):
+        return any(not member.nullable or _has_required(member.type) for member in kind)
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _has_required(kind.value_type)
+
+
+def _fill_members(array: pa.Array) -> pa.Array:
+    """Put values below nulls: LanceDB gives nulls there, also for members that take none, and refuses to write them."""
+    kind = array.type
+    if not _has_required(kind):
+        return array
+    # Without the offset of a slice.
+    array = array.take(pa.array(range(len(array))))
+    if not pa.types.is_struct(kind):
+        values = _fill_members(array.values)
+        return type(array).from_arrays(array.offsets, values, type=kind, mask=array.is_null())
+    if array.null_count == len(array):
+        return pa.array([None] * len(array), kind)
+    members = []
+    for index, member in enumerate(kind):
+        values = _fill_members(array.field(index))
+        if not member.nullable and values.null_count:
+            values = pc.if_else(values.is_valid(), values, values.drop_null()[0])
+        members.append(values)
+    return pa.StructArray.from_arrays(members, fields=list(kind), mask=array.is_null())
+
+
 def _spell(text: str) -> str:
     """Return JSON in one of its spellings; as text, because true equals 1 in Python."""
     return json.dumps(json.loads(text), sort_keys=True)
@@ -99,14 +135,19 @@ def _counted(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_temporal(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_counted(field.type)) for field in kind])
+        return pa.struct([_counted_field(field) for field in kind])
     if pa.types.is_map(kind):
-        parts = [field.with_type(_counted(field.type)) for field in (kind.key_field, kind.item_field)]
-        return pa.map_(*parts, keys_sorted=kind.keys_sorted)
+        keys = kind.key_field.with_type(_counted(kind.key_type))
+        return pa.map_(keys, _counted_field(kind.item_field), keys_sorted=kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_counted(kind.value_type)), kind.list_size)
+        return pa.list_(_counted_field(kind.value_field), kind.list_size)
     if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_counted(kind.value_type)))
+        return pa.large_list(_counted_field(kind.value_field))
     if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_counted(kind.value_type)))
+        return pa.list_(_counted_field(kind.value_field))
     return kind
+
+
+def _counted_field(field: pa.Field) -> pa.Field:
+    # Below a null, LanceDB has nulls in members that take none.
+    return field.with_type(_counted(field.type)).with_nullable(True)

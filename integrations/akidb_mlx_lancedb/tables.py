@@ -9,18 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 from lancedb.db import AsyncConnection
-from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.pydantic import LanceModel
 from lancedb.table import AsyncTable
 
-from akidb_mlx_lancedb.function import MLXEmbeddings, settings_of_fields
+from akidb_mlx_lancedb.function import MLXEmbeddings
 from akidb_mlx_lancedb.handles import find_table, read_schema
-from akidb_mlx_lancedb.layout import FUNCTIONS_KEY, JSON_COLUMN, TableLayout, read_layout, read_layouts
+from akidb_mlx_lancedb.layout import TableLayout, read_layout, read_layouts
+from akidb_mlx_lancedb.schema import check_any, table_schema
 from akidb_mlx_lancedb.target import LanceTarget, function_at_hand, read_space
-from akidb_mlx_lancedb.vectors import with_width
 from akidb_mlx_plugin.background import run_in_background
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.spaces import StoredSpace, as_vector, check_query_vector, check_space, make_stamp
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.spaces import as_vector, check_query_vector, check_space
 from akidb_mlx_plugin.types import Document, UpsertResponse
 from akidb_mlx_plugin.upserts import Upsert
 
@@ -74,55 +73,6 @@ def create_table(
         if is_reused and "already exists" in str(error):
             return reopen()
         raise
-
-
-def table_schema(
-    embedding_function: MLXEmbeddings,
-    schema: type[LanceModel] | pa.Schema | None = None,
-    *,
-    name: str = "",
-    on: str = "id",
-    text: str | None = None,
-    vector: str | None = None,
-) -> pa.Schema:
-    """Return the Arrow schema that `create_table` uses; also for an asynchronous connection.
-
-    Args:
-        embedding_function, schema, on, text, vector: as `create_table`.
-        name: of the table, for messages.
-    Raises:
-        DimensionMismatchError: the vector column, or the model's own function, does not fit.
-        InvalidInputError: a column cannot hold what it is for.
-    """
-    given = _arrow_schema(schema)
-    columns = [pa.field(on, pa.string(), nullable=False)]
-    metadata = dict(given.metadata or {})
-    if FUNCTIONS_KEY not in metadata:
-        text, vector = text or "text", vector or "vector"
-        columns += [pa.field(text, pa.string()), pa.field(vector, pa.list_(pa.float32(), embedding_function.ndims()))]
-        config = EmbeddingFunctionConfig(vector_column=vector, source_column=text, function=embedding_function)
-        metadata |= get_registry().get_table_metadata([config])  # type: ignore[no-untyped-call]
-    fields = [*(field for field in columns if field.name not in given.names), *given]
-    made = pa.schema(fields, metadata=metadata)
-    layouts = [read_layout(name, made, on, vector=vector)] if vector else read_layouts(name, made)
-    if any(layout.stored is None for layout in layouts):
-        raise InvalidInputError(f"the schema of table {name!r} names an embedding function that is not of this package")
-    read_layout(name, made, on, vector=layouts[0].vector)
-    fitting = _check_any(
-        [
-            StoredSpace(layout.label, {}, settings_of_fields(layout.stored or {}), layout.dimension)
-            for layout in layouts
-        ],
-        embedding_function,
-    )
-    fields = [
-        with_width(field, embedding_function.ndims()) if field.name == layouts[fitting].vector else field
-        for field in fields
-    ]
-    if len(layouts) == 1:
-        # A stamp speaks of one column.
-        metadata |= {key: str(value) for key, value in make_stamp(embedding_function.model_info()).items()}
-    return pa.schema(fields, metadata=metadata)
 
 
 def open_table(
@@ -179,7 +129,7 @@ def validate_table(
     layouts = _layouts(table, text, vector)
     spaces = [read_space(table, layout) for layout in layouts]
     if embedding_function is not None:
-        chosen = _check_any(spaces, embedding_function)
+        chosen = check_any(spaces, embedding_function)
         layouts, spaces = [layouts[chosen]], [spaces[chosen]]
     functions = [embedding_function or function_at_hand(layout) for layout in layouts]
     dimensions = [
@@ -304,22 +254,3 @@ def _layouts(table: Any, text: str | None, vector: str | None) -> list[TableLayo
     if text is None and vector is None:
         return read_layouts(table.name, schema)
     return [read_layout(table.name, schema, None, text=text, vector=vector)]
-
-
-def _check_any(spaces: Sequence[StoredSpace], function: MLXEmbeddings) -> int:
-    """Return the position of the first column that a function fits; raise what is wrong with the first of all."""
-    errors: list[EmbeddingError] = []
-    for position, space in enumerate(spaces):
-        try:
-            check_space(space, function.service)
-        except EmbeddingError as error:
-            errors.append(error)
-        else:
-            return position
-    raise errors[0]
-
-
-def _arrow_schema(schema: type[LanceModel] | pa.Schema | None) -> pa.Schema:
-    if schema is None:
-        return pa.schema([pa.field(JSON_COLUMN, pa.json_())])
-    return schema if isinstance(schema, pa.Schema) else schema.to_arrow_schema()

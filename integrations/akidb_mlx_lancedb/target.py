@@ -13,7 +13,7 @@ from akidb_mlx_lancedb.function import MLXEmbeddings, settings_of_fields
 from akidb_mlx_lancedb.handles import read_schema, refresh, refuse_checked_out, run_sync, write_lock
 from akidb_mlx_lancedb.keys import key_literal
 from akidb_mlx_lancedb.layout import ALIAS, TableLayout, read_layout
-from akidb_mlx_lancedb.records import has_metadata, make_rows, read_documents, read_rows
+from akidb_mlx_lancedb.records import bad_vectors, has_metadata, make_rows, read_documents, read_rows
 from akidb_mlx_lancedb.vectors import as_stored
 from akidb_mlx_plugin.collections import Source, StoredDocument, Target
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -121,7 +121,7 @@ class LanceTarget(Target):
             # A merge sees the rows that its handle sees.
             refresh(self._table)
             merge = self._table.merge_insert(self._layout.id).when_matched_update_all().when_not_matched_insert_all()
-            run_sync(merge.execute(rows))
+            run_sync(merge.execute(rows, on_bad_vectors=bad_vectors(self._layout, rows)))
 
 
 class LanceSource(Source):

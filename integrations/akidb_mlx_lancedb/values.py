@@ -125,14 +125,14 @@ def _exact_boolean(value: Any) -> bool:
 
 def _exact_integer(value: Any, kind: pa.DataType) -> int:
     number = _number(value)
-    whole = int(number) if math.isfinite(number) else None
-    if whole is None or whole != number:
-        raise ValueError("it is not a whole number, and would be rounded; round it, or use a float column")
     lowest = -(2 ** (kind.bit_width - 1)) if pa.types.is_signed_integer(kind) else 0
     highest = 2 ** (kind.bit_width - (1 if lowest else 0)) - 1
-    if not lowest <= whole <= highest:
+    # A comparison costs nothing, where int() of a Decimal may write out a billion digits. A NaN is never within.
+    if not (number == number and lowest <= number <= highest):
         raise ValueError(f"{kind} holds {lowest} to {highest}; use a wider column")
-    return whole
+    if int(number) != number:
+        raise ValueError("it is not a whole number, and would be rounded; round it, or use a float column")
+    return int(number)
 
 
 def _exact_float(value: Any, kind: pa.DataType) -> Any:
