@@ -290,8 +290,9 @@ class TestEveryColumn:
             }
         )
         table = db.create_table("docs", rows, on_bad_vectors="null")
-        for _ in range(2):
-            made = reembed(table, new, name="next", vector="vector")
+        for size in (2, None):
+            made = reembed(table, new, name="next", vector="vector", batch_size=size)
+        reembed(table, new, name="one-by-one", vector="vector", batch_size=1)
         kept = [name for name in rows.schema.names if name != "vector"]
         before, after = ((part.to_arrow().sort_by("id").select(kept)) for part in (table, made))
         assert after.schema.equals(before.schema)

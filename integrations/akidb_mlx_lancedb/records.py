@@ -34,7 +34,8 @@ def make_rows(layout: TableLayout, documents: Sequence[Document], vectors: Vecto
     if layout.text is not None:
         texts = [document.text for document in documents]
         columns[layout.text] = pa.array(texts, schema.field(layout.text).type)
-    return _fill_derived(layout, pa.table([columns[name] for name in schema.names], schema=schema))
+    rows = pa.table([columns[name] for name in schema.names], schema=schema)
+    return _fill_derived(layout, rows).combine_chunks()
 
 
 def read_rows(layout: TableLayout, rows: pa.Table) -> dict[str, StoredDocument]:

@@ -74,9 +74,13 @@ class Row(Mapping[str, Any]):
 
 
 def join_rows(rows: Sequence[Row]) -> pa.Table:
-    """Return rows of any pages as one table."""
+    """Return rows of any pages as one table, of one chunk that is no slice of another.
+
+    LanceDB 0.40 loses rows, after a panic on a thread of its own, where it is given slices of nested structs.
+    """
     parts = [row.page.rows.slice(row.index, 1) for row in rows]
-    return pa.concat_tables(parts)
+    joined = pa.concat_tables(parts)
+    return joined.combine_chunks() if len(parts) > 1 else joined.take(pa.array([0]))
 
 
 def as_type(column: pa.ChunkedArray, column_type: pa.DataType) -> pa.Array | pa.ChunkedArray:
@@ -99,7 +103,7 @@ def _fill_members(array: pa.Array) -> pa.Array:
     if not _has_required(kind):
         return array
     # Without the offset of a slice.
-    array = array.take(pa.array(range(len(array))))
+    array = array.take(pa.array(range(len(array)), pa.int64()))
     if not pa.types.is_struct(kind):
         values = _fill_members(array.values)
         return type(array).from_arrays(array.offsets, values, type=kind, mask=array.is_null())
