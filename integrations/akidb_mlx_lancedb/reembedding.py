@@ -136,4 +136,10 @@ def _create_beside(db: Any, source: Any, layout: TableLayout, name: str, functio
         SOURCE_KEY: source.name,
     }
     place = {"namespace_path": namespace} if namespace else {}
-    return db.create_table(name, schema=pa.schema(fields, metadata=metadata), **place)
+    try:
+        return db.create_table(name, schema=pa.schema(fields, metadata=metadata), **place)
+    except ValueError as error:
+        # Another process was faster.
+        if "already exists" not in str(error):
+            raise
+    return db.open_table(name, **place)
