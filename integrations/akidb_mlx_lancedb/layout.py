@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from akidb_mlx_lancedb.keys import is_key_type, make_key
 from akidb_mlx_lancedb.rows import Row
-from akidb_mlx_lancedb.values import is_text, make_array, to_json
+from akidb_mlx_lancedb.values import check_value, is_text, to_json
 from akidb_mlx_lancedb.vectors import check_vector_column, find_vector_column, refuse_overflow
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.spaces import as_vector
@@ -209,7 +209,7 @@ def _choose(
 
 def _check_value(what: str, field: pa.Field, value: Any) -> None:
     try:
-        make_array([value], field)
+        check_value(value, field)
     except (pa.ArrowException, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidInputError(
             f"{what} has {field.name} = {value!r:.80}, which does not go into a column of {field.type}: {error}"

@@ -69,13 +69,14 @@ def has_metadata(layout: TableLayout, stored: StoredDocument, document: Document
     if isinstance(document.metadata, Row):
         return row.has(document.metadata, layout.metadata_names)
     given = document.metadata or {}
-    derived = [name for name in layout.derived if given.get(name) is None]
-    names = [name for name in layout.metadata_names if name not in derived]
-    columns = _metadata_columns(layout, [document])
-    wanted = Row(Page(pa.table({name: columns[name] for name in names})), 0) if names else None
-    # A vector that a function makes of a text is not in the document.
-    is_filled = all(row[name] is not None or row.get(layout.derived[name]) is None for name in derived)
-    return is_filled and (wanted is None or row.has(wanted, names))
+    for name, array in _metadata_columns(layout, [document]).items():
+        if name in layout.derived and given.get(name) is None:
+            # A vector that a function makes of a text is not in the document.
+            if row[name] is None and row[layout.derived[name]] is not None:
+                return False
+        elif not row.has_value(name, array):
+            return False
+    return True
 
 
 def bad_vectors(layout: TableLayout, rows: pa.Table) -> str:

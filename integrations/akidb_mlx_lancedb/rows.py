@@ -32,7 +32,7 @@ class Page:
     @cached_property
     def _bits(self) -> dict[str, pa.Array]:
         """Columns whose equality is that of their bits, in which a NaN is itself."""
-        return {name: _as_bits(self.rows[name]) for name in self.rows.schema.names}
+        return {name: _as_bits(_one_chunk(self.rows[name])) for name in self.rows.schema.names}
 
     def value(self, name: str, index: int) -> pa.Array:
         """Return one value of a column, as an array of bits."""
@@ -60,16 +60,19 @@ class Row(Mapping[str, Any]):
 
     def has(self, other: Row, names: Sequence[str]) -> bool:
         """Return whether another row has the same values in these columns."""
-        return all(self._has(other, name) for name in names)
+        return all(self._is(name, other.page.value(name, other.index)) for name in names)
 
-    def _has(self, other: Row, name: str) -> bool:
-        mine, others = self.page.value(name, self.index), other.page.value(name, other.index)
-        if mine.equals(others):
+    def has_value(self, name: str, array: pa.Array) -> bool:
+        """Return whether the row has the only value of an array in a column."""
+        return self._is(name, _as_bits(array))
+
+    def _is(self, name: str, bits: pa.Array) -> bool:
+        mine = self.page.value(name, self.index)
+        if mine.equals(bits):
             return True
-        column_type = self.page.rows.schema.field(name).type
-        if not isinstance(column_type, pa.JsonType):
+        if not isinstance(self.page.rows.schema.field(name).type, pa.JsonType):
             return False
-        texts = [row[name] for row in (self, other)]
+        texts = [array[0].as_py() for array in (mine, bits)]
         return None not in texts and _spell(texts[0]) == _spell(texts[1])
 
 
@@ -123,10 +126,11 @@ def _spell(text: str) -> str:
     return json.dumps(json.loads(text), sort_keys=True)
 
 
-def _as_bits(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, pa.array([], column.type)])
+
+
+def _as_bits(array: pa.Array) -> pa.Array:
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     return array.view(_counted(array.type))

@@ -40,6 +40,15 @@ def make_array(values: list[Any], field: pa.Field) -> pa.Array:
     return pa.array([None if value is None else exact_value(value, field) for value in values], column_type)
 
 
+def check_value(value: Any, field: pa.Field) -> None:
+    """Raise ValueError, or what Arrow raises, for a value that a column would change; as `make_array` would."""
+    kind = field.type
+    if pa.types.is_primitive(kind) or is_text(kind):
+        exact_value(value, field)
+    else:
+        make_array([value], field)
+
+
 def exact_value(value: Any, field: pa.Field) -> Any:
     """Return a value in the form that Arrow turns into an equal one.
 
