@@ -110,8 +110,9 @@ def _open_lock(uri: str) -> int | None:
     parsed = urlparse(uri)
     if parsed.scheme not in ("", "file"):
         return None
-    folder = Path(unquote(parsed.path) if parsed.scheme else uri)
-    try:
-        return os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        return None
+    path = Path(unquote(parsed.path) if parsed.scheme else uri) / _LOCK_FILE
+    # Another user's file can still be locked by those who may only read it.
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        with suppress(OSError):
+            return os.open(path, flags, 0o666)
+    return None

@@ -64,7 +64,7 @@ class LanceTarget(Target):
         vector: str | None = None,
         embedding_function: MLXEmbeddings | None = None,
     ) -> None:
-        """Hold the newest version of the table against its function; nothing is embedded.
+        """Check that the newest version of the table fits its function; nothing is embedded.
 
         Args:
             table: `LanceTable` or `AsyncTable`.
