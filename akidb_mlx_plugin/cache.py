@@ -92,7 +92,7 @@ def default_cache_dir() -> Path:
 
 def resolve_cache_dir(cache_dir: str | Path | None) -> Path:
     """Return the absolute folder that a caller's `cache_dir` means; None: the default."""
-    return default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser().absolute()
+    return default_cache_dir() if cache_dir is None else Path(os.path.expanduser(cache_dir)).absolute()
 
 
 def list_cached_models(cache_dir: str | Path | None = None, *, include_partial: bool = False) -> list[CachedModel]:

@@ -248,7 +248,8 @@ def _read_file(path: Path) -> Layer:
         raise InvalidInputError(f"no configuration file at {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"cannot read the configuration file {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: what looks like a date and is not one.
         raise InvalidInputError(f"the configuration file {path} is not YAML: {error}") from error
     if not isinstance(content, Mapping) or not content:
         raise InvalidInputError(
@@ -279,7 +280,7 @@ def _parse_variable(key: str, text: str) -> Any:
         return None if text == "null" else text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 

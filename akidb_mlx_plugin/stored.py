@@ -44,11 +44,14 @@ def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
     return {"model": model, "mode": config.mode, **unused, "dimension": section.dimension, "normalize": True}
 
 
-def config_of(settings: Mapping[str, Any], *, stored: bool = True) -> EmbeddingConfig:
+def config_of(
+    settings: Mapping[str, Any], machine: Mapping[str, Any] | None = None, *, stored: bool = True
+) -> EmbeddingConfig:
     """Return the configuration for stored settings, with this machine's values for what is not stored.
 
     Args:
         settings: as `settings_of` returns them.
+        machine: values of the caller's own for what is not stored, such as the device.
         stored: whether a database has them. It may be older than the setting `pooling`, which is None then, whatever
             this machine's environment says.
     Raises:
@@ -61,7 +64,8 @@ def config_of(settings: Mapping[str, Any], *, stored: bool = True) -> EmbeddingC
         mlx.setdefault("pooling", None)
     if mode == "mlx" and settings.get("model") is not None:
         mlx["model"] = settings["model"]
-    sections: dict[str, dict[str, Any]] = {"mlx": mlx}
+    given = {key: value for key, value in (machine or {}).items() if value is not None}
+    sections: dict[str, dict[str, Any]] = {"mlx": {**mlx, **given}}
     if mode == "mock" and settings.get("dimension") is not None:
         sections["mock"] = {"dimension": settings["dimension"]}
     if mode == "user_provided":

@@ -78,14 +78,16 @@ def _search_table(
     source: str, name: str, text: str, limit: int, model: str | None, pooling: str | None
 ) -> list[dict[str, Any]]:
     db = open_lancedb(source, name)
-    from akidb_mlx_lancedb import MLXEmbeddings, open_table
+    from akidb_mlx_lancedb import MLXEmbeddings, open_table, validate_table
     from akidb_mlx_lancedb.target import function_at_hand, open_layout
 
     with host_errors(source):
         own = None
         if model or pooling:
             own = MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, pooling=pooling))
-        table = open_table(db, name, own)
+        # A search brings its vector, also to a table that stores no function.
+        table = db.open_table(name) if own else open_table(db, name)
+        validate_table(table, own)
         layout = open_layout(table, None)
         function = own or function_at_hand(layout)
         assert function is not None, "open_table has refused a table without one"

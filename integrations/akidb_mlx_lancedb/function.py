@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.inputs import list_inputs
+from akidb_mlx_plugin.registry import check_name
 from akidb_mlx_plugin.stored import config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
 
@@ -34,6 +36,8 @@ _DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
 }
 
 _log = logging.getLogger(__name__)
+# Arguments that belong to a machine: a table does not store them.
+_MACHINE = ("device", "cache_dir")
 
 
 @register("akidb-mlx")  # type: ignore[no-untyped-call]
@@ -80,15 +84,28 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
     @classmethod
     def create(cls, **settings: Any) -> MLXEmbeddings:
-        """Make a function; the arguments are the attributes above.
+        """Make a function; the arguments are the attributes above, and what belongs to this machine and is not stored.
 
+        Args:
+            settings: the attributes; also `device`, "auto", "gpu" or "cpu", and `cache_dir`, where models are kept. A
+                function that LanceDB makes from a table takes these two from the environment.
         Raises:
             InvalidInputError: an unknown argument, or a value that cannot be used.
+            ModelNotFoundError: a misspelt name, which a table would store for good.
         """
         # LanceDB calls this with what a table stores, and that is data from a stranger: no model outside the registry
         # is downloaded on its word. A caller of one's own may ask for any.
-        stored = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "lancedb"
-        return cls._make(settings, trusted=not stored)
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "lancedb":
+            return cls._make(settings, trusted=False)
+        machine = {key: settings.pop(key) for key in _MACHINE if key in settings}
+        if unknown := [key for key in settings if key not in cls.model_fields and key != "model"]:
+            close = difflib.get_close_matches(unknown[0], [*cls.model_fields, *_MACHINE], n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join([*cls.model_fields, *_MACHINE])}"
+            raise InvalidInputError(f"unknown argument {unknown[0]!r}; {hint}")
+        function = cls._make(settings, trusted=True, machine=machine)
+        if function.mode == "mlx" and isinstance(settings.get("name"), str):
+            check_name(settings["name"])
+        return function
 
     @classmethod
     def from_config(cls, config: str | Path | EmbeddingConfig) -> MLXEmbeddings:
@@ -110,10 +127,12 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return cls._make(dict(fields), trusted=False)
 
     @classmethod
-    def _make(cls, settings: dict[str, Any], *, trusted: bool) -> MLXEmbeddings:
+    def _make(
+        cls, settings: dict[str, Any], *, trusted: bool, machine: Mapping[str, Any] | None = None
+    ) -> MLXEmbeddings:
         if "model" in settings:
             raise InvalidInputError(f"the model goes in as name=, got model={settings['model']!r}")
-        config = config_of(settings_of_fields(settings), stored=not trusted)
+        config = config_of(settings_of_fields(settings), machine, stored=not trusted)
         return cls._from_embedding_config(config, trusted=trusted)
 
     @classmethod
@@ -195,9 +214,13 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """Embed a column, an array or a list of texts."""
         return self.generate_embeddings(self.sanitize_input(texts))
 
-    def compute_source_embeddings_with_retry(self, texts: Any) -> list[Vector | None]:
-        """Embed without LanceDB's retries: nothing that fails here passes by waiting, and errors keep their type."""
-        return self.compute_source_embeddings(texts)
+    def compute_source_embeddings_with_retry(self, texts: Any) -> list[Any]:
+        """Embed for a column of LanceDB's; without its retries, because nothing that fails here passes by waiting.
+
+        Returns:
+            Lists of floats: Arrow takes float32 arrays into no column of another width.
+        """
+        return [None if vector is None else vector.tolist() for vector in self.compute_source_embeddings(texts)]
 
     def compute_query_embeddings_with_retry(self, query: Any) -> list[Vector | None]:
         """Embed without LanceDB's retries: nothing that fails here passes by waiting, and errors keep their type."""
