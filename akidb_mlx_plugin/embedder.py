@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -86,6 +87,7 @@ class Embedder:
         max_cache_gb: float | None = None,
         trusted: bool = True,
         offline: bool | None = None,
+        pooling: str | Sequence[str] | None = None,
     ) -> Embedder:
         """Load a model, downloading it first where needed.
 
@@ -97,15 +99,23 @@ class Embedder:
             max_cache_gb: after a download, evict the least recently used models above this.
             trusted: False where the name comes from a stored collection; see `hub.ensure_model`.
             offline: True: never download; None: as HF_HUB_OFFLINE says.
+            pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says.
         Raises:
             ModelNotFoundError: no such model, or a checkpoint that cannot be loaded.
             DownloadError: it could not be fetched.
-            InvalidInputError: no such device, or a name that is not allowed.
+            InvalidInputError: no such device or pooling, or a name that is not allowed.
         """
         begun = time.perf_counter()
         chosen = choose_device(device)
         with ExitStack() as parts:
-            checkpoint, in_use = _locate_for_use(model, cache_dir, max_cache_gb, trusted, offline)
+            checkpoint, in_use = _locate_for_use(
+                model,
+                cache_dir=cache_dir,
+                max_cache_gb=max_cache_gb,
+                trusted=trusted,
+                offline=offline,
+                pooling=pooling,
+            )
             parts.callback(in_use.close)
             tokenizer = load_text_tokenizer(checkpoint)
             if chosen == "gpu":
@@ -309,14 +319,15 @@ class Embedder:
             )
 
 
-def _locate_for_use(
-    model: str | Path, cache_dir: Path | None, max_cache_gb: float | None, trusted: bool, offline: bool | None
-) -> tuple[Checkpoint, ModelInUse]:
-    """Find the checkpoint and shield it from eviction by any process until the handle is closed."""
+def _locate_for_use(model: str | Path, **options: Any) -> tuple[Checkpoint, ModelInUse]:
+    """Find the checkpoint and shield it from eviction by any process until the handle is closed.
+
+    Args:
+        model: as `Embedder.load`.
+        options: of `locate_checkpoint`.
+    """
     for last in (False, True):
-        checkpoint = locate_checkpoint(
-            model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline
-        )
+        checkpoint = locate_checkpoint(model, **options)
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:

@@ -50,7 +50,7 @@ class DenseLayer:
 
 
 def read_head(
-    place: Path, modules: Sequence[Module], config: Mapping[str, Any], pooling: Sequence[str]
+    place: Path, modules: Sequence[Module], config: Mapping[str, Any], pooling: Sequence[str], parts: int
 ) -> tuple[DenseLayer, ...]:
     """Return the dense layers of a checkpoint, in order.
 
@@ -58,12 +58,13 @@ def read_head(
         place: folder of the encoder.
         modules: the pipeline; empty for a bare checkpoint.
         config: `config.json`.
-        pooling: its modes.
+        pooling: modes that vectors are made by.
+        parts: how many modes the checkpoint itself has.
     Raises:
         ModelNotFoundError: one does not say its sides, does not fit the one before, or has no weights.
     """
     stored = _stored_inside(place)
-    width = int(config["hidden_size"]) * len(pooling)
+    width = int(config["hidden_size"]) * parts
     projection = _read_projection(place, config, stored, pooling)
     if projection:
         width = projection[0].out_features
