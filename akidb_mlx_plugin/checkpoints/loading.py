@@ -15,7 +15,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
-from akidb_mlx_plugin.checkpoints.head import DenseLayer
+from akidb_mlx_plugin.checkpoints.head import DenseLayer, is_in_head
 from akidb_mlx_plugin.checkpoints.quantization import (
     check_method,
     dequantize,
@@ -174,7 +174,9 @@ def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantize
     for file in find_weight_files(checkpoint.folder):
         tensors.update(read_tensors(file))
     dense = _build_dense(checkpoint, tensors)
-    weights = encoder.sanitize({name: value for name, value in tensors.items() if not name.startswith("dense.")})
+    weights = encoder.sanitize(
+        {name: value for name, value in tensors.items() if not is_in_head(name, checkpoint.dense)}
+    )
     names = original_names(weights, tensors)
     bits = _take_quantized(encoder, weights, keep=not cpu if keep_quantized is None else keep_quantized)
     target = _choose_dtype(encoder, weights, dtype, cpu=cpu, quantized=bool(bits))
@@ -248,7 +250,7 @@ def _cast(module: nn.Module, dtype: mx.Dtype, *, keep_tables: bool) -> None:
 
 def _build_dense(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> tuple[nn.Module, ...]:
     layers = []
-    for i, spec in enumerate(checkpoint.dense):
+    for spec in checkpoint.dense:
         layer = Dense(
             spec.in_features,
             spec.out_features,
@@ -257,20 +259,19 @@ def _build_dense(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> tup
             residual=spec.residual,
             normalize_input=spec.normalize_input,
         )
-        weights, names = _dense_weights(spec, tensors, f"dense.{i}.")
+        weights, names = _dense_weights(spec, tensors)
         _take_quantized(layer, weights, keep=False)
         load_strictly(layer, weights, str(spec.folder or checkpoint.folder), names)
         layers.append(layer)
     return tuple(layers)
 
 
-def _dense_weights(
-    spec: DenseLayer, tensors: Mapping[str, mx.array], prefix: str
-) -> tuple[dict[str, mx.array], dict[str, str]]:
+def _dense_weights(spec: DenseLayer, tensors: Mapping[str, mx.array]) -> tuple[dict[str, mx.array], dict[str, str]]:
     """Return a dense layer's tensors by its own names, and their names in the file."""
     if spec.folder is not None:
         weights = {name: value for file in find_weight_files(spec.folder) for name, value in read_tensors(file).items()}
         return weights, {}
+    prefix = f"{spec.prefix}."
     names = {f"linear.{name.removeprefix(prefix)}": name for name in tensors if name.startswith(prefix)}
     return {name: tensors[original] for name, original in names.items()}, names
 

@@ -15,14 +15,20 @@ from typing import Any
 from akidb_mlx_plugin.checkpoints.checkpoint import CONVENTION, Checkpoint
 from akidb_mlx_plugin.checkpoints.families import Family, find_family, find_family_by_prompts
 from akidb_mlx_plugin.checkpoints.head import read_head
-from akidb_mlx_plugin.checkpoints.prompts import check_default_prompt
+from akidb_mlx_plugin.checkpoints.prompts import PROMPT_NAMES, check_default_prompt
 from akidb_mlx_plugin.checkpoints.readme import find_family_in_readme
 from akidb_mlx_plugin.checkpoints.schemas import PoolingSettings, SentenceConfig, TokenizerConfig, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_modes, read_json, read_modules
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways, check_config, find_architecture, text_settings
+from akidb_mlx_plugin.models.architectures import (
+    attends_both_ways,
+    check_code,
+    check_config,
+    find_architecture,
+    text_settings,
+)
 from akidb_mlx_plugin.pooling_names import parse_pooling
 from akidb_mlx_plugin.registry import ModelSpec
 from akidb_mlx_plugin.types import Similarity
@@ -71,7 +77,7 @@ def read_checkpoint(
         ModelNotFoundError: not a checkpoint, or one of a kind this package does not know.
         InvalidInputError: no such pooling, or one that the checkpoint's dense layers cannot take.
     """
-    modules = read_modules(folder)
+    modules = _read_pipeline(folder)
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     config = _read_config(place, modules, settings)
@@ -80,11 +86,14 @@ def read_checkpoint(
     prompts = {name: prompt for name, prompt in (sentence_config.prompts or {}).items() if prompt is not None}
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
-    own_prompts = any(prompts.values())
+    # Prompts for other tasks alone leave open what queries and documents get.
+    own_prompts = any(prompts.get(name) for names in PROMPT_NAMES.values() for name in names)
     check_default_prompt(folder, prompts, sentence_config.default_prompt_name)
-    own_width = len(_read_pooling(modules, family, known_as, config, None).modes)
-    dense = read_head(place, modules, int(config["hidden_size"]) * own_width)
-    if dense and len(modes.modes) != own_width:
+    own_modes = _read_pooling(modules, family, known_as, config, None).modes
+    fits = len(modes.modes) == len(own_modes)
+    has_dense = any(module.kind == "Dense" for module in modules)
+    dense = read_head(place, modules, config, modes.modes) if fits or not has_dense else ()
+    if not fits and (dense or has_dense):
         raise InvalidInputError(
             f"pooling {'+'.join(modes.modes)!r} makes vectors of {len(modes.modes)} parts, and the dense layers of "
             f"{folder} were trained on another number; name as many modes as the checkpoint has"
@@ -108,8 +117,8 @@ def read_checkpoint(
         dense=dense,
         normalize=_normalizes(modules, config, family),
         similarity=_similarity(sentence_config, family),
-        prompts=prompts if own_prompts or not family else dict(family.prompts),
-        truncate_dim=sentence_config.truncate_dim if len(modes.modes) == own_width else None,
+        prompts=prompts if own_prompts or not family else {**prompts, **family.prompts},
+        truncate_dim=sentence_config.truncate_dim if fits else None,
         lowercase=settings.lowercase,
         repo=repo or str(folder),
         revision=revision,
@@ -117,7 +126,7 @@ def read_checkpoint(
         origins={
             "family": known_as,
             "pooling": modes.origin,
-            "prompts": "the checkpoint" if own_prompts else f"family {known_as}" if family and family.prompts else "",
+            "prompts": _origin_of_prompts(prompts, family if not own_prompts else None, known_as),
         },
     )
 
@@ -128,11 +137,19 @@ def check_settings(folder: Path) -> None:
     Raises:
         ModelNotFoundError: it cannot, with the reason.
     """
-    modules = read_modules(folder)
+    modules = _read_pipeline(folder)
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     if not is_static(modules):
         _read_config(place, modules, settings)
+
+
+def _read_pipeline(folder: Path) -> list[Module]:
+    """Return the modules of a folder; what computes its encoder is checked first, as that says more of a refusal."""
+    file = folder / "config.json"
+    if file.is_file():
+        check_code(read_json(file), str(file))
+    return read_modules(folder)
 
 
 def _read_config(place: Path, modules: list[Module], settings: TransformerSettings) -> dict[str, Any]:
@@ -158,6 +175,13 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
             f"{place} holds an adapter beside the model; merge it (peft's merge_and_unload, then save_pretrained)"
         )
     return config
+
+
+def _origin_of_prompts(prompts: Mapping[str, str], family: Family | None, known_as: str) -> str:
+    """Return what says the prompts; a `family` where the checkpoint's own are not for queries and documents."""
+    if family and family.prompts:
+        return f"family {known_as}"
+    return "the checkpoint" if any(prompts.values()) else ""
 
 
 def _read_optional(file: Path) -> dict[str, Any]:
