@@ -51,6 +51,7 @@ class TextTokenizer:
                 the table, there is no such end token, or no room for text beside the special tokens.
         """
         # Deferred: an adapter may be imported and built without ever embedding a text.
+        from akidb_mlx_plugin.inference.tokenizer_bounds import TextBounds
         from akidb_mlx_plugin.inference.tokenizer_loading import load_tokenizer
 
         loaded = load_tokenizer(folder, rows)
@@ -67,6 +68,7 @@ class TextTokenizer:
                 "raise max_seq_length in sentence_bert_config.json"
             )
         self._tokenizer.enable_truncation(max_length=room, direction=loaded.side)
+        self._bounds = TextBounds(self._tokenizer, room, loaded.side)
 
     def encode(self, texts: Sequence[str]) -> TokenRows:
         """Return the token ids of each text.
@@ -97,9 +99,13 @@ class TextTokenizer:
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
-            return self._tokenizer.encode_batch_fast(texts)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise InvalidInputError(f"this model's tokenizer cannot read one of the texts: {error}") from error
+            return self._tokenizer.encode_batch_fast([self._bounds.shorten(text) for text in texts])
+        except BaseException as error:
+            # tokenizers raises bare Exception, and where its own code gave up, a PanicException, which is none.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                reason = " ".join(str(error).split())[:200]
+                raise InvalidInputError(f"this model's tokenizer cannot read one of the texts: {reason}") from error
+            raise
 
     def _missing_end_id(self, end_token: str | None) -> int | None:
         """Return the id to append, or None where the tokenizer's own template appends it."""
