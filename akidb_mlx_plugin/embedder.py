@@ -23,6 +23,7 @@ from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotF
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.inputs import check_request, list_inputs
 from akidb_mlx_plugin.locate import locate_checkpoint
+from akidb_mlx_plugin.memory import check_batch
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.dense import SMALLEST_NORM
 from akidb_mlx_plugin.nn.pooling import pool
@@ -73,6 +74,8 @@ class Embedder:
         self._workers = workers
         self._device = device
         self._resources = resources
+        inner = checkpoint.config.get("intermediate_size")
+        self._width = inner if isinstance(inner, int) else 4 * checkpoint.native_dimension
         self._warned_of_truncation = False
         self.load_seconds = 0.0
 
@@ -274,6 +277,7 @@ class Embedder:
     def _forward(self, batch: TokenBatch, skip: int) -> mx.array:
         """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
         assert self._model is not None, "workers end before the model is freed"
+        check_batch(len(batch.ids), self._width, self._checkpoint.name)
         hidden = self._model.encoder(Tokens.from_batch(batch))
         pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, skip)
         for layer in self._model.dense:
