@@ -77,11 +77,15 @@ class TextTokenizer:
 
     def prompt_length(self, prompt: str) -> int:
         """Return how many leading tokens of a text a prompt makes: its tokens and the template's opening ones."""
+        return len(self.prompt_ids(prompt))
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the template's opening tokens and those of a prompt, as it is tokenized with no text behind it."""
         if not prompt:
-            return 0
+            return []
         encoding = self._tokenizer.encode(prompt)
         closing = encoding.special_tokens_mask[::-1].index(0) if 0 in encoding.special_tokens_mask else 0
-        return len(encoding.ids) - closing
+        return list(encoding.ids[: len(encoding.ids) - closing])
 
     def _missing_end_id(self, end_token: str | None) -> int | None:
         """Return the id to append, or None where the tokenizer's own template appends it."""
