@@ -1,7 +1,7 @@
 """Prompts of causal models, computed once and kept as keys and values.
 
-No token of a causal model sees what comes after it: to every layer a prompt is the same in front of any text, and a query
-costs its own tokens alone.
+No token of a causal model sees what comes after it: to every layer a prompt is the same in front of any text, and a
+query costs its own tokens alone.
 """
 
 from __future__ import annotations
