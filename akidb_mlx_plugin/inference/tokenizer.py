@@ -94,14 +94,18 @@ class TextTokenizer:
         return TokenRows(ids, truncated=sum(bool(encoding.overflowing) for encoding in encodings))
 
     def prompt_length(self, prompt: str) -> int:
-        """Return how many leading tokens of a text belong to its prompt, as sentence-transformers counts them.
+        """Return how many leading tokens of a text belong to its prompt, as sentence-transformers counts them."""
+        return len(self.prompt_ids(prompt))
 
-        It tokenizes the prompt alone and leaves out the last token if that is a special one.
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the token ids of a prompt alone, less the last one if that is a special token.
+
+        Source: sentence-transformers `Transformer`, which leaves as many tokens out of the pooling.
         """
         if not prompt:
-            return 0
+            return []
         (row,) = self.encode([prompt]).ids
-        return len(row) - (row[-1] in self._special_ids)
+        return row[:-1] if row[-1] in self._special_ids else row
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
