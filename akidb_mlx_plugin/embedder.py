@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,13 +20,13 @@ from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.inputs import check_request, list_inputs
 from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.dense import SMALLEST_NORM
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.packing import pack_exact, pack_padded
-from akidb_mlx_plugin.tokenizer import TextTokenizer
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Usage, Vector
 from akidb_mlx_plugin.workers import WorkerPool, core_count
 
@@ -86,6 +87,7 @@ class Embedder:
         max_cache_gb: float | None = None,
         trusted: bool = True,
         offline: bool | None = None,
+        pooling: str | Sequence[str] | None = None,
     ) -> Embedder:
         """Load a model, downloading it first where needed.
 
@@ -97,22 +99,25 @@ class Embedder:
             max_cache_gb: after a download, evict the least recently used models above this.
             trusted: False where the name comes from a stored collection; see `hub.ensure_model`.
             offline: True: never download; None: as HF_HUB_OFFLINE says.
+            pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says.
         Raises:
             ModelNotFoundError: no such model, or a checkpoint that cannot be loaded.
             DownloadError: it could not be fetched.
-            InvalidInputError: no such device, or a name that is not allowed.
+            InvalidInputError: no such device or pooling, or a name that is not allowed.
         """
         begun = time.perf_counter()
         chosen = choose_device(device)
         with ExitStack() as parts:
-            checkpoint, in_use = _locate_for_use(model, cache_dir, max_cache_gb, trusted, offline)
-            parts.callback(in_use.close)
-            tokenizer = TextTokenizer(
-                checkpoint.folder,
-                checkpoint.max_tokens,
-                end_token=checkpoint.end_token,
-                lowercase=checkpoint.lowercase,
+            checkpoint, in_use = _locate_for_use(
+                model,
+                cache_dir=cache_dir,
+                max_cache_gb=max_cache_gb,
+                trusted=trusted,
+                offline=offline,
+                pooling=pooling,
             )
+            parts.callback(in_use.close)
+            tokenizer = load_text_tokenizer(checkpoint)
             if chosen == "gpu":
                 workers = WorkerPool(chosen, 1, ahead=1)
             else:
@@ -247,11 +252,24 @@ class Embedder:
 
     def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
         if self._device == "gpu":
-            return list(pack_padded(rows, _GPU_TOKENS))
-        total = sum(map(len, rows))
-        # Enough batches that every thread has one, unless they would be too small to be worth it.
-        budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
-        return list(pack_exact(rows, budget))
+            batches = list(pack_padded(rows, _GPU_TOKENS))
+        else:
+            total = sum(map(len, rows))
+            # Enough batches that every thread has one, unless they would be too small to be worth it.
+            budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
+            batches = list(pack_exact(rows, budget))
+        self._check_ids(batches)
+        return batches
+
+    def _check_ids(self, batches: list[TokenBatch]) -> None:
+        """Stop an id that the tokenizer should never give: MLX would read whatever lies behind the table."""
+        rows = self._checkpoint.config.get("vocab_size")
+        highest = max(int(batch.ids.max()) for batch in batches)
+        if rows is not None and highest >= rows:
+            raise EmbeddingError(
+                f"a text has the token id {highest}, and {self._checkpoint.name} has embeddings for {rows}; its "
+                "tokenizer.json belongs to another model"
+            )
 
     def _forward(self, batch: TokenBatch, skip: int) -> mx.array:
         """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
@@ -301,14 +319,15 @@ class Embedder:
             )
 
 
-def _locate_for_use(
-    model: str | Path, cache_dir: Path | None, max_cache_gb: float | None, trusted: bool, offline: bool | None
-) -> tuple[Checkpoint, ModelInUse]:
-    """Find the checkpoint and shield it from eviction by any process until the handle is closed."""
+def _locate_for_use(model: str | Path, **options: Any) -> tuple[Checkpoint, ModelInUse]:
+    """Find the checkpoint and shield it from eviction by any process until the handle is closed.
+
+    Args:
+        model: as `Embedder.load`.
+        options: of `locate_checkpoint`.
+    """
     for last in (False, True):
-        checkpoint = locate_checkpoint(
-            model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline
-        )
+        checkpoint = locate_checkpoint(model, **options)
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:

@@ -14,7 +14,7 @@ import numpy as np
 
 from akidb_mlx_plugin.errors import DimensionMismatchError, DownloadError, EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
-from akidb_mlx_plugin.stored import config_of, settings_of
+from akidb_mlx_plugin.stored import SETTINGS, config_of, settings_of
 from akidb_mlx_plugin.types import ModelInfo
 
 MODEL_KEY = "akidb_mlx:model"
@@ -112,6 +112,19 @@ def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
             actual=info.dimension,
         )
     return held or info.dimension
+
+
+def has_same_normalization(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether stored settings differ in `normalize` alone and make the same vectors all the same.
+
+    So it is where one spells out what the other leaves to the checkpoint. Nothing outside the registry is downloaded.
+    """
+    if any(one.get(key) != other.get(key) for key in SETTINGS if key != "normalize"):
+        return False
+    try:
+        return len({stored_service(settings).model_info().fingerprint for settings in (one, other)}) == 1
+    except EmbeddingError:
+        return False
 
 
 def check_query_vector(label: str, dimension: int, vector: object) -> None:

@@ -7,7 +7,7 @@ of its architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from akidb_mlx_plugin.checkpoints.checkpoint import CONVENTION, Checkpoint
 from akidb_mlx_plugin.checkpoints.families import Family, find_family, find_family_by_prompts
 from akidb_mlx_plugin.checkpoints.head import read_head
+from akidb_mlx_plugin.checkpoints.prompts import check_default_prompt
 from akidb_mlx_plugin.checkpoints.readme import find_family_in_readme
 from akidb_mlx_plugin.checkpoints.schemas import PoolingSettings, SentenceConfig, TokenizerConfig, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_modes, read_json, read_modules
@@ -22,8 +23,9 @@ from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, rea
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways, check_config, find_architecture, text_settings
+from akidb_mlx_plugin.pooling_names import parse_pooling
 from akidb_mlx_plugin.registry import ModelSpec
-from akidb_mlx_plugin.types import POOLING_MODES, Similarity
+from akidb_mlx_plugin.types import Similarity
 
 _UNBOUNDED = 1 << 30
 # Architectures whose checkpoints have a chat template that only joins prompt and text.
@@ -53,7 +55,7 @@ def read_checkpoint(
     repo: str = "",
     revision: str = "",
     weights_digest: str = "",
-    pooling: str | None = None,
+    pooling: str | Sequence[str] | None = None,
 ) -> Checkpoint:
     """Read what a checkpoint folder says about itself.
 
@@ -64,10 +66,10 @@ def read_checkpoint(
         repo: where it came from; "": the folder.
         revision: which version; "": the digest of its weights.
         weights_digest: as `Checkpoint.weights_digest`, where it is known; "": computed when it is asked for.
-        pooling: modes to use whatever the checkpoint says, joined by "+"; None: as the checkpoint says.
+        pooling: the caller's, in place of what the checkpoint, its family or a convention says; see `parse_pooling`.
     Raises:
         ModelNotFoundError: not a checkpoint, or one of a kind this package does not know.
-        InvalidInputError: no such pooling.
+        InvalidInputError: no such pooling, or one that the checkpoint's dense layers cannot take.
     """
     modules = read_modules(folder)
     place = modules[0].folder if modules else folder
@@ -79,7 +81,14 @@ def read_checkpoint(
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
     own_prompts = any(prompts.values())
-    dense = read_head(place, modules, int(config["hidden_size"]) * len(modes.modes))
+    check_default_prompt(folder, prompts, sentence_config.default_prompt_name)
+    own_width = len(_read_pooling(modules, family, known_as, config, None).modes)
+    dense = read_head(place, modules, int(config["hidden_size"]) * own_width)
+    if dense and len(modes.modes) != own_width:
+        raise InvalidInputError(
+            f"pooling {'+'.join(modes.modes)!r} makes vectors of {len(modes.modes)} parts, and the dense layers of "
+            f"{folder} were trained on another number; name as many modes as the checkpoint has"
+        )
     if family and len(dense) < family.dense and not modules:
         raise ModelNotFoundError(
             f"{folder} is a {known_as} without the {family.dense} dense layers behind its pooling, so that its vectors "
@@ -100,8 +109,7 @@ def read_checkpoint(
         normalize=_normalizes(modules, config, family),
         similarity=_similarity(sentence_config, family),
         prompts=prompts if own_prompts or not family else dict(family.prompts),
-        default_prompt=prompts.get(sentence_config.default_prompt_name or "", ""),
-        truncate_dim=sentence_config.truncate_dim,
+        truncate_dim=sentence_config.truncate_dim if len(modes.modes) == own_width else None,
         lowercase=settings.lowercase,
         repo=repo or str(folder),
         revision=revision,
@@ -169,7 +177,7 @@ def _find_family(
 
 
 def _read_pooling(
-    modules: list[Module], family: Family | None, known_as: str, config: Mapping[str, Any], chosen: str | None
+    modules: list[Module], family: Family | None, known_as: str, config: Mapping[str, Any], chosen: object
 ) -> _Pooling:
     """Return the pooling by the caller, else by the checkpoint, by its family, by its architecture's convention."""
     settings = None
@@ -177,7 +185,7 @@ def _read_pooling(
         settings = validate(PoolingSettings, modules[1].settings, modules[1].folder / "config.json")
     pool_prompt = settings is None or settings.include_prompt is not False
     if chosen is not None:
-        return _Pooling(_check_modes(chosen), pool_prompt, "the setting pooling")
+        return _Pooling(parse_pooling(chosen), pool_prompt, "the setting pooling")
     if is_static(modules) or config["model_type"] == STATIC:
         return _Pooling(("mean",), True, "StaticEmbedding")
     if settings is not None:
@@ -187,16 +195,6 @@ def _read_pooling(
     # The last token alone of a causal decoder has seen the whole text.
     mode = "mean" if attends_both_ways(config) else "lasttoken"
     return _Pooling((mode,), True, f"{CONVENTION} of {config['model_type']}")
-
-
-def _check_modes(chosen: str) -> tuple[str, ...]:
-    modes = tuple(mode.strip() for mode in str(chosen).split("+"))
-    unknown = [mode for mode in modes if mode not in POOLING_MODES]
-    if unknown:
-        raise InvalidInputError(
-            f"pooling must be {', '.join(POOLING_MODES)}, or several of them joined by '+', got {chosen!r}"
-        )
-    return modes
 
 
 def _normalizes(modules: list[Module], config: Mapping[str, Any], family: Family | None) -> bool:
@@ -231,6 +229,8 @@ def _max_tokens(
         positions -= (1 if config.get("pad_token_id") is None else _whole_number(config, "pad_token_id", 0)) + 1
     if positions < 1:
         raise ModelNotFoundError(f"{folder / 'config.json'} leaves no position for a token")
+    if config["model_type"] == STATIC:
+        return positions
     if settings.max_tokens:
         return min(settings.max_tokens, positions)
     if known := spec.max_tokens if spec else family.max_tokens if family else None:

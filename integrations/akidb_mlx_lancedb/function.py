@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from lancedb.embeddings import TextEmbeddingFunction
@@ -23,6 +25,16 @@ from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
 
+# What a model was trained to be compared by, in LanceDB's words; for "manhattan" it has none, and l2 is the nearest.
+_DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
+    "cosine": "cosine",
+    "dot": "dot",
+    "euclidean": "l2",
+    "manhattan": "l2",
+}
+
+_log = logging.getLogger(__name__)
+
 
 @register("akidb-mlx")  # type: ignore[no-untyped-call]
 class MLXEmbeddings(TextEmbeddingFunction):
@@ -37,11 +49,17 @@ class MLXEmbeddings(TextEmbeddingFunction):
     Make it by `create`, which writes every setting down, so that a table keeps its vector space whatever a later
     version's defaults are. Making one is free: the model is loaded with the first text, once for the whole process.
 
+    LanceDB compares by l2 unless a search or an index says otherwise; a table stores no metric. For vectors of unit
+    length that gives the order of the cosine. For others, where `model_info().normalize` is False, name the metric:
+    `table.search("…").distance_type(function.distance_type())`, and the same for an index.
+
     Attributes:
         name: the model: a short name (`akidb-mlx models list`), "org/repo", or a folder.
         mode: "mlx"; "user_provided" for tables whose vectors are always given; "mock" for tests.
         dimension: length of the vectors; None: the model's default.
-        normalize: scale vectors to unit length.
+        normalize: scale vectors to unit length, or leave them as they are; None: as the checkpoint says.
+        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says. `create`
+            takes a list too.
         query_prompt, document_prompt: text put before each text in place of the model's.
         query_task, document_task: name of another of the model's prompts, such as "clustering".
         max_retries: LanceDB's field, without effect: errors arrive as they are, at once.
@@ -50,7 +68,8 @@ class MLXEmbeddings(TextEmbeddingFunction):
     name: str | None = None
     mode: str = "mlx"
     dimension: int | None = None
-    normalize: bool | None = True
+    normalize: bool | None = None
+    pooling: str | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
     query_task: str | None = None
@@ -94,7 +113,8 @@ class MLXEmbeddings(TextEmbeddingFunction):
     def _make(cls, settings: dict[str, Any], *, trusted: bool) -> MLXEmbeddings:
         if "model" in settings:
             raise InvalidInputError(f"the model goes in as name=, got model={settings['model']!r}")
-        return cls._from_embedding_config(config_of(settings_of_fields(settings)), trusted=trusted)
+        config = config_of(settings_of_fields(settings), stored=not trusted)
+        return cls._from_embedding_config(config, trusted=trusted)
 
     @classmethod
     def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddings:
@@ -124,6 +144,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """Describe the model and the vectors it gives; downloads the model where needed, loads nothing."""
         return self.service.model_info()
 
+    def distance_type(self) -> Literal["cosine", "l2", "dot"]:
+        """Return the metric for searches and indexes: "cosine" for vectors of unit length, else the model's own."""
+        return _DISTANCE_TYPES[self.model_info().compared_by]
+
     def ndims(self) -> int:
         """Return the length of the vectors.
 
@@ -132,10 +156,12 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """
         if self.dimension is not None:
             return self.dimension
-        dimension = self.model_info().dimension
-        if not dimension:
+        info = self.model_info()
+        if not info.dimension:
             raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
-        return dimension
+        if not info.normalize:
+            _warn_of_metric(info.model, _DISTANCE_TYPES[info.compared_by])
+        return info.dimension
 
     def safe_model_dump(self) -> dict[str, Any]:
         """Return what a table stores: every field, also of a function that was not made by `create`."""
@@ -206,6 +232,19 @@ class _WidthCheck:
                     actual=self.dimension,
                 )
         return handler(annotation)
+
+
+@lru_cache(maxsize=256)
+def _warn_of_metric(model: str, metric: str) -> None:
+    """Say once per model that LanceDB's default metric is not the model's."""
+    if metric != "l2":
+        _log.warning(
+            "the vectors of %s are not of unit length and are to be compared by %s, and LanceDB's default is l2: "
+            "search by table.search(...).distance_type(%r), make indexes with that metric, or give normalize=True",
+            model,
+            metric,
+            metric,
+        )
 
 
 def settings_of_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def create_table(
 ) -> Any:
     """Create a table that says which vectors it holds.
 
-    Model, dimension and fingerprint go into its metadata, beside the function itself.
+    Model, dimension and fingerprint go into its metadata, beside the function itself. A table stores no metric: see
+    `MLXEmbeddings.distance_type` for models whose vectors have no unit length.
 
     Args:
         db: a synchronous connection.

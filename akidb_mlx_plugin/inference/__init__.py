@@ -1,0 +1,1 @@
+"""Texts to token rows: the tokenizer that transformers would make of a checkpoint folder."""

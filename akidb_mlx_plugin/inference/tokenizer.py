@@ -1,0 +1,139 @@
+"""Texts to token ids, with the tokenizer that the checkpoint brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
+from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+    from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Token ids of several texts.
+
+    Attributes:
+        ids: one list per text, special tokens included, at least one id each.
+        truncated: how many texts were cut.
+    """
+
+    ids: list[list[int]]
+    truncated: int
+
+
+class TextTokenizer:
+    """The checkpoint's tokenizer with truncation at the model's length and no padding."""
+
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int,
+        *,
+        rows: int | None = None,
+        end_token: str | None = None,
+        lowercase: bool = False,
+        plain: bool = False,
+    ) -> None:
+        """Load the tokenizer that transformers makes of a folder.
+
+        Args:
+            folder: the checkpoint.
+            max_tokens: longest row, special tokens included.
+            rows: of the embedding table: a token added beyond it is ordinary text. None: not limited.
+            end_token: every row must end with it, also after truncation.
+            lowercase: fold case first, as an old sentence-transformers setting asks.
+            plain: take tokenizer.json as it is and add no special tokens, as `StaticEmbedding` does.
+        Raises:
+            ModelNotFoundError: a file is missing or damaged, a setting is not supported, the vocabulary is larger than
+                the table, there is no such end token, or no room for text beside the special tokens.
+        """
+        # Deferred: an adapter may be imported and built without ever embedding a text.
+        from akidb_mlx_plugin.inference.tokenizer_loading import load_plain_tokenizer, load_tokenizer
+
+        loaded = (load_plain_tokenizer if plain else load_tokenizer)(folder, rows)
+        self._adds_special_tokens = not plain
+        self._tokenizer = loaded.tokenizer
+        if lowercase:
+            _fold_case(self._tokenizer)
+        self._end_id = self._missing_end_id(end_token)
+        self._special_ids = loaded.special_ids | ({self._end_id} if self._end_id is not None else set())
+        room = max_tokens - (self._end_id is not None)
+        special = 0 if plain else self._tokenizer.num_special_tokens_to_add(False)
+        if room < max(special, 1):
+            raise ModelNotFoundError(
+                f"{folder} allows {max_tokens} tokens for a text, which its special tokens alone exceed; "
+                "raise max_seq_length in sentence_bert_config.json"
+            )
+        self._tokenizer.enable_truncation(max_length=room, direction=loaded.side)
+
+    def encode(self, texts: Sequence[str]) -> TokenRows:
+        """Return the token ids of each text.
+
+        Args:
+            texts: prompts already in front.
+        Raises:
+            InvalidInputError: a text makes no token at all, or has a character that the model cannot read.
+        """
+        encodings = self._encode(list(texts))
+        ids = [encoding.ids for encoding in encodings]
+        if self._end_id is not None:
+            ids = [[*row, self._end_id] for row in ids]
+        for i, row in enumerate(ids):
+            if not row:
+                raise InvalidInputError(f"text {i} makes no token with this model's tokenizer; leave it out")
+        return TokenRows(ids, truncated=sum(bool(encoding.overflowing) for encoding in encodings))
+
+    def prompt_length(self, prompt: str) -> int:
+        """Return how many leading tokens of a text belong to its prompt, as sentence-transformers counts them.
+
+        It tokenizes the prompt alone and leaves out the last token if that is a special one.
+        """
+        if not prompt:
+            return 0
+        (row,) = self.encode([prompt]).ids
+        return len(row) - (row[-1] in self._special_ids)
+
+    def _encode(self, texts: list[str]) -> list[Encoding]:
+        try:
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._adds_special_tokens)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise InvalidInputError(f"this model's tokenizer cannot read one of the texts: {error}") from error
+
+    def _missing_end_id(self, end_token: str | None) -> int | None:
+        """Return the id to append, or None where the tokenizer's own template appends it."""
+        if end_token is None:
+            return None
+        end_id = self._tokenizer.token_to_id(end_token)
+        if end_id is None:
+            raise ModelNotFoundError(f"the tokenizer has no token {end_token!r}, which must end every text")
+        row = self._tokenizer.encode("a").ids
+        return None if row and row[-1] == end_id else int(end_id)
+
+
+def load_text_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
+    """Return a checkpoint's tokenizer; errors as `TextTokenizer`."""
+    return TextTokenizer(
+        checkpoint.folder,
+        checkpoint.max_tokens,
+        rows=checkpoint.config.get("vocab_size"),
+        end_token=checkpoint.end_token,
+        lowercase=checkpoint.lowercase,
+        plain=checkpoint.model_type == STATIC,
+    )
+
+
+def _fold_case(tokenizer: Tokenizer) -> None:
+    """Put lower case before everything else, inside the tokenizer: special tokens in a text stay what they are."""
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.normalizers import Sequence as InOrder
+
+    present = tokenizer.normalizer
+    tokenizer.normalizer = InOrder([Lowercase(), *([present] if present else [])])

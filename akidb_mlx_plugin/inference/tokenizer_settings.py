@@ -1,0 +1,205 @@
+"""What the JSON files beside a tokenizer say: its class, its special and added tokens, and how texts are cut.
+
+Source: transformers 5.24, `AutoTokenizer.from_pretrained` and `PreTrainedTokenizerBase._from_pretrained`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
+from akidb_mlx_plugin.errors import ModelNotFoundError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+REMEDY = "save the folder again with transformers (AutoTokenizer.from_pretrained, then save_pretrained)"
+
+# The class that transformers takes for a model type where the folder names none.
+_MODELS_OF_CLASS = {
+    "AlbertTokenizer": "albert",
+    "BertTokenizer": "bert convbert distilbert electra ernie megatron-bert nomic_bert squeezebert",
+    "GPT2Tokenizer": "codegen dbrx gpt2 gpt_neo gptj opt phi starcoder2",
+    "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma",
+    "MPNetTokenizer": "mpnet",
+    "Qwen2Tokenizer": "qwen2 qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe",
+    "RobertaTokenizer": "bart longformer roberta roberta-prelayernorm",
+    "T5Tokenizer": "mt5 switch_transformers t5",
+    "XLMRobertaTokenizer": "gte jina_embeddings_v3 xlm-roberta xmod",
+}
+_CLASS_OF_MODEL = {model: kind for kind, models in _MODELS_OF_CLASS.items() for model in models.split()}
+# Model types whose folders name a class that is wrong for them: transformers takes tokenizer.json as it is.
+_MODELS_AS_SAVED = """
+arctic beam bigbird_pegasus ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite gpt_bigcode granite
+granitemoe granitemoehybrid granitemoeshared hyperclovax internlm2 internlm3 iquestcoder jamba kimi_linear
+mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral modernbert modernbert-decoder nemotron
+nystromformer olmo2 olmo3 olmo_hybrid persimmon phi3 phimoe stablelm umt5 xlm-roberta-xl
+"""
+_AS_SAVED = frozenset(_MODELS_AS_SAVED.split())
+# Model types for which it takes the class of the table above, whatever the folder names.
+_ALWAYS_OF_MODEL = {"qwen2"}
+# Classes that put beginning and end tokens by their settings before transformers 5, which goes by tokenizer.json.
+_ADDING_ENDS = {"CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer"}
+_PATCHED = {"mistral", "mistral3", "ministral", "pixtral", "voxtral"}
+# Classes of Python code, which does something to a text before any vocabulary is looked at.
+_CLASSES_IN_PYTHON = """
+Bartpho BertGeneration BertJapanese Bertweet BioGpt BlenderbotSmall ByT5 CTRL Canine CpmAnt Cpm Esm FSMT Flaubert
+GPTNeoXJapanese GPTSw3 M2M100 Marian PLBart Perceiver Phobert ProphetNet RoCBert Tapas XLM
+"""
+_IN_PYTHON = frozenset(f"{name}Tokenizer" for name in _CLASSES_IN_PYTHON.split())
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What a folder says about its tokenizer.
+
+    Attributes:
+        kind: the class that transformers builds, without "Fast"; "": tokenizer.json taken as it is.
+        values: `tokenizer_config.json`, and what `special_tokens_map.json` says in its place.
+        added: tokens beside the vocabulary, by the ids they had where they were saved.
+        complete: whether `added` is the whole list; otherwise those of tokenizer.json come on top.
+        adds_ends: whether the class that the folder names has gone by `add_bos_token` and `add_eos_token`.
+    """
+
+    kind: str
+    values: Mapping[str, Any]
+    added: Mapping[int, AddedToken | str] = field(default_factory=dict)
+    complete: bool = False
+    adds_ends: bool = False
+
+    def says(self, *keys: str) -> bool:
+        """Return whether the folder sets any of these."""
+        return any(self.values.get(key) is not None for key in keys)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return a setting that is true or false.
+
+        Raises:
+            ModelNotFoundError: it is something else.
+        """
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise ModelNotFoundError(f"tokenizer_config.json: {key} is {value!r}, not true or false; {REMEDY}")
+        return value
+
+
+def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
+    """Read the files beside a tokenizer.
+
+    Raises:
+        ModelNotFoundError: one is damaged, or asks for what only transformers' own code does.
+    """
+    config, values = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
+    model_type = str(config.get("model_type") or "")
+    named = values.get("tokenizer_class") or config.get("tokenizer_class") or _CLASS_OF_MODEL.get(model_type, "")
+    if not isinstance(named, str):
+        raise ModelNotFoundError(f"tokenizer_config.json: tokenizer_class is {named!r}, not a name; {REMEDY}")
+    named = named.removesuffix("Fast")
+    kind = _find_kind(named, model_type)
+    adds_ends = _has_known_code(values, kind) or named in _ADDING_ENDS
+    _check_files(values, model_type)
+    if values.get("additional_special_tokens") and not values.get("extra_special_tokens"):
+        values["extra_special_tokens"] = values.pop("additional_special_tokens")
+    saved = values.get("added_tokens_decoder")
+    if isinstance(saved, dict):
+        added = {_id(number): to_token("added_tokens_decoder", token) for number, token in saved.items()}
+        return TokenizerSettings(kind, values, added, complete=True, adds_ends=adds_ends)
+    if saved is not None:
+        raise ModelNotFoundError(f"tokenizer_config.json: added_tokens_decoder is not an object; {REMEDY}")
+    # Before transformers 4.34 special and added tokens had files of their own.
+    for key, value in _read(folder / "special_tokens_map.json").items():
+        if isinstance(value, dict) and "content" in value:
+            value = to_token(key, {**value, "special": True})
+        elif key == "extra_special_tokens" and isinstance(value, list):
+            known = values.get(key) or []
+            value = [*known, *(token for token in value if token not in known)]
+        values[key] = value
+    special = {str(to_token(key, values[key])) for key in NAMED_TOKENS if values.get(key)}
+    special |= {str(to_token("extra_special_tokens", token)) for token in values.get("extra_special_tokens") or []}
+    added = {}
+    for content, number in _read(folder / "added_tokens.json").items():
+        state = {"content": content, "normalized": content not in special, "special": content in special}
+        added[_id(number)] = to_token("added_tokens.json", state)
+    return TokenizerSettings(kind, values, added, adds_ends=adds_ends)
+
+
+def is_token(value: Any) -> bool:
+    """Return whether a setting's value is a token: a string, or an object that says how a token is found."""
+    return isinstance(value, str) or hasattr(value, "lstrip") or (isinstance(value, dict) and "content" in value)
+
+
+def to_token(key: str, value: Any) -> AddedToken | str:
+    """Return a token as transformers holds it: a string, or with its properties where the file gives them.
+
+    Raises:
+        ModelNotFoundError: `value` is no token.
+    """
+    from tokenizers import AddedToken
+
+    if isinstance(value, (str, AddedToken)):
+        return value
+    try:
+        state = {name: part for name, part in value.items() if name != "__type"}
+        return AddedToken(state.pop("content"), **state)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelNotFoundError(
+            f"tokenizer_config.json: {key} holds {value!r}, which is no token; {REMEDY}"
+        ) from error
+
+
+def _find_kind(named: str, model_type: str) -> str:
+    """Return the class that transformers takes, "" for a plain reader of tokenizer.json."""
+    if model_type in _AS_SAVED:
+        return ""
+    kind = _CLASS_OF_MODEL[model_type] if model_type in _ALWAYS_OF_MODEL else named
+    if kind in _IN_PYTHON:
+        raise ModelNotFoundError(
+            f"tokenizer_class {kind!r} is Python code of transformers, which this package does not have"
+        )
+    return kind
+
+
+def _has_known_code(values: Mapping[str, Any], kind: str) -> bool:
+    """Return whether the folder brings code for its tokenizer that is known to do nothing but add an end token.
+
+    Raises:
+        ModelNotFoundError: it brings other code.
+    """
+    code = values.get("auto_map")
+    code = code.get("AutoTokenizer") if isinstance(code, dict) else code
+    names = [name for name in (code if isinstance(code, list) else [code]) if name]
+    # That of gte-Qwen2, where add_eos_token works.
+    if all(kind == "Qwen2Tokenizer" and "tokenization_qwen." in str(name) for name in names):
+        return bool(names)
+    raise ModelNotFoundError(
+        f"tokenizer_config.json has auto_map: the tokenizer is code of its own ({names[-1]}), which this package does "
+        "not run"
+    )
+
+
+def _check_files(values: Mapping[str, Any], model_type: str) -> None:
+    """Refuse settings by which tokenizer.json is not what is read."""
+    if values.get("fix_mistral_regex") and model_type in _PATCHED:
+        raise ModelNotFoundError(
+            "tokenizer_config.json: fix_mistral_regex is true, which replaces the way texts are split; load the "
+            "tokenizer with transformers and save it again, so that tokenizer.json says it"
+        )
+    files = values.get("fast_tokenizer_files")
+    if files and files != ["tokenizer.json"]:
+        raise ModelNotFoundError(f"tokenizer_config.json: fast_tokenizer_files names {files!r}; {REMEDY}")
+
+
+def _id(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise ModelNotFoundError(f"an added token has {value!r} in the place of an id; {REMEDY}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return a file's JSON object, an empty one where there is no file."""
+    return read_json(file) if file.is_file() else {}
