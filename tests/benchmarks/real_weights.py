@@ -32,7 +32,7 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.checkpoints.recipes import Recipe, choose_recipe
-from akidb_mlx_plugin.tokenizer import TextTokenizer
+from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
 from akidb_mlx_plugin.types import Vector
 
 HERE = Path(__file__).parent
@@ -121,9 +121,7 @@ def make_reference(checkpoint: Checkpoint, folder: Path, python: str, count: int
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "texts.json").exists():
-        tokenizer = TextTokenizer(
-            checkpoint.folder, 1 << 30, end_token=checkpoint.end_token, lowercase=checkpoint.lowercase
-        )
+        tokenizer = load_text_tokenizer(replace(checkpoint, max_tokens=1 << 30))
         texts = mixed_texts(
             count, checkpoint.max_tokens * 9 // 8, tokens, lambda some: [len(row) for row in tokenizer.encode(some).ids]
         )
