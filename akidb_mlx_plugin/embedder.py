@@ -19,14 +19,17 @@ import numpy as np
 from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
+from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.inputs import check_request, list_inputs
 from akidb_mlx_plugin.locate import locate_checkpoint
+from akidb_mlx_plugin.memory import check_batch
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.dense import SMALLEST_NORM
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.packing import pack_exact, pack_padded
+from akidb_mlx_plugin.runtime.devices import choose_device
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Usage, Vector
 from akidb_mlx_plugin.workers import WorkerPool, core_count
 
@@ -70,9 +73,12 @@ class Embedder:
         self._tokenizer = tokenizer
         self._model: LoadedModel | None = model
         self._dtype, self._parameters = model.dtype, model.parameters
+        self._prompts = PromptStore(model.encoder, checkpoint.pooling, pool_prompt=checkpoint.pool_prompt)
         self._workers = workers
         self._device = device
         self._resources = resources
+        inner = checkpoint.config.get("intermediate_size")
+        self._width = inner if isinstance(inner, int) else 4 * checkpoint.native_dimension
         self._warned_of_truncation = False
         self.load_seconds = 0.0
 
@@ -141,6 +147,7 @@ class Embedder:
         The cache may evict the model again.
         """
         self._resources.close()
+        self._prompts.clear()
         self._model = None
 
     def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
@@ -228,27 +235,26 @@ class Embedder:
     ) -> _Slice:
         """Tokenize and pack some texts and hand them to the threads."""
         rows: list[list[int]] = []
-        skips: list[int] = []
+        prompts: list[tuple[int, ...]] = []
         for r in dict.fromkeys(r for r, _ in places):
             prompt = self._prompt(requests[r])
             texts = [prompt + requests[r].inputs[i] for owner, i in places if owner == r]
             encoded = self._tokenizer.encode(texts)
             rows += encoded.ids
-            skips += [0 if self._checkpoint.pool_prompt else self._tokenizer.prompt_length(prompt)] * len(texts)
+            prompts += [tuple(self._tokenizer.prompt_ids(prompt))] * len(texts)
             tokens[r] += sum(map(len, encoded.ids))
             truncated[r] += encoded.truncated
             if encoded.truncated:
                 self._warn_of_truncation()
         batches = []
-        for skip in dict.fromkeys(skips):
-            chosen = [i for i, own in enumerate(skips) if own == skip]
-            for batch in self._pack([rows[i] for i in chosen]):
+        for start, chosen in self._prompts.group(prompts, rows).items():
+            for batch in self._pack([rows[i][start.known :] for i in chosen]):
                 batch = TokenBatch(batch.ids, batch.positions, batch.blocks, tuple(chosen[i] for i in batch.order))
-                batches.append((batch, self._submit(batch, skip, short)))
+                batches.append((batch, self._submit(batch, start, short)))
         return _Slice(places, batches)
 
-    def _submit(self, batch: TokenBatch, skip: int, short: bool) -> Future[Vector]:
-        return self._workers.submit(lambda: self._forward(batch, skip), collect=np.array, short=short)
+    def _submit(self, batch: TokenBatch, start: Start, short: bool) -> Future[Vector]:
+        return self._workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
 
     def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
         if self._device == "gpu":
@@ -271,11 +277,13 @@ class Embedder:
                 "tokenizer.json belongs to another model"
             )
 
-    def _forward(self, batch: TokenBatch, skip: int) -> mx.array:
+    def _forward(self, batch: TokenBatch, start: Start) -> mx.array:
         """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
         assert self._model is not None, "workers end before the model is freed"
-        hidden = self._model.encoder(Tokens.from_batch(batch))
-        pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, skip)
+        check_batch(len(batch.ids), self._width, self._checkpoint.name)
+        prefix = self._prompts.prefix(self._model.encoder, start)
+        hidden = self._model.encoder(Tokens.from_batch(batch, prefix))
+        pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, start.skip)
         for layer in self._model.dense:
             pooled = layer(pooled)
         pooled = pooled.astype(mx.float32)
@@ -335,17 +343,3 @@ def _locate_for_use(model: str | Path, **options: Any) -> tuple[Checkpoint, Mode
             if last:
                 raise
     raise AssertionError("unreachable")
-
-
-def choose_device(device: str) -> str:
-    """Return "gpu" or "cpu" for "auto", "gpu" or "cpu".
-
-    Raises:
-        InvalidInputError: another word, or a GPU that is not there.
-    """
-    if device not in ("auto", "gpu", "cpu"):
-        raise InvalidInputError(f"device must be auto, gpu or cpu, got {device!r}")
-    available = mx.is_available(mx.gpu)
-    if device == "gpu" and not available:
-        raise InvalidInputError("device 'gpu': MLX finds none on this machine; use 'auto' or 'cpu'")
-    return "gpu" if available and device != "cpu" else "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
@@ -13,6 +14,8 @@ from akidb_mlx_plugin.forking import ForkGuard
 from akidb_mlx_plugin.tickets import Ticket
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 from akidb_mlx_plugin.watchdog import Clock, Watchdog
+
+logger = logging.getLogger(__name__)
 
 
 class DeadlineExceededError(ServiceUnavailableError):
@@ -108,7 +111,8 @@ class Ledger:
     ) -> None:
         """Answer claimed requests. No lock is held, for the callers' callbacks run here.
 
-        What one of them raises is raised again once all have their answer.
+        What one of them raises is logged once all have their answer: a SystemExit on the thread that embeds would be
+        the end of everybody else's batch. On the main thread it may be the user's interrupt, and is raised again.
         """
         self._answer_each((ticket, response, error) for ticket in claimed)
 
@@ -119,8 +123,11 @@ class Ledger:
                 self._answer(ticket, response, error)
             except BaseException as caught:
                 raised = raised or caught
-        if raised is not None:
+        if raised is None:
+            return
+        if threading.current_thread() is threading.main_thread():
             raise raised
+        logger.error("the callback of an answered request raised %s", type(raised).__name__)
 
     def _answer(self, ticket: Ticket, response: BatchEmbeddingResponse | None, error: Exception | None) -> None:
         try:

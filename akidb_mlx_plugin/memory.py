@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 
 # Beside the weights: the activations of a batch and the buffers that are kept for the next one.
 _WORKING_BYTES = 96 << 20
+# Of a limited address space: stacks and buffers of the BLAS's threads, which end the process where they find no room.
+_THREADS_BYTES = 512 << 20
+# What a batch takes at its peak, in float32 activations of its widest layer.
+_ACTIVATIONS = 8
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_PROCESS = Path("/proc/self")
 
 
 def check_memory(needed: int, name: str, *, available: int | None = None) -> None:
@@ -25,20 +32,57 @@ def check_memory(needed: int, name: str, *, available: int | None = None) -> Non
     Raises:
         ServiceUnavailableError: less is left than it needs.
     """
-    left = available_memory() if available is None else available
-    if left is not None and needed + _WORKING_BYTES > left:
+    if available is None:
+        _refuse_above(left_of_address_space(), needed + _THREADS_BYTES, name, "address space (ulimit -v)")
+        available = available_memory()
+    _refuse_above(available, needed + _WORKING_BYTES, name, "memory")
+
+
+def check_batch(tokens: int, width: int, name: str) -> None:
+    """Refuse a batch for which a limited address space has no room: MLX and the BLAS do not survive its end.
+
+    Args:
+        tokens: of the batch.
+        width: of the model's widest layer.
+        name: the model, for the message.
+    Raises:
+        ServiceUnavailableError: less is left than the batch may need.
+    """
+    needed = tokens * width * 4 * _ACTIVATIONS + _WORKING_BYTES
+    _refuse_above(
+        left_of_address_space(), needed, f"a batch of {tokens} tokens for {name}", "address space (ulimit -v)"
+    )
+
+
+def _refuse_above(left: int | None, needed: int, name: str, what: str) -> None:
+    if left is not None and needed > left:
         raise ServiceUnavailableError(
-            f"{name} needs {_gib(needed + _WORKING_BYTES)} of memory and {_gib(left)} are left; close other "
-            "programs or models, or take a smaller one (akidb-mlx models list)"
+            f"{name} needs {_gib(needed)} of {what} and {_gib(left)} are left; close other programs or models, or take "
+            "a smaller one (akidb-mlx models list)"
         )
 
 
 def available_memory() -> int | None:
-    """Return the bytes this process may still take, by the machine and by its container; None where unknown."""
+    """Return the bytes this process may still take; None where unknown.
+
+    By the machine, by the control groups it is in, such as a container's, and by the limit of its address space.
+    """
     if sys.platform == "darwin":
         return _available_on_mac()
-    limits = [limit for limit in (_available_on_linux(), _left_in_container()) if limit is not None]
-    return min(limits, default=None)
+    left = (_available_on_linux(), _left_in_control_groups(), left_of_address_space())
+    return min((size for size in left if size is not None), default=None)
+
+
+def left_of_address_space(process: Path = _PROCESS) -> int | None:
+    """Return what RLIMIT_AS (`ulimit -v`) leaves; None where it does not limit, or cannot be told."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int((process / "statm").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return max(0, limit - pages * resource.getpagesize())
 
 
 def _available_on_linux(meminfo: Path = _MEMINFO) -> int | None:
@@ -49,20 +93,41 @@ def _available_on_linux(meminfo: Path = _MEMINFO) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _left_in_container(root: Path = _CGROUP) -> int | None:
-    """Return what a container's limit leaves; pages of files are given back when memory is short."""
-    for limit, usage in (
-        (root / "memory.max", root / "memory.current"),
-        (root / "memory" / "memory.limit_in_bytes", root / "memory" / "memory.usage_in_bytes"),
-    ):
-        try:
-            left = int(limit.read_text()) - int(usage.read_text())
-            statistics = (limit.parent / "memory.stat").read_text()
-        except (OSError, ValueError):  # not there, or "max"
+def _left_in_control_groups(root: Path = _CGROUP, process: Path = _PROCESS) -> int | None:
+    """Return what the limits of the process's control groups leave, and of those that these are in."""
+    left = (_left_in_group(folder, *names) for folder, names in _groups(root, process))
+    return min((size for size in left if size is not None), default=None)
+
+
+def _groups(root: Path, process: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Yield folders of control groups, with the names of the files that hold limit and usage."""
+    try:
+        lines = (process / "cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    # In a container the path may be that outside it, and the container's own group is the root.
+    for line in ("0::/", "0:memory:/", *lines):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if "memory" in controllers.split(","):
+            top, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        elif not controllers:
+            top, names = root, ("memory.max", "memory.current")
+        else:
             continue
-        found = re.search(r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE)
-        return left + (int(found[1]) if found else 0)
-    return None
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            yield top.joinpath(*parts[:depth]), names
+
+
+def _left_in_group(folder: Path, limit: str, usage: str) -> int | None:
+    """Return what a group's limit leaves; pages of files are given back when memory is short."""
+    try:
+        left = int((folder / limit).read_text()) - int((folder / usage).read_text())
+        statistics = (folder / "memory.stat").read_text()
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+    found = re.search(r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE)
+    return left + (int(found[1]) if found else 0)
 
 
 def _available_on_mac() -> int | None:

@@ -123,6 +123,8 @@ DECODERS = (
                 },
             },
             "tokenizer_config.json": {"add_eos_token": True, "eos_token": "<|endoftext|>"},
+            # Its tokenizer's own code ends texts.
+            "tokenizer.json": {"post_processor": None},
         },
         end="<|endoftext|>",
     ),

@@ -224,7 +224,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config no JSON": (lambda d: (d / "config.json").write_text("{"), r"config\.json cannot be read as JSON"),
     "config no object": (lambda d: (d / "config.json").write_text("[]"), "not a JSON object"),
     "config of nothing": (lambda d: (d / "config.json").write_text("{}"), "no model_type"),
-    "architecture": (lambda d: rewrite(d, lambda c: c.update(model_type="retnet")), "'retnet'.*supported are bert"),
+    "architecture": (lambda d: rewrite(d, lambda c: c.update(model_type="retnet")), "'retnet'.*supported are albert"),
     "activation": (lambda d: rewrite(d, lambda c: c.update(hidden_act="swish9")), "hidden_act"),
     "positions": (lambda d: rewrite(d, lambda c: c.update(position_embedding_type="relative_key")), "relative_key"),
     "missing tensor": (lambda d: retensor(d, lambda t: t.pop(WEIGHT)), WEIGHT),
@@ -285,7 +285,7 @@ class TestCommandLine:
         [
             (["models", "info", "minilm-l6-v3"], "did you mean 'minilm-l6-v2'"),
             (["models", "download", "."], "no config.json"),
-            (["demo", "--model", "./foreign", "--path", "db"], "supported are bert"),
+            (["demo", "--model", "./foreign", "--path", "db"], "supported are albert"),
             (["config", "show", "-c", "absent.yaml"], "no configuration file at absent.yaml"),
         ],
     )

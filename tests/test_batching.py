@@ -386,6 +386,20 @@ class TestFaults:
         engine.before_each = lambda requests: None
         assert len(queue.embed(request("after")).embeddings) == 1
 
+    def test_a_callback_that_raises_takes_no_vectors_from_the_others(
+        self, queue: BatchQueue, engine: GatedEngine
+    ) -> None:
+        def leave(future: object) -> None:
+            raise SystemExit
+
+        occupy(queue, engine)
+        futures = [queue.submit(request(str(i))) for i in range(4)]
+        futures[0].add_done_callback(leave)
+        engine.release()
+        assert [len(answer(future).embeddings) for future in futures] == [1] * 4
+        assert len(set(engine.threads)) == 1
+        queue.health_check()
+
     def test_an_observer_that_raises_keeps_no_answer_from_anybody(self, engine: GatedEngine) -> None:
         class Broken(QueueObserver):
             def request_ended(self, *_: object) -> None:

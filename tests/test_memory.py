@@ -27,20 +27,53 @@ def test_the_machines(tmp_path: Path) -> None:
 
 
 def test_a_containers_of_either_version(tmp_path: Path) -> None:
-    assert memory._left_in_container(tmp_path) is None
+    assert memory._left_in_control_groups(tmp_path) is None
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 4096\n")
-    assert memory._left_in_container(tmp_path) is None
+    assert memory._left_in_control_groups(tmp_path) is None
     (tmp_path / "memory.max").write_text(f"{GIB}\n")
     # Pages of files that nobody has looked at for a while are given back when memory is short.
-    assert memory._left_in_container(tmp_path) == GIB - 5 + 4096
+    assert memory._left_in_control_groups(tmp_path) == GIB - 5 + 4096
     old = tmp_path / "old"
     (old / "memory").mkdir(parents=True)
     (old / "memory" / "memory.limit_in_bytes").write_text(f"{GIB}\n")
     (old / "memory" / "memory.usage_in_bytes").write_text("7\n")
     (old / "memory" / "memory.stat").write_text("total_inactive_file 9\n")
-    assert memory._left_in_container(old) == GIB - 7 + 9
+    assert memory._left_in_control_groups(old) == GIB - 7 + 9
+
+
+def test_of_all_groups_the_process_is_in_the_tightest_counts(tmp_path: Path) -> None:
+    def limit(folder: Path, size: int, names: tuple[str, str] = ("memory.max", "memory.current")) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in zip((*names, "memory.stat"), (str(size), "0", ""), strict=True):
+            (folder / name).write_text(value)
+
+    process = tmp_path / "process"
+    process.mkdir()
+    (process / "cgroup").write_text("9:name=systemd:/a\n4:cpu,memory:/job/step\n0::/user.slice/session.scope\n")
+    root = tmp_path / "groups"
+    limit(root / "user.slice", 6 * GIB)
+    limit(root / "user.slice" / "session.scope", 7 * GIB)
+    assert memory._left_in_control_groups(root, process) == 6 * GIB
+    limit(root / "memory" / "job" / "step", 3 * GIB, ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+    assert memory._left_in_control_groups(root, process) == 3 * GIB
+    limit(root / "memory" / "job", 2 * GIB, ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+    assert memory._left_in_control_groups(root, process) == 2 * GIB
+    limit(root / "another.slice", GIB)
+    assert memory._left_in_control_groups(root, process) == 2 * GIB
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="not Linux")
+def test_a_limited_address_space_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory.left_of_address_space() is None or memory.left_of_address_space() > 0  # type: ignore[operator]
+    (tmp_path / "statm").write_text("1000 500 1 1 0 1 0")
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (GIB, GIB))
+    monkeypatch.setattr(memory.resource, "getpagesize", lambda: 4096)
+    assert memory.left_of_address_space(tmp_path) == GIB - 4096 * 1000
+    assert memory.left_of_address_space(tmp_path / "absent") is None
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (memory.resource.RLIM_INFINITY,) * 2)
+    assert memory.left_of_address_space(tmp_path) is None
 
 
 def test_a_model_that_cannot_fit_is_refused_by_name() -> None:
@@ -49,6 +82,21 @@ def test_a_model_that_cannot_fit_is_refused_by_name() -> None:
     memory.check_memory(4 * GIB, "big-model", available=5 * GIB)
 
 
+def test_in_a_limited_address_space_threads_and_batches_need_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "left_of_address_space", lambda: GIB)
+    monkeypatch.setattr(memory, "available_memory", lambda: GIB)
+    memory.check_memory(GIB // 4, "a-model")
+    with pytest.raises(
+        ServiceUnavailableError, match=r"a-model needs 1\.25 GiB of address space \(ulimit -v\) and 1\.00"
+    ):
+        memory.check_memory(3 * GIB // 4, "a-model")
+    memory.check_batch(1024, 3072, "a-model")
+    with pytest.raises(ServiceUnavailableError, match="a batch of 16384 tokens for a-model needs"):
+        memory.check_batch(16384, 3072, "a-model")
+
+
 def test_where_nobody_knows_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: None)
+    monkeypatch.setattr(memory, "left_of_address_space", lambda: None)
     memory.check_memory(1 << 60, "big-model")
+    memory.check_batch(1 << 40, 3072, "big-model")

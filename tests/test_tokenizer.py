@@ -75,17 +75,6 @@ def test_a_text_of_gemma_begins_and_ends() -> None:
     assert len(rows[2]) == 48
 
 
-@pytest.mark.parametrize(("eos", "expected"), [("</s>", "</s>"), ({"content": "</s>"}, "</s>")])
-def test_the_configuration_may_ask_for_an_end(eos: object, expected: str, tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    shutil.copytree(folder_of("llama"), folder)
-    settings = {"eos_token": eos, "add_eos_token": True, "model_max_length": 48}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert read_checkpoint(folder).end_token == expected
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "add_eos_token": False}))
-    assert read_checkpoint(folder).end_token is None
-
-
 def test_nothing_is_padded_and_long_texts_are_counted(minilm_dir: Path) -> None:
     # This tokenizer.json asks for padding and truncation to 128.
     tokenizer = TextTokenizer(minilm_dir, 256)

@@ -13,8 +13,6 @@ from typing import Any
 from akidb_mlx_plugin.checkpoints.families import Family
 from akidb_mlx_plugin.checkpoints.head import DenseLayer
 from akidb_mlx_plugin.checkpoints.prompts import find_prompt
-from akidb_mlx_plugin.checkpoints.schemas import TokenizerConfig, validate
-from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.manifest import digest_of_folder
 from akidb_mlx_plugin.registry import ModelSpec
@@ -94,12 +92,7 @@ class Checkpoint:
     @property
     def end_token(self) -> str | None:
         """Token that must end every text, whatever the tokenizer's template says; None: as that says."""
-        if self.family and self.family.end_token:
-            return self.family.end_token
-        file = self.folder / "tokenizer_config.json"
-        settings = validate(TokenizerConfig, read_json(file) if file.is_file() else {}, file)
-        end = settings.eos_token if settings.add_eos_token else None
-        return str(end.get("content", "")) if isinstance(end, dict) else end
+        return self.family.end_token if self.family else None
 
     @cached_property
     def weights_digest(self) -> str:

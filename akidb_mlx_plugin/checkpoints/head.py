@@ -50,7 +50,7 @@ class DenseLayer:
 
 
 def read_head(
-    place: Path, modules: Sequence[Module], config: Mapping[str, Any], pooling: Sequence[str], parts: int
+    place: Path, modules: Sequence[Module], config: Mapping[str, Any], pooling: Sequence[str]
 ) -> tuple[DenseLayer, ...]:
     """Return the dense layers of a checkpoint, in order.
 
@@ -58,13 +58,12 @@ def read_head(
         place: folder of the encoder.
         modules: the pipeline; empty for a bare checkpoint.
         config: `config.json`.
-        pooling: modes that vectors are made by.
-        parts: how many modes the checkpoint itself has.
+        pooling: its modes.
     Raises:
         ModelNotFoundError: one does not say its sides, does not fit the one before, or has no weights.
     """
     stored = _stored_inside(place)
-    width = int(config["hidden_size"]) * parts
+    width = int(config["hidden_size"]) * len(pooling)
     projection = _read_projection(place, config, stored, pooling)
     if projection:
         width = projection[0].out_features

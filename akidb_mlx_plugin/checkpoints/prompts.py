@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+# Under which names checkpoints have the prompts of queries and documents.
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 _log = logging.getLogger(__name__)
 
@@ -21,10 +22,10 @@ def find_prompt(prompts: Mapping[str, str], kind: str) -> str | None:
     A kind without a prompt of its own has none: `default_prompt_name` is for sentence-transformers' plain `encode`, and
     is often the query's.
     """
-    for name in _NAMES.get(kind, (kind,)):
+    for name in PROMPT_NAMES.get(kind, (kind,)):
         if name in prompts:
             return prompts[name]
-    return "" if kind in _NAMES else None
+    return "" if kind in PROMPT_NAMES else None
 
 
 def check_default_prompt(folder: Path, prompts: Mapping[str, str], name: object) -> None:

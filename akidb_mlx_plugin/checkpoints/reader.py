@@ -15,7 +15,7 @@ from typing import Any
 from akidb_mlx_plugin.checkpoints.checkpoint import CONVENTION, Checkpoint
 from akidb_mlx_plugin.checkpoints.families import Family, find_family, find_family_by_prompts
 from akidb_mlx_plugin.checkpoints.head import read_head
-from akidb_mlx_plugin.checkpoints.prompts import check_default_prompt, find_prompt
+from akidb_mlx_plugin.checkpoints.prompts import PROMPT_NAMES, check_default_prompt
 from akidb_mlx_plugin.checkpoints.readme import find_family_in_readme
 from akidb_mlx_plugin.checkpoints.schemas import PoolingSettings, SentenceConfig, TokenizerConfig, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_modes, read_json, read_modules
@@ -87,11 +87,13 @@ def read_checkpoint(
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
     # Prompts for other tasks alone leave open what queries and documents get.
-    own_prompts = any(find_prompt(prompts, kind) for kind in ("query", "document"))
+    own_prompts = any(prompts.get(name) for names in PROMPT_NAMES.values() for name in names)
     check_default_prompt(folder, prompts, sentence_config.default_prompt_name)
-    own_width = len(_read_pooling(modules, family, known_as, config, None).modes)
-    dense = read_head(place, modules, config, modes.modes, own_width)
-    if dense and len(modes.modes) != own_width:
+    own_modes = _read_pooling(modules, family, known_as, config, None).modes
+    fits = len(modes.modes) == len(own_modes)
+    has_dense = any(module.kind == "Dense" for module in modules)
+    dense = read_head(place, modules, config, modes.modes) if fits or not has_dense else ()
+    if not fits and (dense or has_dense):
         raise InvalidInputError(
             f"pooling {'+'.join(modes.modes)!r} makes vectors of {len(modes.modes)} parts, and the dense layers of "
             f"{folder} were trained on another number; name as many modes as the checkpoint has"
@@ -116,7 +118,7 @@ def read_checkpoint(
         normalize=_normalizes(modules, config, family),
         similarity=_similarity(sentence_config, family),
         prompts=prompts if own_prompts or not family else {**prompts, **family.prompts},
-        truncate_dim=sentence_config.truncate_dim if len(modes.modes) == own_width else None,
+        truncate_dim=sentence_config.truncate_dim if fits else None,
         lowercase=settings.lowercase,
         repo=repo or str(folder),
         revision=revision,

@@ -56,6 +56,7 @@ class TextTokenizer:
                 the table, there is no such end token, or no room for text beside the special tokens.
         """
         # Deferred: an adapter may be imported and built without ever embedding a text.
+        from akidb_mlx_plugin.inference.tokenizer_bounds import TextBounds
         from akidb_mlx_plugin.inference.tokenizer_loading import load_plain_tokenizer, load_tokenizer
 
         loaded = (load_plain_tokenizer if plain else load_tokenizer)(folder, rows)
@@ -73,6 +74,7 @@ class TextTokenizer:
                 "raise max_seq_length in sentence_bert_config.json"
             )
         self._tokenizer.enable_truncation(max_length=room, direction=loaded.side)
+        self._bounds = TextBounds(self._tokenizer, room, loaded.side)
 
     def encode(self, texts: Sequence[str]) -> TokenRows:
         """Return the token ids of each text.
@@ -92,20 +94,29 @@ class TextTokenizer:
         return TokenRows(ids, truncated=sum(bool(encoding.overflowing) for encoding in encodings))
 
     def prompt_length(self, prompt: str) -> int:
-        """Return how many leading tokens of a text belong to its prompt, as sentence-transformers counts them.
+        """Return how many leading tokens of a text belong to its prompt, as sentence-transformers counts them."""
+        return len(self.prompt_ids(prompt))
 
-        It tokenizes the prompt alone and leaves out the last token if that is a special one.
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the token ids of a prompt alone, less the last one if that is a special token.
+
+        Source: sentence-transformers `Transformer`, which leaves as many tokens out of the pooling.
         """
         if not prompt:
-            return 0
+            return []
         (row,) = self.encode([prompt]).ids
-        return len(row) - (row[-1] in self._special_ids)
+        return row[:-1] if row[-1] in self._special_ids else row
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
+            texts = [self._bounds.shorten(text) for text in texts]
             return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._adds_special_tokens)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise InvalidInputError(f"this model's tokenizer cannot read one of the texts: {error}") from error
+        except BaseException as error:
+            # tokenizers raises bare Exception, and where its own code gave up, a PanicException, which is none.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                reason = " ".join(str(error).split())[:200]
+                raise InvalidInputError(f"this model's tokenizer cannot read one of the texts: {reason}") from error
+            raise
 
     def _missing_end_id(self, end_token: str | None) -> int | None:
         """Return the id to append, or None where the tokenizer's own template appends it."""

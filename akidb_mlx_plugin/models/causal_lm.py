@@ -20,6 +20,7 @@ from akidb_mlx_plugin.models.mlx_lm_gaps import (
     with_flat_rope,
 )
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.compiled import without_kernels
 
 __all__ = ["CausalEncoder", "implements"]
 
@@ -96,10 +97,11 @@ class CausalEncoder(Encoder):
     def __call__(self, tokens: Tokens) -> mx.array:
         body = self.model[self._body_name]
         outputs = []
-        for block in tokens.blocks:
-            # (T,) -> (B, L); with right padding and a causal mask no real token sees padding.
-            ids = tokens.ids[block.start : block.stop].reshape(block.rows, block.length)
-            outputs.append(self._run(body, ids).reshape(block.rows * block.length, -1))
+        with without_kernels():
+            for block in tokens.blocks:
+                # (T,) -> (B, L); with right padding and a causal mask no real token sees padding.
+                ids = tokens.ids[block.start : block.stop].reshape(block.rows, block.length)
+                outputs.append(self._run(body, ids).reshape(block.rows * block.length, -1))
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
     def _run(self, body: nn.Module, ids: mx.array) -> mx.array:

@@ -13,10 +13,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-
-def on_cpu() -> bool:
-    """Tell whether this thread computes on the CPU."""
-    return bool(mx.default_device() == mx.cpu)
+from akidb_mlx_plugin.nn.compiled import Kernels, is_guarded
+from akidb_mlx_plugin.nn.compiled import on_cpu as on_cpu
 
 
 def swap_outer_axes(x: mx.array) -> mx.array:
@@ -32,7 +30,7 @@ _LEAST_ELEMENTS, _KEPT_SHAPES = 1 << 17, 8
 
 
 class _Fused:
-    """Sums and products in one pass over memory.
+    """Sums and products in one pass over memory, of arrays of one shape.
 
     MLX compiles a function for one shape or for all. That for all spreads its constants in memory and costs three times
     as much; those for one are kept for ever, with 45 kB each. So a thread keeps the last few, for large arrays, which
@@ -44,10 +42,27 @@ class _Fused:
         self._function = function
         self._for_all: Callable[..., mx.array] = mx.compile(function, shapeless=True)
         self._of_thread = threading.local()
+        self._kernels = Kernels()
 
     def __call__(self, *inputs: mx.array) -> mx.array:
-        if inputs[0].size < _LEAST_ELEMENTS:
-            return self._for_all(*inputs)
+        if not is_guarded():
+            return self._compiled(inputs)
+        # One axis, which lies in one piece: there would be a kernel for each way of lying in several. An array of one
+        # element has a kernel of its own.
+        shape, dtypes = inputs[0].shape, tuple(x.dtype for x in inputs)
+        large = inputs[0].size >= _LEAST_ELEMENTS
+        if inputs[0].size == 1 or not self._kernels.may_use((large, *dtypes), lambda: self._example(large, dtypes)):
+            return self._function(*inputs)
+        return self._compiled(tuple(x.reshape(-1) for x in inputs)).reshape(shape)
+
+    def _compiled(self, inputs: tuple[mx.array, ...]) -> mx.array:
+        return self._for_shape(inputs) if inputs[0].size >= _LEAST_ELEMENTS else self._for_all(*inputs)
+
+    def _example(self, large: bool, dtypes: tuple[mx.Dtype, ...]) -> mx.array:
+        compiled = mx.compile(self._function) if large else self._for_all
+        return compiled(*(mx.zeros((2,), dtype) for dtype in dtypes))
+
+    def _for_shape(self, inputs: tuple[mx.array, ...]) -> mx.array:
         kept: OrderedDict[tuple[int, ...], Callable[..., mx.array]] = self._of_thread.__dict__.setdefault(
             "kept", OrderedDict()
         )
@@ -136,12 +151,16 @@ def _gelu_tanh(x: mx.array) -> mx.array:
     return _swish(x, _gelu_tanh_argument(x))
 
 
+def _relu(x: mx.array) -> mx.array:
+    return mx.maximum(x, 0.0)
+
+
 # (on a CPU, elsewhere), by Hugging Face's names.
 _FORMS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]] = {
     "gelu": (_gelu, nn.gelu),
     "gelu_new": (_gelu_tanh, nn.gelu_approx),
     "gelu_pytorch_tanh": (_gelu_tanh, nn.gelu_approx),
-    "relu": (nn.relu, nn.relu),
+    "relu": (_relu, _relu),
     "silu": (_silu, nn.silu),
     "swish": (_silu, nn.silu),
 }

@@ -5,6 +5,9 @@ Source: sentence_transformers `Dense`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -13,12 +16,13 @@ from akidb_mlx_plugin.errors import ModelNotFoundError
 # Vectors shorter than this keep their length: torch's `normalize`.
 SMALLEST_NORM = 1e-12
 # By the last part of the torch class's name, in lower case.
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "identity": nn.Identity(),
     "tanh": mx.tanh,
-    "relu": nn.relu,
-    "gelu": nn.gelu,
-    "silu": nn.silu,
+    # Uncompiled, as MLX's own are not: a matrix of one row per text needs no kernel.
+    "relu": lambda x: mx.maximum(x, 0.0),
+    "gelu": lambda x: x * (1 + mx.erf(x / math.sqrt(2))) / 2,
+    "silu": lambda x: x * mx.sigmoid(x),
     "sigmoid": mx.sigmoid,
 }
 

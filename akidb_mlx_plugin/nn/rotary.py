@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.compiled import Kernels, is_guarded
 from akidb_mlx_plugin.nn.rope_scaling import Frequencies, RopeSettings, plain_frequencies
 
 
@@ -82,9 +82,31 @@ def _in_long_texts(tokens: Tokens, short_length: int) -> NDArray[np.int32]:
     return (np.concatenate(texts) > short_length).astype(np.int32)
 
 
-@partial(mx.compile, shapeless=True)
-def _turn(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
+def _turn_plainly(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
     return (x * cos - y * sin).astype(x.dtype), (y * cos + x * sin).astype(x.dtype)
+
+
+_turn_fused = mx.compile(_turn_plainly, shapeless=True)
+_kernels = Kernels()
+
+
+def _turn(x: mx.array, y: mx.array, angles: tuple[mx.array, mx.array]) -> list[mx.array]:
+    if not is_guarded():
+        return list(_turn_fused(x, y, *angles))
+    # Without axes of length one, of which it depends on their strides whether they count as axes: (T, d) or (T, H, d).
+    arrays = [x, y, *map(mx.contiguous, angles)]
+    one_head = x.shape[1] == 1
+    if one_head:
+        arrays = [mx.squeeze(array, 1) for array in arrays]
+    usable = 1 not in arrays[0].shape and _kernels.may_use((one_head, x.dtype), lambda: _example(one_head, x.dtype))
+    turned = (_turn_fused if usable else _turn_plainly)(*arrays)
+    return [mx.expand_dims(part, 1) for part in turned] if one_head else list(turned)
+
+
+def _example(one_head: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    x, y = mx.split(mx.zeros((2, 4) if one_head else (2, 2, 4), dtype), 2, axis=-1)
+    angle = mx.zeros((2, 2) if one_head else (2, 1, 2))
+    return _turn_fused(x, y, angle, angle)
 
 
 def rotate(x: mx.array, angles: tuple[mx.array, mx.array]) -> mx.array:
@@ -96,4 +118,4 @@ def rotate(x: mx.array, angles: tuple[mx.array, mx.array]) -> mx.array:
     if size < x.shape[-1]:
         return mx.concatenate([rotate(x[..., :size], angles), x[..., size:]], axis=-1)
     first, second = mx.split(x, 2, axis=-1)
-    return mx.concatenate(list(_turn(first, second, *angles)), axis=-1)
+    return mx.concatenate(_turn(first, second, angles), axis=-1)
