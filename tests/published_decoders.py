@@ -22,6 +22,12 @@ _NEMOTRON = {
     "is_causal": None,
     "pooling": "avg",
 }
+_GTE_TOKENIZER = {
+    "auto_map": {"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast"]},
+    "tokenizer_class": "Qwen2Tokenizer",
+    "add_eos_token": True,
+    "eos_token": "<|endoftext|>",
+}
 _GEMMA_MODULES = "Transformer Pooling Dense Dense Normalize"
 
 DECODERS = (
@@ -122,8 +128,8 @@ DECODERS = (
                     "AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM",
                 },
             },
-            "tokenizer_config.json": {"add_eos_token": True, "eos_token": "<|endoftext|>"},
-            # Its tokenizer's own code ends texts.
+            # The tokenizer's own code ends texts.
+            "tokenizer_config.json": _GTE_TOKENIZER,
             "tokenizer.json": {"post_processor": None},
         },
         end="<|endoftext|>",
@@ -143,6 +149,8 @@ DECODERS = (
                 "auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"},
                 "is_causal": None,
             },
+            "tokenizer_config.json": _GTE_TOKENIZER,
+            "tokenizer.json": {"post_processor": None},
         },
         end="<|endoftext|>",
     ),
