@@ -43,7 +43,7 @@ def test_tells_versions_device_speed_cache_and_hub(minilm_dir: Path) -> None:
 @pytest.mark.usefixtures("no_hub")
 def test_a_missing_blas_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("akidb_mlx_plugin.runtime.blas.load_blas", lambda: Blas("reference"))
-    monkeypatch.setattr("akidb_mlx_plugin.embedder.choose_device", lambda device: "cpu")
+    monkeypatch.setattr("akidb_mlx_plugin.runtime.devices.choose_device", lambda device: "cpu")
     assert "pip install scipy-openblas32" in findings(1)["BLAS"]["remedy"]
 
 

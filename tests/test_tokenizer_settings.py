@@ -120,6 +120,9 @@ class TestATokenizerThatItsClassWouldChange:
         change(folder / "tokenizer_config.json", tokenizer_class=None, do_lower_case=True, tokenize_chinese_chars=True)
         change(folder / "config.json", model_type="bert")
         assert ids_of(folder, "The River runs by") == expected
+        assert not caplog.records
+        change(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer")
+        assert ids_of(folder, "The River runs by") == expected
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert "BertTokenizer" in record.getMessage()

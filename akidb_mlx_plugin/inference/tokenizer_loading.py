@@ -183,7 +183,9 @@ def _words_of(saved: Tokenizer, of_class: Tokenizer) -> str:
 
 
 def _as_saved(folder: Path, settings: TokenizerSettings, saved: Tokenizer) -> Tokenizer:
-    _log.warning(
+    # A class that only the architecture stands for is nothing that the checkpoint says.
+    _log.log(
+        logging.WARNING if settings.values.get("tokenizer_class") else logging.DEBUG,
         "%s: tokenizer.json and its tokenizer_class %s disagree on plain text; taking tokenizer.json, as transformers "
         "4 does, not the class, as 5 does",
         folder,
