@@ -259,8 +259,11 @@ class Embedder:
         """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
         assert self._model is not None, "workers end before the model is freed"
         prefix = self._prompts.prefix(self._model.encoder, start)
-        hidden = self._model.encoder(Tokens.from_batch(batch, prefix))
-        pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, start.skip)
+        tokens = Tokens.from_batch(batch, prefix)
+        if self._checkpoint.pooling == ("lasttoken",):
+            pooled = self._model.encoder.last_vectors(tokens).astype(mx.float32)
+        else:
+            pooled = pool(self._model.encoder(tokens), batch.blocks, self._checkpoint.pooling, start.skip)
         for layer in self._model.dense:
             pooled = layer(pooled)
         pooled = pooled.astype(mx.float32)
