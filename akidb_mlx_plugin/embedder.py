@@ -282,8 +282,11 @@ class Embedder:
         assert self._model is not None, "workers end before the model is freed"
         check_batch(len(batch.ids), self._width, self._checkpoint.name)
         prefix = self._prompts.prefix(self._model.encoder, start)
-        hidden = self._model.encoder(Tokens.from_batch(batch, prefix))
-        pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, start.skip)
+        tokens = Tokens.from_batch(batch, prefix)
+        if self._checkpoint.pooling == ("lasttoken",):
+            pooled = self._model.encoder.last_vectors(tokens).astype(mx.float32)
+        else:
+            pooled = pool(self._model.encoder(tokens), batch.blocks, self._checkpoint.pooling, start.skip)
         for layer in self._model.dense:
             pooled = layer(pooled)
         pooled = pooled.astype(mx.float32)

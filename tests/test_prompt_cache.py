@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -15,13 +16,14 @@ import pytest
 from checkpoint_helpers import change, copy_golden
 from golden_models import GOLDEN, farthest, read_golden
 
+from akidb_mlx_plugin import embedder as embedder_module
 from akidb_mlx_plugin.embedder import Embedder
 from akidb_mlx_plugin.inference import prompts as prompts_module
 from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn import activations, attention
-from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Block, Prefix, Tokens
+from akidb_mlx_plugin.nn.attention import attend, attend_last
+from akidb_mlx_plugin.nn.batch import Block, Prefix, TokenBatch, Tokens
 
 # Ten tokens with every tokenizer here, but for the opening one, of which the last is a space.
 PROMPT = "the question of time: "
@@ -47,18 +49,18 @@ class Watched:
         self.prompts: list[int] = []
         assert embedder._model is not None
         kind = type(embedder._model.encoder)
-        call, compute_prefix = kind.__call__, kind.compute_prefix
+        compute_prefix = kind.compute_prefix
 
-        def counted_call(encoder: Encoder, tokens: Tokens) -> mx.array:
-            self.computed.append(tokens.ids.size)
-            self.known.append(tokens.prefix.length if tokens.prefix else 0)
-            return call(encoder, tokens)
+        def counted_batch(batch: TokenBatch, prefix: Prefix | None = None) -> Tokens:
+            self.computed.append(batch.ids.size)
+            self.known.append(prefix.length if prefix else 0)
+            return Tokens.from_batch(batch, prefix)
 
         def counted_prefix(encoder: Encoder, tokens: Tokens) -> Prefix:
             self.prompts.append(tokens.ids.size)
             return compute_prefix(encoder, tokens)
 
-        monkeypatch.setattr(kind, "__call__", counted_call)
+        monkeypatch.setattr(embedder_module, "Tokens", SimpleNamespace(from_batch=counted_batch))
         monkeypatch.setattr(kind, "compute_prefix", counted_prefix)
 
 
@@ -297,3 +299,40 @@ class TestAttention:
                 alone = (Block(0, 1, before + length),)
                 expected = attend(*text, alone, scale=0.3, causal=True, window=window)[before:]
                 assert np.abs(np.array(out[first : first + length]) - np.array(expected)).max() < 2e-6
+
+    @pytest.mark.parametrize("window", [None, 1, 4, 9, 30])
+    @pytest.mark.parametrize(("before", "causal"), [(0, True), (7, True), (0, False)])
+    def test_of_the_last_token_alone(self, window: int | None, before: int, causal: bool) -> None:
+        blocks = (Block(0, 3, 11, (11, 5, 1)), Block(33, 2, 4), Block(41, 1, 1))
+        with mx.stream(mx.cpu):
+            q, k, v = (mx.random.normal((42, h, 8), key=mx.random.key(i)) for i, h in enumerate((4, 2, 2)))
+            prefix = tuple(mx.random.normal((2, before, 8), key=mx.random.key(i)) for i in (8, 9)) if before else None
+            tokens = Tokens(mx.zeros(42), mx.zeros(42), blocks)
+            assert tokens.last.tolist() == [10, 15, 22, 36, 40, 41]
+            out = attend_last(q[tokens.last], k, v, blocks, scale=0.3, window=window, before=prefix)
+            every = attend(q, k, v, blocks, scale=0.3, causal=causal, window=window, before=prefix)
+            assert np.abs(np.array(out) - np.array(every[tokens.last])).max() < 2e-6
+
+
+class TestLastLayer:
+    @pytest.mark.parametrize(
+        "name", [*CAUSAL, "gemma3_text_causal", "llama_both_ways", "phi3", "qwen3_window_both_ways"]
+    )
+    @pytest.mark.parametrize("layout", ["cpu", "gpu"])
+    def test_of_the_tokens_that_are_pooled_gives_the_vectors_of_sentence_transformers(
+        self, name: str, layout: str, load: Load, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        golden, embedder = read_golden(name), load(name)
+        if layout == "gpu":
+            as_on_a_gpu(embedder, monkeypatch)
+        assert farthest(embedder.embed(golden.texts).embeddings, golden.vectors["document"]) < 1e-5
+
+    def test_computes_no_other_tokens(self, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+        embedder = load("qwen3")
+        assert embedder._model is not None
+        rows: list[int] = []
+        mlp = type(embedder._model.encoder.layers[0].mlp)
+        compute = mlp.__call__
+        monkeypatch.setattr(mlp, "__call__", lambda self, x: rows.append(len(x)) or compute(self, x))
+        tokens = embedder.embed(["a garden between them"]).usage.total_tokens
+        assert rows == [tokens, tokens, 1]

@@ -71,6 +71,10 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} computes every text whole: prefix_token_bytes is 0")
 
+    def last_vectors(self, tokens: Tokens) -> mx.array:
+        """Return (N, D) vectors of each text's last token, in the order of the blocks' rows."""
+        return self(tokens)[tokens.last]
+
     @abstractmethod
     def __call__(self, tokens: Tokens) -> mx.array:
         """Return (T, D) token vectors on the packed axis, without those of the prefix."""

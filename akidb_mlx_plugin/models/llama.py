@@ -17,7 +17,7 @@ from akidb_mlx_plugin.models.architectures import attends_both_ways
 from akidb_mlx_plugin.models.base import Encoder, settle
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, rotated_share, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
-from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.attention import attend, attend_last
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
@@ -80,16 +80,29 @@ class Attention(nn.Module):
     def __call__(
         self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
     ) -> mx.array:
-        # (T, H * d) -> (T, H, d)
-        q = self.q_proj(x).reshape(len(x), -1, self.head_dim)
-        if "q_norm" in self:
-            q = self.q_norm(q)
-        q = rotate(q, query_angles)
+        q = self._queries(x, query_angles)
         k, v = self.keys_and_values(x, key_angles)
         scale = self.head_dim**-0.5
         return self.o_proj(
             attend(q, k, v, tokens.blocks, scale=scale, causal=self.causal, window=self.window, before=before)
         )
+
+    def last(
+        self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
+    ) -> mx.array:
+        """As a call, for each text's last token alone: (T, D) to (N, D)."""
+        last = tokens.last
+        q = self._queries(x[last], (query_angles[0][last], query_angles[1][last]))
+        k, v = self.keys_and_values(x, key_angles)
+        scale = self.head_dim**-0.5
+        return self.o_proj(attend_last(q, k, v, tokens.blocks, scale=scale, window=self.window, before=before))
+
+    def _queries(self, x: mx.array, angles: Angles) -> mx.array:
+        # (T, H * d) -> (T, H, d)
+        q = self.q_proj(x).reshape(len(x), -1, self.head_dim)
+        if "q_norm" in self:
+            q = self.q_norm(q)
+        return rotate(q, angles)
 
     def keys_and_values(self, x: mx.array, angles: Angles) -> KeysValues:
         """Return the (T, K, d) keys, rotated, and values of (T, D) tokens."""
@@ -127,6 +140,14 @@ class DecoderLayer(nn.Module):
         self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None = None
     ) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), query_angles, key_angles, tokens, before)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def last(
+        self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
+    ) -> mx.array:
+        """As a call, for each text's last token alone: (T, D) to (N, D)."""
+        mixed = self.self_attn.last(self.input_layernorm(x), query_angles, key_angles, tokens, before)
+        x = x[tokens.last] + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -216,11 +237,19 @@ class LlamaEncoder(Encoder):
         return Prefix(len(x), tuple(kept))
 
     def __call__(self, tokens: Tokens) -> mx.array:
+        return self._encode(tokens, only_last=False)
+
+    def last_vectors(self, tokens: Tokens) -> mx.array:
+        return self._encode(tokens, only_last=True)
+
+    def _encode(self, tokens: Tokens, *, only_last: bool) -> mx.array:
+        """Return (T, D) token vectors, or (N, D) of last tokens alone, all that the last layer then computes."""
         x = self._embed(tokens)
         query_angles, key_angles = self._angles(tokens)
         for i, layer in enumerate(self.layers):
             before = tokens.prefix.layers[i] if tokens.prefix else None
-            x = settle(layer(x, query_angles, key_angles, tokens, before))
+            compute = layer.last if only_last and layer is self.layers[-1] else layer
+            x = settle(compute(x, query_angles, key_angles, tokens, before))
         return self.norm(x)
 
     def _embed(self, tokens: Tokens) -> mx.array:

@@ -62,6 +62,49 @@ def attend(
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
 
+def attend_last(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    blocks: tuple[Block, ...],
+    *,
+    scale: float,
+    window: int | None = None,
+    before: tuple[mx.array, mx.array] | None = None,
+) -> mx.array:
+    """Attention of each text's last token alone, which sees the whole text in either direction of attention.
+
+    Args:
+        q: (N, H, d) queries of the last tokens, in the order of the blocks' rows.
+        k, v, blocks, scale, window, before: as for `attend`.
+    Returns:
+        (N, H * d).
+    """
+    outputs = []
+    row = 0
+    for block in blocks:
+        # (T, K, d) -> (B, K, L, d)
+        keys, values = (
+            x[block.start : block.stop].reshape(block.rows, block.length, *x.shape[1:]).swapaxes(1, 2) for x in (k, v)
+        )
+        if before is not None:
+            keys, values = (_put_before(x, y) for x, y in zip(before, (keys, values), strict=True))
+        length = keys.shape[2]
+        mask = None
+        if block.lengths is not None or (window is not None and window < length):
+            # One past each last token, counted as keys are, from the beginning of its text.
+            ends = (block.last - block.start) % block.length + 1 + length - block.length
+            stop = mx.array(ends)[:, None, None, None]
+            key = mx.arange(length)
+            mask = (key < stop) & (key >= stop - (length if window is None else window))
+        out = mx.fast.scaled_dot_product_attention(
+            q[row : row + block.rows, :, None], keys, values, scale=scale, mask=mask
+        )
+        outputs.append(out.reshape(block.rows, -1))
+        row += block.rows
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
+
+
 def _attend_fused(
     q: mx.array,
     k: mx.array,

@@ -30,6 +30,12 @@ class Block:
         """Position behind its last token."""
         return self.start + self.rows * self.length
 
+    @property
+    def last(self) -> NDArray[np.int32]:
+        """Places of each row's last real token on the token axis, (B,)."""
+        lengths = np.array(self.lengths or (self.length,) * self.rows, dtype=np.int32)
+        return self.start + self.length * np.arange(self.rows, dtype=np.int32) + lengths - 1
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -104,6 +110,11 @@ class Tokens:
     def longest(self) -> int:
         """Length of the longest text."""
         return max(block.length for block in self.blocks) + (self.prefix.length if self.prefix else 0)
+
+    @property
+    def last(self) -> mx.array:
+        """Places of each text's last token on the token axis, (N,)."""
+        return mx.array(np.concatenate([block.last for block in self.blocks]))
 
     def positions_within(self, rows: int) -> mx.array:
         """Return the positions, those of padding that a table of `rows` rows is too short for cut to its last row."""
