@@ -240,6 +240,7 @@ class Embedder:
             prompt = self._prompt(requests[r])
             texts = [prompt + requests[r].inputs[i] for owner, i in places if owner == r]
             encoded = self._tokenizer.encode(texts)
+            self._check_ids(encoded.ids)
             rows += encoded.ids
             prompts += [tuple(self._tokenizer.prompt_ids(prompt))] * len(texts)
             tokens[r] += sum(map(len, encoded.ids))
@@ -258,22 +259,19 @@ class Embedder:
 
     def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
         if self._device == "gpu":
-            batches = list(pack_padded(rows, _GPU_TOKENS))
-        else:
-            total = sum(map(len, rows))
-            # Enough batches that every thread has one, unless they would be too small to be worth it.
-            budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
-            batches = list(pack_exact(rows, budget))
-        self._check_ids(batches)
-        return batches
+            return list(pack_padded(rows, _GPU_TOKENS))
+        total = sum(map(len, rows))
+        # Enough batches that every thread has one, unless they would be too small to be worth it.
+        budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
+        return list(pack_exact(rows, budget))
 
-    def _check_ids(self, batches: list[TokenBatch]) -> None:
-        """Stop an id that the tokenizer should never give: MLX would read whatever lies behind the table."""
-        rows = self._checkpoint.config.get("vocab_size")
-        highest = max(int(batch.ids.max()) for batch in batches)
-        if rows is not None and highest >= rows:
+    def _check_ids(self, rows: list[list[int]]) -> None:
+        """Stop an id that the tokenizer should never give: MLX would read whatever lies past the table."""
+        table = self._checkpoint.config.get("vocab_size")
+        highest = max(map(max, rows))
+        if table is not None and highest >= table:
             raise EmbeddingError(
-                f"a text has the token id {highest}, and {self._checkpoint.name} has embeddings for {rows}; its "
+                f"a text has the token id {highest}, and {self._checkpoint.name} has embeddings for {table}; its "
                 "tokenizer.json belongs to another model"
             )
 

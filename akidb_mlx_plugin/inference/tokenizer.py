@@ -104,8 +104,9 @@ class TextTokenizer:
         """
         if not prompt:
             return []
-        (row,) = self.encode([prompt]).ids
-        return row[:-1] if row[-1] in self._special_ids else row
+        (encoding,) = self._encode([prompt])
+        row = [*encoding.ids, *([] if self._end_id is None else [self._end_id])]
+        return row[:-1] if row and row[-1] in self._special_ids else row
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
