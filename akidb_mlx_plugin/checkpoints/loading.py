@@ -163,6 +163,15 @@ def _available_on_gpu() -> int | None:
 
 def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
     """Return the model with every array lazy: nothing but headers has been read."""
+    try:
+        return _build_parts(checkpoint, device, dtype, keep_quantized)
+    finally:
+        # Modules are made with random weights, each a step of this thread's random numbers. Steps that nobody evaluates
+        # stay in memory, one behind the other, for as long as the thread.
+        mx.eval(list(mx.random.state))
+
+
+def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
     check_modes(checkpoint.pooling)
     check_method(checkpoint.config)
     cpu = on_cpu() if device is None else device == "cpu"
