@@ -8,6 +8,8 @@ from pathlib import Path
 from akidb_mlx_plugin import hub
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
+from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.manifest import MANIFEST_NAME
 from akidb_mlx_plugin.types import ModelInfo
 
 
@@ -20,19 +22,31 @@ def locate_checkpoint(
     offline: bool | None = None,
 ) -> Checkpoint:
     """Find a model, downloading it where needed, and read what its folder says; arguments as `hub.ensure_model`."""
-    local = hub.ensure_model(
-        model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline, check=check_settings
-    )
-    known = local.manifest
-    return read_checkpoint(
-        local.folder,
-        name=local.name,
-        spec=local.spec,
-        repo=local.repo,
-        revision=known.revision if known else "",
-        # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
-        weights_digest=known.weights_digest if known else "",
-    )
+    for last in (False, True):
+        local = hub.ensure_model(
+            model,
+            cache_dir=cache_dir,
+            max_cache_gb=max_cache_gb,
+            trusted=trusted,
+            offline=offline,
+            check=check_settings,
+        )
+        known = local.manifest
+        try:
+            return read_checkpoint(
+                local.folder,
+                name=local.name,
+                spec=local.spec,
+                repo=local.repo,
+                revision=known.revision if known else "",
+                # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
+                weights_digest=known.weights_digest if known else "",
+            )
+        except ModelNotFoundError:
+            # Another process may have evicted it since it was found: fetch it again, once.
+            if last or known is None or (local.folder / MANIFEST_NAME).is_file():
+                raise
+    raise AssertionError("unreachable")
 
 
 def download_model(

@@ -38,7 +38,7 @@ def core_count() -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return min(cores, int(share)) if share.isdigit() and int(share) else cores
+    return min(cores, int(share)) if share.isascii() and share.isdigit() and int(share) else cores
 
 
 @dataclass(frozen=True)

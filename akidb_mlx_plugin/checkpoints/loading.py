@@ -168,7 +168,7 @@ def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantize
     finally:
         # Modules are made with random weights, each a step of this thread's random numbers. Steps that nobody evaluates
         # stay in memory, one behind the other, for as long as the thread.
-        mx.eval(list(mx.random.state))
+        mx.eval(*mx.random.state)  # type: ignore[misc]
 
 
 def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
