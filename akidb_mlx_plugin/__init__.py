@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin._version import __version__
-from akidb_mlx_plugin.blas import load_blas_before_mlx
 from akidb_mlx_plugin.errors import (
     DimensionMismatchError,
     DownloadError,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
         Usage,
     )
 
-load_blas_before_mlx()
 
 # Imported when first asked for: MLX and the hub client take longer to import than an adapter to build.
 _LAZY = {

@@ -27,6 +27,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from akidb_mlx_plugin.cache_locks import (
+    PROBE_S,
     ModelInUse,
     download_lock,
     file_lock,
@@ -98,12 +99,12 @@ def resolve_cache_dir(cache_dir: str | Path | None) -> Path:
     """
     if cache_dir is None:
         return default_cache_dir()
-    try:
-        return Path(cache_dir).expanduser().absolute()
-    except RuntimeError as error:
+    folder = os.path.expanduser(cache_dir)
+    if folder.startswith("~"):
         raise InvalidInputError(
             f"there is no home directory for the model cache {cache_dir}; set AKIDB_MODEL_CACHE_DIR to a folder"
-        ) from error
+        )
+    return Path(folder).absolute()
 
 
 def list_cached_models(cache_dir: str | Path | None = None, *, include_partial: bool = False) -> list[CachedModel]:
@@ -125,7 +126,12 @@ def list_cached_models(cache_dir: str | Path | None = None, *, include_partial: 
 
 def cache_size_gb(cache_dir: str | Path | None = None) -> float:
     """Return what the cache takes on disk, unfinished downloads included, in GB of 10^9 bytes."""
-    return sum(model.size_bytes for model in list_cached_models(cache_dir, include_partial=True)) / _GB
+    total = 0
+    for folder in _folders(resolve_cache_dir(cache_dir)):
+        # Asks for no lock, unlike a listing: a cleanup elsewhere would take whoever measures for a user.
+        with suppress(FileNotFoundError):
+            total += _size_bytes(folder)
+    return total / _GB
 
 
 def cleanup_cache(
@@ -237,11 +243,15 @@ def _describe(folder: Path, manifest: Manifest | None) -> CachedModel:
         repo=repo,
         revision=manifest.revision if manifest else folder.name.removeprefix(INCOMPLETE),
         folder=folder,
-        size_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        size_bytes=_size_bytes(folder),
         last_used=datetime.fromtimestamp(seen, timezone.utc),
         in_use=_is_used(folder) if manifest else _is_downloading(folder),
         partial=manifest is None,
     )
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _is_used(folder: Path) -> bool:
@@ -260,7 +270,7 @@ def _is_downloading(folder: Path) -> bool:
     if not Path(lock.lock_file).is_file():
         return False
     try:
-        with lock.acquire(timeout=0):
+        with lock.acquire(timeout=PROBE_S, poll_interval=PROBE_S / 4):
             return False
     except Timeout:
         return True
@@ -273,7 +283,8 @@ def _evict(root: Path, model: CachedModel) -> bool:
     lock = use_lock(model.folder)
     try:
         with ExitStack() as stack:
-            stack.enter_context(download_lock(root, model.repo).acquire(timeout=0))
+            lock_of_downloads = download_lock(root, model.repo)
+            stack.enter_context(lock_of_downloads.acquire(timeout=PROBE_S, poll_interval=PROBE_S / 4))
             if lock and not stack.enter_context(held_alone(lock)):
                 return False
             discard_folder(model.folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,10 @@ from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.manifest import MANIFEST_NAME, read_manifest
 
 _LOCKS = ".locks"
+# Whoever looks whether a model is used holds its lock for an instant, and is not to be taken for a user: a lock counts
+# as taken when it is for this long.
+PROBE_S = 0.06
+_PROBES = 4
 
 
 class ModelInUse:
@@ -123,10 +128,16 @@ def held_alone(lock: Path) -> Iterator[bool]:
     """Try to hold a lock that users share; yields whether nobody else has it."""
     descriptor = _open_lock(lock)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield False
-    else:
-        yield True
+        yield _lock_alone(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _lock_alone(descriptor: int) -> bool:
+    for attempt in range(_PROBES):
+        if attempt:
+            time.sleep(PROBE_S / (_PROBES - 1))
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False

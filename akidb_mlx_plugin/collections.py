@@ -113,14 +113,23 @@ class Source(ABC):
 
 
 def plain_value(value: Any) -> Any:
-    """Return numpy's numbers and arrays, and tuples, as a database gives them back."""
+    """Return numpy's numbers and arrays, and tuples, as a database gives them back.
+
+    Dates of numpy's stay what they are: as Python's they may be bare numbers, of a unit that nobody knows any more.
+    """
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "mM":
+        return list(value)
     if hasattr(value, "tolist"):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 
 
 def is_same_value(one: Any, other: Any) -> bool:
-    """Tell whether two values of metadata are the same, at any depth; a NaN is the same as a NaN."""
+    """Return whether two values of metadata are the same, at any depth; a NaN equals a NaN, and 1 is not True."""
+    if isinstance(one, bool) != isinstance(other, bool):
+        return False
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(is_same_value(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):

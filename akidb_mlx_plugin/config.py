@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.pooling_names import join_pooling
 from akidb_mlx_plugin.registry import DEFAULT_MODEL
 
 Mode = Literal["mlx", "user_provided", "mock"]
@@ -36,6 +37,10 @@ def _to_path(value: Any) -> Any:
 def _to_name(value: Any) -> Any:
     # A path is a folder, however it is spelt: as the bare string "bert/model" it would name a repository on the hub.
     return str(value.expanduser().absolute()) if isinstance(value, Path) else value
+
+
+def _to_pooling(value: Any) -> Any:
+    return None if value is None else join_pooling(value)
 
 
 def _default_cache_dir() -> Path:
@@ -59,6 +64,8 @@ class MLXConfig(_Section):
         batch_timeout_ms: how long what is already running may hold up a request that waits for its batch. An idle
             engine starts at once; while requests of several callers arrive, large ones run in slices of this length.
         normalize: scale vectors to unit length; None: as the checkpoint says.
+        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint, the registry or
+            the architecture says.
         device: "gpu" or "cpu"; "auto" takes a GPU where there is one.
         dtype: number format of the weights; "auto": float32 on a CPU, bfloat16 or as stored on a GPU.
         query_prompt: text put before a query; None: the model's.
@@ -73,7 +80,8 @@ class MLXConfig(_Section):
     max_cache_gb: float = Field(default=10, gt=0)
     batch_size: int = Field(default=10, ge=1, le=4096)
     batch_timeout_ms: float = Field(default=50, ge=0, le=60_000)
-    normalize: bool | None = True
+    normalize: bool | None = None
+    pooling: Annotated[str | None, BeforeValidator(_to_pooling)] = None
     device: Device = "auto"
     dtype: Dtype = "auto"
     query_prompt: str | None = None
@@ -159,6 +167,7 @@ class EmbeddingConfig(BaseModel):
         mode: Mode | None = None,
         dimension: int | None = None,
         normalize: bool | None = None,
+        pooling: str | Sequence[str] | None = None,
         device: Device | None = None,
         cache_dir: str | Path | None = None,
         query_prompt: str | None = None,
@@ -171,7 +180,7 @@ class EmbeddingConfig(BaseModel):
         `model` and `dimension` go to the section of the mode in force.
         """
         mode = cls.load(overrides={"mode": mode} if mode else {}).mode
-        mlx: dict[str, Any] = {"normalize": normalize, "device": device, "cache_dir": cache_dir}
+        mlx: dict[str, Any] = {"normalize": normalize, "pooling": pooling, "device": device, "cache_dir": cache_dir}
         mlx |= {"query_prompt": query_prompt, "document_prompt": document_prompt}
         mlx |= {"query_task": query_task, "document_task": document_task}
         sections: dict[str, dict[str, Any]] = {"mlx": mlx, "mock": {}, "user_provided": {}}
@@ -239,7 +248,8 @@ def _read_file(path: Path) -> Layer:
         raise InvalidInputError(f"no configuration file at {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"cannot read the configuration file {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: what looks like a date and is not one.
         raise InvalidInputError(f"the configuration file {path} is not YAML: {error}") from error
     if not isinstance(content, Mapping) or not content:
         raise InvalidInputError(
@@ -270,7 +280,7 @@ def _parse_variable(key: str, text: str) -> Any:
         return None if text == "null" else text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,8 +19,9 @@ import numpy as np
 from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.inference.tokenizer import TextTokenizer
+from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
+from akidb_mlx_plugin.inference.prompts import PromptStore, Start
+from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.inputs import check_request, list_inputs
 from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.memory import check_batch
@@ -27,6 +29,7 @@ from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.dense import SMALLEST_NORM
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.packing import pack_exact, pack_padded
+from akidb_mlx_plugin.runtime.devices import choose_device
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Usage, Vector
 from akidb_mlx_plugin.workers import WorkerPool, core_count
 
@@ -70,6 +73,7 @@ class Embedder:
         self._tokenizer = tokenizer
         self._model: LoadedModel | None = model
         self._dtype, self._parameters = model.dtype, model.parameters
+        self._prompts = PromptStore(model.encoder, checkpoint.pooling, pool_prompt=checkpoint.pool_prompt)
         self._workers = workers
         self._device = device
         self._resources = resources
@@ -89,6 +93,7 @@ class Embedder:
         max_cache_gb: float | None = None,
         trusted: bool = True,
         offline: bool | None = None,
+        pooling: str | Sequence[str] | None = None,
     ) -> Embedder:
         """Load a model, downloading it first where needed.
 
@@ -100,22 +105,25 @@ class Embedder:
             max_cache_gb: after a download, evict the least recently used models above this.
             trusted: False where the name comes from a stored collection; see `hub.ensure_model`.
             offline: True: never download; None: as HF_HUB_OFFLINE says.
+            pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says.
         Raises:
             ModelNotFoundError: no such model, or a checkpoint that cannot be loaded.
             DownloadError: it could not be fetched.
-            InvalidInputError: no such device, or a name that is not allowed.
+            InvalidInputError: no such device or pooling, or a name that is not allowed.
         """
         begun = time.perf_counter()
         chosen = choose_device(device)
         with ExitStack() as parts:
-            checkpoint, in_use = _locate_for_use(model, cache_dir, max_cache_gb, trusted, offline)
-            parts.callback(in_use.close)
-            tokenizer = TextTokenizer(
-                checkpoint.folder,
-                checkpoint.max_tokens,
-                end_token=checkpoint.end_token,
-                lowercase=checkpoint.lowercase,
+            checkpoint, in_use = _locate_for_use(
+                model,
+                cache_dir=cache_dir,
+                max_cache_gb=max_cache_gb,
+                trusted=trusted,
+                offline=offline,
+                pooling=pooling,
             )
+            parts.callback(in_use.close)
+            tokenizer = load_text_tokenizer(checkpoint)
             if chosen == "gpu":
                 workers = WorkerPool(chosen, 1, ahead=1)
             else:
@@ -139,6 +147,7 @@ class Embedder:
         The cache may evict the model again.
         """
         self._resources.close()
+        self._prompts.clear()
         self._model = None
 
     def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
@@ -226,42 +235,55 @@ class Embedder:
     ) -> _Slice:
         """Tokenize and pack some texts and hand them to the threads."""
         rows: list[list[int]] = []
-        skips: list[int] = []
+        prompts: list[tuple[int, ...]] = []
         for r in dict.fromkeys(r for r, _ in places):
             prompt = self._prompt(requests[r])
             texts = [prompt + requests[r].inputs[i] for owner, i in places if owner == r]
             encoded = self._tokenizer.encode(texts)
             rows += encoded.ids
-            skips += [0 if self._checkpoint.pool_prompt else self._tokenizer.prompt_length(prompt)] * len(texts)
+            prompts += [tuple(self._tokenizer.prompt_ids(prompt))] * len(texts)
             tokens[r] += sum(map(len, encoded.ids))
             truncated[r] += encoded.truncated
             if encoded.truncated:
                 self._warn_of_truncation()
         batches = []
-        for skip in dict.fromkeys(skips):
-            chosen = [i for i, own in enumerate(skips) if own == skip]
-            for batch in self._pack([rows[i] for i in chosen]):
+        for start, chosen in self._prompts.group(prompts, rows).items():
+            for batch in self._pack([rows[i][start.known :] for i in chosen]):
                 batch = TokenBatch(batch.ids, batch.positions, batch.blocks, tuple(chosen[i] for i in batch.order))
-                batches.append((batch, self._submit(batch, skip, short)))
+                batches.append((batch, self._submit(batch, start, short)))
         return _Slice(places, batches)
 
-    def _submit(self, batch: TokenBatch, skip: int, short: bool) -> Future[Vector]:
-        return self._workers.submit(lambda: self._forward(batch, skip), collect=np.array, short=short)
+    def _submit(self, batch: TokenBatch, start: Start, short: bool) -> Future[Vector]:
+        return self._workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
 
     def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
         if self._device == "gpu":
-            return list(pack_padded(rows, _GPU_TOKENS))
-        total = sum(map(len, rows))
-        # Enough batches that every thread has one, unless they would be too small to be worth it.
-        budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
-        return list(pack_exact(rows, budget))
+            batches = list(pack_padded(rows, _GPU_TOKENS))
+        else:
+            total = sum(map(len, rows))
+            # Enough batches that every thread has one, unless they would be too small to be worth it.
+            budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
+            batches = list(pack_exact(rows, budget))
+        self._check_ids(batches)
+        return batches
 
-    def _forward(self, batch: TokenBatch, skip: int) -> mx.array:
+    def _check_ids(self, batches: list[TokenBatch]) -> None:
+        """Stop an id that the tokenizer should never give: MLX would read whatever lies behind the table."""
+        rows = self._checkpoint.config.get("vocab_size")
+        highest = max(int(batch.ids.max()) for batch in batches)
+        if rows is not None and highest >= rows:
+            raise EmbeddingError(
+                f"a text has the token id {highest}, and {self._checkpoint.name} has embeddings for {rows}; its "
+                "tokenizer.json belongs to another model"
+            )
+
+    def _forward(self, batch: TokenBatch, start: Start) -> mx.array:
         """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
         assert self._model is not None, "workers end before the model is freed"
         check_batch(len(batch.ids), self._width, self._checkpoint.name)
-        hidden = self._model.encoder(Tokens.from_batch(batch))
-        pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, skip)
+        prefix = self._prompts.prefix(self._model.encoder, start)
+        hidden = self._model.encoder(Tokens.from_batch(batch, prefix))
+        pooled = pool(hidden, batch.blocks, self._checkpoint.pooling, start.skip)
         for layer in self._model.dense:
             pooled = layer(pooled)
         pooled = pooled.astype(mx.float32)
@@ -305,14 +327,15 @@ class Embedder:
             )
 
 
-def _locate_for_use(
-    model: str | Path, cache_dir: Path | None, max_cache_gb: float | None, trusted: bool, offline: bool | None
-) -> tuple[Checkpoint, ModelInUse]:
-    """Find the checkpoint and shield it from eviction by any process until the handle is closed."""
+def _locate_for_use(model: str | Path, **options: Any) -> tuple[Checkpoint, ModelInUse]:
+    """Find the checkpoint and shield it from eviction by any process until the handle is closed.
+
+    Args:
+        model: as `Embedder.load`.
+        options: of `locate_checkpoint`.
+    """
     for last in (False, True):
-        checkpoint = locate_checkpoint(
-            model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline
-        )
+        checkpoint = locate_checkpoint(model, **options)
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:
@@ -320,17 +343,3 @@ def _locate_for_use(
             if last:
                 raise
     raise AssertionError("unreachable")
-
-
-def choose_device(device: str) -> str:
-    """Return "gpu" or "cpu" for "auto", "gpu" or "cpu".
-
-    Raises:
-        InvalidInputError: another word, or a GPU that is not there.
-    """
-    if device not in ("auto", "gpu", "cpu"):
-        raise InvalidInputError(f"device must be auto, gpu or cpu, got {device!r}")
-    available = mx.is_available(mx.gpu)
-    if device == "gpu" and not available:
-        raise InvalidInputError("device 'gpu': MLX finds none on this machine; use 'auto' or 'cpu'")
-    return "gpu" if available and device != "cpu" else "cpu"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from akidb_mlx_plugin.embedder import Embedder, choose_device
+from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.pooling_names import join_pooling
 from akidb_mlx_plugin.registry import resolve
+from akidb_mlx_plugin.runtime.devices import choose_device
 
-_Key = tuple[str, str, str, str]
+_Key = tuple[str, str, str, str, str]
 
 
 @dataclass
@@ -47,6 +50,7 @@ def acquire_embedder(
     max_cache_gb: float | None = None,
     trusted: bool = True,
     offline: bool | None = None,
+    pooling: str | Sequence[str] | None = None,
 ) -> Embedder:
     """Return the process's one embedder of a model, loading it for the first that asks; release it when done.
 
@@ -54,7 +58,8 @@ def acquire_embedder(
     Arguments and errors are those of `Embedder.load`.
     """
     source = resolve(model)
-    key = (str(source.folder or source.repo), choose_device(device), dtype, str(cache_dir))
+    chosen = "" if pooling is None else join_pooling(pooling)
+    key = (str(source.folder or source.repo), choose_device(device), dtype, str(cache_dir), chosen)
     with _lock:
         entry = _entries.setdefault(key, _Entry())
         entry.holders += 1
@@ -69,6 +74,7 @@ def acquire_embedder(
                     max_cache_gb=max_cache_gb,
                     trusted=trusted,
                     offline=offline,
+                    pooling=pooling,
                 )
             return entry.embedder
     except BaseException:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from akidb_mlx_plugin import hub
+from akidb_mlx_plugin.cache import find_cached, resolve_cache_dir
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
-from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.manifest import MANIFEST_NAME
+from akidb_mlx_plugin.registry import resolve
 from akidb_mlx_plugin.types import ModelInfo
 
 
@@ -20,8 +22,12 @@ def locate_checkpoint(
     max_cache_gb: float | None = None,
     trusted: bool = True,
     offline: bool | None = None,
+    pooling: str | Sequence[str] | None = None,
 ) -> Checkpoint:
-    """Find a model, downloading it where needed, and read what its folder says; arguments as `hub.ensure_model`."""
+    """Find a model, downloading it where needed, and read what its folder says.
+
+    Arguments are those of `hub.ensure_model`; `pooling` is that of `read_checkpoint`.
+    """
     for last in (False, True):
         local = hub.ensure_model(
             model,
@@ -41,6 +47,7 @@ def locate_checkpoint(
                 revision=known.revision if known else "",
                 # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
                 weights_digest=known.weights_digest if known else "",
+                pooling=pooling,
             )
         except ModelNotFoundError:
             # Another process may have evicted it since it was found: fetch it again, once.
@@ -79,6 +86,7 @@ def describe_model(
     normalize: bool | None = None,
     prompts: Mapping[str, str] | None = None,
     tasks: Mapping[str, str] | None = None,
+    pooling: str | Sequence[str] | None = None,
     trusted: bool = True,
 ) -> ModelInfo:
     """Describe a model and the vector space these settings select; it is downloaded where needed, not loaded.
@@ -87,6 +95,45 @@ def describe_model(
         model: a short name, "org/repo", or a checkpoint folder.
         cache_dir, trusted: as `hub.ensure_model`.
         dimension, normalize, prompts, tasks: as `Checkpoint.info`.
+        pooling: as `read_checkpoint`.
     """
-    checkpoint = locate_checkpoint(model, cache_dir=cache_dir, trusted=trusted)
+    checkpoint = locate_checkpoint(model, cache_dir=cache_dir, trusted=trusted, pooling=pooling)
     return checkpoint.info(dimension=dimension, normalize=normalize, prompts=prompts, tasks=tasks)
+
+
+def find_similarity(
+    model: str | Path,
+    *,
+    cache_dir: Path | None = None,
+    normalize: bool | None = None,
+    pooling: str | Sequence[str] | None = None,
+) -> str | None:
+    """Return what a model's vectors are to be compared by, as far as this machine knows; downloads and loads nothing.
+
+    Args:
+        model: a short name, "org/repo", or a checkpoint folder.
+        cache_dir: as `hub.ensure_model`.
+        normalize, pooling: as `describe_model`.
+    Returns:
+        "cosine" where the vectors have unit length, else what the checkpoint says; None: it is not here, or cannot be
+        read.
+    """
+    if normalize:
+        return "cosine"
+    try:
+        source = resolve(model)
+        if source.spec and normalize is None:
+            # All models of the registry make vectors of unit length.
+            return "cosine"
+        folder = source.folder
+        if source.repo is not None:
+            revision = source.spec.revision if source.spec else "main"
+            found = find_cached(resolve_cache_dir(cache_dir), source.repo, revision)
+            folder = found[0] if found else None
+        if folder is None:
+            return None
+        checkpoint = read_checkpoint(folder, spec=source.spec, repo=source.repo or "", pooling=pooling)
+    except (EmbeddingError, OSError, RuntimeError, ValueError):  # the last two: "~nobody/m", "a\0b"
+        return None
+    is_unit = checkpoint.normalize if normalize is None else normalize
+    return "cosine" if is_unit else checkpoint.similarity

@@ -103,6 +103,9 @@ def select_files(paths: Iterable[str]) -> list[str]:
         module = _MODULE.fullmatch(path)
         if module and any(kind.fullmatch(module["name"]) for kind in (_SETTINGS, _TOKENIZER, _WEIGHTS)):
             wanted.add(path)
+        elif module and _VOCABULARY.fullmatch(module["name"]):
+            folder = path.removesuffix(module["name"])
+            wanted |= {path} if f"{folder}tokenizer.json" not in available else set()
     root = {path for path in available if _WEIGHTS.fullmatch(path)}
     shards = {path for path in root if _SHARD.fullmatch(path)}
     if _INDEX in available and shards:

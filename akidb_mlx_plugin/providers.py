@@ -105,6 +105,7 @@ class MLXProvider(EmbeddingProvider):
                 cache_dir=self._config.cache_dir,
                 dimension=self._config.dimension,
                 normalize=self._config.normalize,
+                pooling=self._config.pooling,
                 prompts={kind: prompt for kind, prompt in prompts.items() if prompt is not None},
                 tasks={kind: task for kind, task in tasks.items() if task is not None},
                 trusted=self._trusted,
@@ -153,6 +154,7 @@ class MLXProvider(EmbeddingProvider):
                 cache_dir=self._config.cache_dir,
                 max_cache_gb=self._config.max_cache_gb,
                 trusted=self._trusted,
+                pooling=self._config.pooling,
             )
         except Exception as error:
             self._failure = error

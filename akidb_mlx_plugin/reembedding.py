@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from akidb_mlx_plugin.collections import Source, Target
 from akidb_mlx_plugin.documents import split_documents
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, UpsertError
@@ -11,11 +13,16 @@ from akidb_mlx_plugin.upserts import Upsert
 # Kept in the new collection's metadata: the source it is filled from, so that a second run continues that and no other.
 SOURCE_KEY = "akidb_mlx:source"
 _PAGE = 1000
+# Of the model's name; two dots in a row are refused by Chroma, and LanceDB's names are names of folders.
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+|\.{2,}")
+_LONGEST_SUFFIX = 80
 
 
 def default_name(source_name: str, info: ModelInfo) -> str:
-    """Return a name for the new collection: the old one's and the model's."""
-    return f"{source_name}-{info.model.rstrip('/').rpartition('/')[2]}"
+    """Return a name for the new collection: the old one's and the model's, in what both databases allow in a name."""
+    model = info.model.rstrip("/").rpartition("/")[2]
+    plain = _NOT_IN_NAMES.sub("-", model)[:_LONGEST_SUFFIX].strip("._-")
+    return f"{source_name}-{plain or 'reembedded'}"
 
 
 def reembed_documents(

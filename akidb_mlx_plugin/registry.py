@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ def resolve(model: str | Path) -> ModelSource:
         spec = _BY_NAME[model]
         return ModelSource(model, spec=spec, repo=spec.repo)
     if _is_folder_name(model):
-        return _folder_source(model, Path(model).expanduser())
+        return _folder_source(model, Path(os.path.expanduser(model)))
     if _REPO_ID.fullmatch(model) and ".." not in model:
         return ModelSource(model, spec=_BY_REPO.get(model), repo=model)
     raise ModelNotFoundError(

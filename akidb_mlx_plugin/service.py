@@ -37,6 +37,7 @@ class EmbeddingService:
         mode: Mode | None = None,
         dimension: int | None = None,
         normalize: bool | None = None,
+        pooling: str | Sequence[str] | None = None,
         device: Device | None = None,
         trusted: bool = True,
         provider: EmbeddingProvider | None = None,
@@ -45,11 +46,13 @@ class EmbeddingService:
         """Make a service.
 
         Args:
-            model_or_config: a model's name, repository or folder; or a whole configuration, and then none of the four
+            model_or_config: a model's name, repository or folder; or a whole configuration, and then none of the five
                 values below. None: as the environment or the default says.
             mode: "mlx", "user_provided" or "mock".
             dimension: length of the vectors.
-            normalize: scale vectors to unit length.
+            normalize: scale vectors to unit length; None: as configured, else as the checkpoint says.
+            pooling: how token vectors become one, in place of what the checkpoint says: one of `POOLING_MODES`, or
+                several as a list or as "cls+mean".
             device: "auto", "gpu" or "cpu".
             trusted: False where the model's name comes from a stored collection; see `MLXProvider`.
             provider: embeds in place of what the configuration asks for; closed with the service.
@@ -60,10 +63,12 @@ class EmbeddingService:
         config = model_or_config
         if not isinstance(config, EmbeddingConfig):
             config = EmbeddingConfig.from_arguments(
-                config, mode=mode, dimension=dimension, normalize=normalize, device=device
+                config, mode=mode, dimension=dimension, normalize=normalize, pooling=pooling, device=device
             )
-        elif any(value is not None for value in (mode, dimension, normalize, device)):
-            raise InvalidInputError("give a configuration, or mode, dimension, normalize and device, but not both")
+        elif any(value is not None for value in (mode, dimension, normalize, pooling, device)):
+            raise InvalidInputError(
+                "give a configuration, or mode, dimension, normalize, pooling and device, but not both"
+            )
         self._config = config
         self._provider = provider or make_provider(config, trusted=trusted)
         model = _model_label(config)

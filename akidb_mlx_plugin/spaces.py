@@ -6,15 +6,22 @@ back is data from a stranger: it is compared, never obeyed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from akidb_mlx_plugin.errors import DimensionMismatchError, DownloadError, EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.errors import (
+    DimensionMismatchError,
+    DownloadError,
+    EmbeddingError,
+    InvalidInputError,
+    ModelNotFoundError,
+)
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
-from akidb_mlx_plugin.stored import config_of, settings_of
+from akidb_mlx_plugin.stored import SETTINGS, config_of, settings_of
 from akidb_mlx_plugin.types import ModelInfo
 
 MODEL_KEY = "akidb_mlx:model"
@@ -112,6 +119,19 @@ def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
             actual=info.dimension,
         )
     return held or info.dimension
+
+
+def has_same_normalization(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether stored settings differ in `normalize` alone and make the same vectors all the same.
+
+    So it is where one spells out what the other leaves to the checkpoint. Nothing outside the registry is downloaded.
+    """
+    if any(one.get(key) != other.get(key) for key in SETTINGS if key != "normalize"):
+        return False
+    try:
+        return len({stored_service(settings).model_info().fingerprint for settings in (one, other)}) == 1
+    except EmbeddingError:
+        return False
 
 
 def check_query_vector(label: str, dimension: int, vector: object) -> None:
@@ -212,11 +232,21 @@ def _same_space(stored: StoredSpace, stamp: _Stamp, service: EmbeddingService, i
         try:
             # One model may go by several names: its short one, its repository, its folder.
             fingerprint = stored_service(stored.settings).model_info().fingerprint
+        except ModelNotFoundError:
+            return _is_moved(stored.settings, settings_of(service.config))
         except EmbeddingError:
             return False
     if fingerprint and info.fingerprint:
         return fingerprint == info.fingerprint
     return _same_name(stamp.model or _settings_model(stored), is_brought, info.model, service.config.mode == _BROUGHT)
+
+
+def _is_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Return whether settings differ in the place of a folder alone: one that is gone has no weights to compare."""
+    models = [str(settings.get("model") or "") for settings in (old, new)]
+    is_folder = all(os.path.isabs(model) for model in models)
+    others = [{**settings_of(config_of({**settings, "model": None})), "model": None} for settings in (old, new)]
+    return is_folder and os.path.basename(models[0]) == os.path.basename(models[1]) and others[0] == others[1]
 
 
 def _same_name(stored: str, is_stored_brought: bool, model: str, is_brought: bool) -> bool:

@@ -10,44 +10,62 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from reprlib import Repr
+from typing import Any, get_args
 
-from akidb_mlx_plugin.config import EmbeddingConfig
+from pydantic import ValidationError
+
+from akidb_mlx_plugin.config import EmbeddingConfig, MLXConfig, Mode
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.registry import list_models
+from akidb_mlx_plugin.registry import ModelSpec, list_models
 
 # Name in the database -> section and key of the configuration in mode "mlx".
-_MLX_KEYS = ("dimension", "normalize", "query_prompt", "document_prompt", "query_task", "document_task")
+_MLX_KEYS = ("dimension", "normalize", "pooling", "query_prompt", "document_prompt", "query_task", "document_task")
 SETTINGS = ("model", "mode", *_MLX_KEYS)
+_LONGEST_VECTOR = 2**20
+# A stranger's values may be of any size and depth.
+_SHORT = Repr()
 
 
 def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
     """Return what is stored of a configuration: JSON values, every one spelled out.
 
-    The model's default dimension is written down where it is known without a download, so that another default in a
-    later version changes no existing collection.
+    The model's default dimension and normalization are written down where they are known without a download, so that
+    another default in a later version changes no existing collection. Elsewhere None stands for what the checkpoint
+    says; that it says the same later is what a collection's fingerprint is for.
     """
     if config.mode == "mlx":
         settings = {"model": _lasting_name(config.mlx.model), "mode": "mlx"}
-        return settings | {key: getattr(config.mlx, key) for key in _MLX_KEYS} | {"dimension": _dimension(config)}
+        known = {"dimension": _dimension(config), "normalize": _normalize(config)}
+        return settings | {key: getattr(config.mlx, key) for key in _MLX_KEYS} | known
     section = config.mock if config.mode == "mock" else config.user_provided
     model = None if config.mode == "mock" else config.user_provided.model
     unused = dict.fromkeys(_MLX_KEYS)
     return {"model": model, "mode": config.mode, **unused, "dimension": section.dimension, "normalize": True}
 
 
-def config_of(settings: Mapping[str, Any]) -> EmbeddingConfig:
+def config_of(
+    settings: Mapping[str, Any], machine: Mapping[str, Any] | None = None, *, stored: bool = True
+) -> EmbeddingConfig:
     """Return the configuration for stored settings, with this machine's values for what is not stored.
 
+    Args:
+        settings: as `settings_of` returns them.
+        machine: values of the caller's own for what is not stored, such as the device.
+        stored: whether a database has them. It may be older than the setting `pooling`, which is None then, whatever
+            this machine's environment says.
     Raises:
         InvalidInputError: an unknown setting, or a value that cannot be used.
     """
     check_settings(settings)
     mode = settings.get("mode", "mlx")
     mlx = {key: settings[key] for key in _MLX_KEYS if key in settings} if mode == "mlx" else {}
+    if mode == "mlx" and stored:
+        mlx.setdefault("pooling", None)
     if mode == "mlx" and settings.get("model") is not None:
         mlx["model"] = settings["model"]
-    sections: dict[str, dict[str, Any]] = {"mlx": mlx}
+    given = {key: value for key, value in (machine or {}).items() if value is not None}
+    sections: dict[str, dict[str, Any]] = {"mlx": {**mlx, **given}}
     if mode == "mock" and settings.get("dimension") is not None:
         sections["mock"] = {"dimension": settings["dimension"]}
     if mode == "user_provided":
@@ -59,7 +77,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings this version does not know, before anything is made from them.
 
     Raises:
-        InvalidInputError: not a mapping, or a key that is none of `SETTINGS`.
+        InvalidInputError: not a mapping, or a key that is none of `SETTINGS`, or a value of another type.
     """
     if not isinstance(settings, Mapping):
         raise InvalidInputError(f"stored settings must be a mapping, got {type(settings).__name__}")
@@ -69,6 +87,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             f"unknown embedding settings {', '.join(unknown)}; this version knows {', '.join(SETTINGS)}. "
             "If they are stored in a database, upgrade akidb-mlx-plugin: a newer one wrote them"
         )
+    _check_types(settings)
 
 
 def check_same_space(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -86,12 +105,41 @@ def check_same_space(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         )
 
 
+def _check_types(settings: Mapping[str, Any]) -> None:
+    """Refuse values that no configuration has.
+
+    The environment is not looked at: Chroma takes an error here, of a function that is stored, for a function that
+    cannot be stored, and silently stores none.
+    """
+    if (mode := settings.get("mode", "mlx")) not in get_args(Mode):
+        raise InvalidInputError(f"stored setting mode = {_SHORT.repr(mode)}: it is one of {', '.join(get_args(Mode))}")
+    given = {key: value for key, value in settings.items() if key != "mode" and value is not None}
+    try:
+        MLXConfig.model_validate(given)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
+        fault = error.errors(include_input=False)[0]["msg"]
+        raise InvalidInputError(f"stored setting {key} = {_SHORT.repr(given[str(key)])}: {fault.lower()}") from error
+    if given.get("dimension", 0) > _LONGEST_VECTOR:
+        raise InvalidInputError(f"stored setting dimension: no vectors have more than {_LONGEST_VECTOR} components")
+
+
 def _dimension(config: EmbeddingConfig) -> int | None:
     """Return the length of the vectors where the registry or the user names it; looks at no file, so never fails."""
     if config.mlx.dimension is not None:
         return config.mlx.dimension
-    known = (spec.dimension for spec in list_models() if config.mlx.model in (spec.name, spec.repo))
-    return next(known, None)
+    spec = _spec(config)
+    # That of the registry is for vectors of one pooling.
+    return spec.dimension if spec and "+" not in (config.mlx.pooling or "") else None
+
+
+def _normalize(config: EmbeddingConfig) -> bool | None:
+    """Return whether vectors get unit length, where the user or the registry says so: all its models do."""
+    return True if config.mlx.normalize is None and _spec(config) else config.mlx.normalize
+
+
+def _spec(config: EmbeddingConfig) -> ModelSpec | None:
+    return next((spec for spec in list_models() if config.mlx.model in (spec.name, spec.repo)), None)
 
 
 def _lasting_name(model: str) -> str:

@@ -14,8 +14,6 @@ from akidb_mlx_plugin.display import facts_table
 Kind = Literal["document", "query"]
 # What vectors are compared by: the names of sentence-transformers.
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
-# How token vectors become one: the names of sentence-transformers' `Pooling`.
-POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 Vector = NDArray[np.float32]
 
 
@@ -80,8 +78,11 @@ class ModelInfo:
         max_tokens: longest text in tokens; the rest is cut and counted.
         native_dimension: length before any matryoshka cut.
         dimensions: lengths it may be cut to; empty: the native one alone.
-        pooling: "mean", "cls", "last", …; empty where no model is behind the vectors.
+        pooling: "mean", "cls", "lasttoken", …, several joined as in "cls+mean"; empty where no model is behind the
+            vectors.
         normalize: whether vectors have unit length.
+        similarity: what the model was trained to be compared by: "cosine", "dot", "euclidean" or "manhattan". Vectors
+            of unit length are in the same order by any of the first three.
         prompts: text put before a "query" and a "document".
         repo: Hugging Face repository, or folder, it came from.
         revision: commit of the repository, or digest of the weights.
@@ -98,6 +99,7 @@ class ModelInfo:
     dimensions: tuple[int, ...] = ()
     pooling: str = ""
     normalize: bool = True
+    similarity: str = "cosine"
     prompts: Mapping[str, str] | None = None
     repo: str = ""
     revision: str = ""
@@ -105,6 +107,11 @@ class ModelInfo:
     dtype: str = ""
     parameters: int = 0
     fingerprint: str = ""
+
+    @property
+    def compared_by(self) -> str:
+        """What these vectors are to be compared by: "cosine" where they have unit length, else `similarity`."""
+        return "cosine" if self.normalize else self.similarity
 
     def _repr_html_(self) -> str:
         """Show in a notebook what is known."""
@@ -114,6 +121,7 @@ class ModelInfo:
             "longest text": f"{self.max_tokens:,} tokens" if self.max_tokens else None,
             "pooling": self.pooling,
             "unit length": self.normalize,
+            "compared by": self.compared_by,
             **{f"{kind} prompt": text for kind, text in (self.prompts or {}).items() if kind in ("query", "document")},
             "from": self.repo,
             "revision": self.revision[:19],

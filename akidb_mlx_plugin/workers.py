@@ -21,9 +21,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from akidb_mlx_plugin.blas import load_blas, set_blas_threads
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.forking import ForkGuard
+from akidb_mlx_plugin.runtime.blas import check_product, load_blas, set_blas_threads
 
 _JOIN_SECONDS = 10.0
 # Freed buffers that MLX keeps for the next batch on a GPU; without a bound every new shape adds its own for good.
@@ -149,6 +149,8 @@ class WorkerPool:
         stream = mx.new_stream(self._device)
         begun: deque[tuple[_Piece, Any]] = deque()
         with mx.stream(stream):
+            if self._device == mx.cpu:
+                check_product()
             while self._run_next(index, begun):
                 pass
         mx.synchronize(stream)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
-from akidb_mlx_plugin.inference.tokenizer import TextTokenizer
+from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.packing import pack_exact
@@ -44,9 +44,7 @@ def read_golden(name: str) -> Golden:
 
 def token_rows(checkpoint: Checkpoint, texts: Sequence[str], kind: str) -> tuple[list[list[int]], int]:
     """Return the token ids of texts with their prompt, and how many leading ones are not pooled."""
-    tokenizer = TextTokenizer(
-        checkpoint.folder, checkpoint.max_tokens, end_token=checkpoint.end_token, lowercase=checkpoint.lowercase
-    )
+    tokenizer = load_text_tokenizer(checkpoint)
     prompt = checkpoint.prompt_for(kind)
     skip = 0 if checkpoint.pool_prompt else tokenizer.prompt_length(prompt)
     return tokenizer.encode([prompt + text for text in texts]).ids, skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -217,13 +218,42 @@ class TestEviction:
         assert ensure_model(REPO).folder != before
 
     def test_without_a_home_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(self: Path) -> Path:
-            raise RuntimeError("Could not determine home directory.")
-
-        monkeypatch.setattr(Path, "expanduser", fail)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
         monkeypatch.delenv("AKIDB_MODEL_CACHE_DIR", raising=False)
         with pytest.raises(InvalidInputError, match=r"no home directory .* set AKIDB_MODEL_CACHE_DIR"):
             default_cache_dir()
+
+
+class TestProbes:
+    """Whoever looks at the cache is not taken for a user of its models."""
+
+    @pytest.fixture(autouse=True)
+    def _used_before(self, folders: list[Path]) -> None:
+        for folder in folders:
+            mark_in_use(folder).close()
+
+    def test_a_size_asks_for_no_lock(self, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*arguments: object) -> None:
+            raise AssertionError("a lock was asked for")
+
+        expected = sum(model.size_bytes for model in list_cached_models(cache_dir)) / 1e9
+        monkeypatch.setattr("fcntl.flock", refuse)
+        assert cache_size_gb(cache_dir) == pytest.approx(expected)
+
+    def test_a_lock_that_is_held_for_a_moment(self, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        flock, asked = fcntl.flock, []
+
+        def busy_at_first(descriptor: int, operation: int) -> None:
+            asked.append(operation)
+            if len(asked) % 3:
+                raise BlockingIOError
+            flock(descriptor, operation)
+
+        monkeypatch.setattr("fcntl.flock", busy_at_first)
+        assert not any(model.in_use for model in list_cached_models(cache_dir))
+        monkeypatch.undo()
+        assert len(asked) == 9
+        assert len(cleanup_cache(0, cache_dir=cache_dir)) == 3
 
 
 class TestUse:

@@ -21,8 +21,8 @@ from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.manifest import digest_of_folder
 from akidb_mlx_plugin.nn.pooling import POOLINGS
+from akidb_mlx_plugin.pooling_names import POOLING_MODES
 from akidb_mlx_plugin.registry import ModelSpec, list_models
-from akidb_mlx_plugin.types import POOLING_MODES
 
 SPECS = {spec.name: spec for spec in list_models()}
 
@@ -135,6 +135,45 @@ class TestPooling:
     def test_of_families_are_known(self) -> None:
         assert {family.pooling for family in FAMILIES} <= POOLINGS.keys() == set(POOLING_MODES)
 
+    def test_the_names_are_those_that_are_computed(self) -> None:
+        assert tuple(POOLINGS) == POOLING_MODES
+
+    @pytest.mark.parametrize("chosen", ["cls+max", ["cls", "max"], ("cls", "max")])
+    def test_of_the_caller_goes_before_the_folders(self, chosen: Any, folder: Path) -> None:
+        change(folder / "1_Pooling" / "config.json", include_prompt=False)
+        checkpoint = read_checkpoint(folder, pooling=chosen)
+        assert (checkpoint.pooling, checkpoint.pool_prompt) == (("cls", "max"), False)
+        assert (checkpoint.native_dimension, checkpoint.info().pooling) == (64, "cls+max")
+
+    def test_of_the_caller_goes_before_convention_and_silences_it(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert read_checkpoint(bare(folder), pooling="cls").pooling == ("cls",)
+        assert read_checkpoint(folder, pooling="max", spec=SPECS["qwen3-0.6b-4bit"]).pooling == ("max",)
+        assert not caplog.records
+
+    @pytest.mark.parametrize("wrong", ["last", "", "mean+", [], [3], 3, ["mean", "avg"]])
+    def test_of_the_caller_has_to_be_known(self, wrong: Any, folder: Path) -> None:
+        known = "cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken"
+        with pytest.raises(InvalidInputError, match=f"pooling must be one of {known}"):
+            read_checkpoint(folder, pooling=wrong)
+
+    def test_of_the_caller_has_to_fit_dense_layers(self, folder: Path) -> None:
+        pipeline(folder, "Transformer", "Pooling", "Dense")
+        write(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8})
+        assert read_checkpoint(folder, pooling="cls").dense == read_checkpoint(folder).dense
+        with pytest.raises(InvalidInputError, match=r"'cls\+mean' makes vectors of 2 parts.*dense layers"):
+            read_checkpoint(folder, pooling="cls+mean")
+
+    def test_several_of_the_caller_are_cut_to_no_length_of_the_model(self, folder: Path) -> None:
+        """What a model was trained to be cut to is for its own vectors: a cut would leave the first pooling alone."""
+        change(folder / "config_sentence_transformers.json", truncate_dim=16)
+        spec = ModelSpec("tiny", "org/tiny", 16, 32, 48, 1, "MIT", "")
+        for entry in (None, spec):
+            several = read_checkpoint(folder, pooling="cls+mean", spec=entry)
+            assert (several.default_dimension, several.allowed_dimensions) == (64, (64,))
+            assert read_checkpoint(folder, pooling="cls", spec=entry).default_dimension == 16
+
 
 class TestModules:
     def test_the_order_of_years(self, folder: Path) -> None:
@@ -219,12 +258,34 @@ class TestPrompts:
         change(file, prompts={"query": "q: ", "passage": "p: ", "document": ""})
         assert read_checkpoint(folder).prompt_for("document") == ""
 
-    def test_the_default_serves_what_has_none(self, folder: Path) -> None:
-        file = folder / "config_sentence_transformers.json"
-        change(file, prompts={"query": "q: ", "any": "x: "}, default_prompt_name="any")
-        assert [read_checkpoint(folder).prompt_for(kind) for kind in ("query", "document")] == ["q: ", "x: "]
-        change(file, default_prompt_name=None)
-        assert read_checkpoint(folder).prompt_for("document") == ""
+    @pytest.mark.parametrize(
+        ("prompts", "default", "query", "document", "is_said"),
+        [
+            ({"query": "q: "}, "query", "q: ", "", False),
+            ({"query": "q: ", "document": "d: "}, "query", "q: ", "d: ", False),
+            ({"document": "d: "}, "document", "", "d: ", False),
+            ({"query": "q: ", "any": "x: "}, "any", "q: ", "", True),
+            ({"any": "x: "}, "any", "", "", True),
+            ({"any": ""}, "any", "", "", False),
+            ({"query": "q: "}, "missing", "q: ", "", False),
+        ],
+    )
+    def test_the_default_goes_before_no_other_kind(
+        self,
+        prompts: dict[str, str],
+        default: Any,
+        query: str,
+        document: str,
+        is_said: bool,
+        folder: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """As in encode_document and encode_query of sentence-transformers 6.2; plain encode would take it."""
+        change(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=default)
+        for _ in range(2):
+            checkpoint = read_checkpoint(folder)
+        assert [checkpoint.prompt_for(kind) for kind in ("query", "document")] == [query, document]
+        assert caplog.text.count("default prompt 'any'") == is_said
 
     def test_of_the_checkpoint_go_before_the_registrys(self, folder: Path) -> None:
         spec = SPECS["gemma-300m-4bit"]
@@ -258,6 +319,32 @@ class TestLengths:
     def test_the_registrys_where_the_folder_is_silent(self, folder: Path) -> None:
         change(folder / "config.json", max_position_embeddings=100_000)
         assert read_checkpoint(folder, spec=SPECS["qwen3-0.6b-4bit"]).max_tokens == 32768
+
+
+class TestSimilarity:
+    @pytest.mark.parametrize(
+        ("named", "expected"),
+        [
+            ("dot", "dot"),
+            ("euclidean", "euclidean"),
+            ("manhattan", "manhattan"),
+            (None, "cosine"),
+            ("maxsim", "cosine"),
+        ],
+    )
+    def test_is_the_checkpoints_and_counts_where_vectors_have_lengths(
+        self, named: str | None, expected: str, folder: Path
+    ) -> None:
+        change(folder / "config_sentence_transformers.json", similarity_fn_name=named)
+        info = read_checkpoint(folder).info()
+        assert (info.similarity, info.compared_by) == (expected, "cosine")
+        assert read_checkpoint(folder).info(normalize=False).compared_by == expected
+
+    def test_is_not_part_of_the_fingerprint(self, folder: Path) -> None:
+        """Two collections of the same vectors may be compared in two ways."""
+        first = read_checkpoint(folder).info().fingerprint
+        change(folder / "config_sentence_transformers.json", similarity_fn_name="dot")
+        assert read_checkpoint(folder).info().fingerprint == first
 
 
 class TestDimensions:
@@ -314,6 +401,9 @@ class TestFingerprint:
         change(folder / "1_Pooling" / "config.json", pooling_mode="cls")
         others.add(fingerprint())
         assert len(others | {first}) == 5
+        # A setting and the folder's own word for the same are one space.
+        assert read_checkpoint(folder, pooling="cls").info().fingerprint == fingerprint()
+        assert read_checkpoint(folder, pooling="max").info().fingerprint not in others | {first}
 
     def test_follows_the_weights_and_not_the_place(self, folder: Path, tmp_path: Path) -> None:
         first = read_checkpoint(folder).info().fingerprint

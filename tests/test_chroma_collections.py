@@ -314,17 +314,6 @@ class TestUpserting:
             "d": ("d", None),
         }
 
-    def test_what_cannot_be_put_back_is_told(self, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
-        upsert(docs, [Document("a", "old text")])
-
-        def fail(self: chromadb.Collection, **values: Any) -> None:
-            raise OSError("connection lost")
-
-        monkeypatch.setattr(chromadb.Collection, "upsert", fail)
-        monkeypatch.setattr(chromadb.Collection, "add", fail)
-        with pytest.raises(UpsertError, match=r"'a' for one, and could not be put back .* missing until .* run again"):
-            upsert(docs, [Document("a", vector=[1.0] * D)])
-
     def test_filters_see_the_metadata(self, docs: chromadb.Collection) -> None:
         metadata = {"year": np.int64(2020), "score": np.float32(0.5), "tags": ("a", "b"), "new": True}
         upsert(docs, [Document("a", "same", metadata=metadata), Document("b", "same", metadata={"year": 2021})])
@@ -591,6 +580,11 @@ class TestSafety:
             ({"model": MINILM, "mode": "mlx", "cache_dir": "/tmp/evil"}, InvalidInputError, "cache_dir"),
             ({"model": {"$ref": "x"}, "mode": "mlx"}, InvalidInputError, "model"),
             ({"model": MINILM, "mode": "exec"}, InvalidInputError, "mode"),
+            ({"model": "~nobody-of-that-name/m", "mode": "mlx"}, ModelNotFoundError, "~nobody-of-that-name"),
+            ({"model": 5, "mode": "mlx"}, InvalidInputError, "stored setting model = 5"),
+            ({"model": [[[[[[[[[["x"]]]]]]]]]], "mode": "mlx"}, InvalidInputError, "stored setting model"),
+            ({"mode": "mock", "dimension": 10**15}, InvalidInputError, "no vectors have more than"),
+            ({"model": MINILM, "normalize": "yes"}, InvalidInputError, "stored setting normalize = 'yes'"),
         ],
     )
     def test_stored_settings_fetch_and_run_nothing(

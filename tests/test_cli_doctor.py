@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from akidb_mlx_plugin.blas import Blas
 from akidb_mlx_plugin.cli import app
+from akidb_mlx_plugin.runtime.blas import Blas
 
 
 def findings(expected_status: int) -> dict[str, dict[str, str]]:
@@ -42,9 +42,9 @@ def test_tells_versions_device_speed_cache_and_hub(minilm_dir: Path) -> None:
 
 @pytest.mark.usefixtures("no_hub")
 def test_a_missing_blas_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("akidb_mlx_plugin.blas.load_blas", lambda: Blas("reference"))
-    monkeypatch.setattr("akidb_mlx_plugin.embedder.choose_device", lambda device: "cpu")
-    assert "akidb-mlx-plugin[linux]" in findings(1)["BLAS"]["remedy"]
+    monkeypatch.setattr("akidb_mlx_plugin.runtime.blas.load_blas", lambda: Blas("reference"))
+    monkeypatch.setattr("akidb_mlx_plugin.runtime.devices.choose_device", lambda device: "cpu")
+    assert "pip install scipy-openblas32" in findings(1)["BLAS"]["remedy"]
 
 
 def test_offline_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:

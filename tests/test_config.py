@@ -51,7 +51,7 @@ class TestValues:
         config = EmbeddingConfig.load()
         assert (config.mode, config.mlx.model, config.mlx.dimension) == ("mlx", "qwen3-0.6b-4bit", None)
         assert (config.mlx.batch_size, config.mlx.batch_timeout_ms, config.mlx.max_cache_gb) == (10, 50, 10)
-        assert (config.mlx.normalize, config.mlx.device) == (True, "auto")
+        assert (config.mlx.normalize, config.mlx.pooling, config.mlx.device) == (None, None, "auto")
         assert config.mlx.cache_dir == Path.home() / ".cache/akidb/models"
 
     def test_file(self, write: Any) -> None:
@@ -111,7 +111,8 @@ class TestPrecedence:
             "mlx.max_cache_gb": 0.5,
             "mlx.batch_size": 7,
             "mlx.batch_timeout_ms": 2.5,
-            "mlx.normalize": None,
+            "mlx.normalize": False,
+            "mlx.pooling": "cls+mean",
             "mlx.device": "gpu",
             "mlx.query_prompt": "query: ",
             "mlx.document_prompt": "",
@@ -130,6 +131,15 @@ class TestPrecedence:
         config, origins = load_with_origins()
         assert flatten_config(config) == wanted
         assert all(origin.startswith("environment AKIDB_EMBEDDING__") for origin in origins.values())
+
+    def test_pooling_has_one_spelling(self, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert EmbeddingConfig.from_arguments("m", pooling=["cls", "mean"]).mlx.pooling == "cls+mean"
+        assert EmbeddingConfig.from_arguments("m", pooling="cls + mean").mlx.pooling == "cls+mean"
+        assert EmbeddingConfig.load(write("embedding: {mlx: {pooling: [lasttoken]}}")).mlx.pooling == "lasttoken"
+        monkeypatch.setenv("AKIDB_EMBEDDING__MLX__POOLING", "[max, mean]")
+        assert EmbeddingConfig.load().mlx.pooling == "max+mean"
+        monkeypatch.setenv("AKIDB_EMBEDDING__MLX__POOLING", "null")
+        assert EmbeddingConfig.load().mlx.pooling is None
 
     def test_cache_dir_has_two_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AKIDB_MODEL_CACHE_DIR", "/general")
@@ -152,6 +162,14 @@ class TestRefusals:
             ("embedding: {mlx: {batch_timeout_ms: -1}}", r"mlx.batch_timeout_ms = -1 "),
             ("embedding: {mlx: {max_cache_gb: .nan}}", r"mlx.max_cache_gb = nan "),
             ("embedding: {mlx: {normalize: 'yes'}}", r"mlx.normalize = 'yes' .*boolean"),
+            (
+                "embedding: {mlx: {pooling: last}}",
+                r"mlx.pooling = 'last' \(file .*one of cls, max, mean, .*, lasttoken",
+            ),
+            ("embedding: {mlx: {pooling: []}}", r"mlx.pooling = \[\] .*one of cls, max"),
+            ("embedding: {mlx: {pooling: [mean, 3]}}", r"mlx.pooling = \['mean', 3\] .*one of cls, max"),
+            ("embedding: {mlx: {pooling: ''}}", r"mlx.pooling = '' .*one of cls, max"),
+            ("embedding: {mlx: {pooling: true}}", r"mlx.pooling = True .*one of cls, max"),
             ("embedding: {mlx: {device: tpu}}", r"mlx.device = 'tpu' .*'auto', 'gpu' or 'cpu'"),
             ("embedding: {mlx: {model: ''}}", r"mlx.model = '' "),
             ("embedding: {mode: magic}", r"mode = 'magic' .*'mlx', 'user_provided' or 'mock'"),

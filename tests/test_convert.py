@@ -57,7 +57,7 @@ def test_a_conversion_is_close_to_its_original(name: str, tmp_path: Path) -> Non
     assert done.bytes_after < done.bytes_before
     assert mean_cosine(source(name), done.folder) > 0.999
     before, after = read_checkpoint(source(name)), read_checkpoint(done.folder)
-    for what in ("pooling", "pool_prompt", "normalize", "prompts", "default_prompt", "max_tokens", "native_dimension"):
+    for what in ("pooling", "pool_prompt", "normalize", "prompts", "similarity", "max_tokens", "native_dimension"):
         assert getattr(before, what) == getattr(after, what)
     assert after.config["quantization"] == {"group_size": 32, "bits": 8}
     assert before.weights_digest != after.weights_digest

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from golden_models import embed, farthest, read_golden
 
-from akidb_mlx_plugin.blas import Blas
 from akidb_mlx_plugin.checkpoints import loading
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
 from akidb_mlx_plugin.nn.cpu_layers import ColumnLinear, CPULayerNorm, CPULinear, CPURMSNorm, block_width
+from akidb_mlx_plugin.runtime.blas import Blas
 
 
 @pytest.mark.parametrize("bias", [True, False])

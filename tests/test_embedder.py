@@ -28,8 +28,9 @@ from akidb_mlx_plugin import (
     ServiceUnavailableError,
 )
 from akidb_mlx_plugin.cache import resolve_cache_dir
-from akidb_mlx_plugin.embedder import Embedder, choose_device
+from akidb_mlx_plugin.embedder import Embedder
 from akidb_mlx_plugin.embedders import acquire_embedder, release_embedder
+from akidb_mlx_plugin.runtime.devices import choose_device
 
 pytest_plugins = ("host_fixtures",)
 

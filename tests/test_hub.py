@@ -608,6 +608,8 @@ class TestLocalFolders:
         (["model.safetensors", "onnx/model.safetensors", "../x.safetensors"], ["model.safetensors"]),
         (["model.safetensors", "vocab.txt", "tokenizer.model"], ["model.safetensors", "tokenizer.model", "vocab.txt"]),
         (["model.safetensors", "vocab.txt", "tokenizer.json"], ["model.safetensors", "tokenizer.json"]),
+        (["0_T/vocab.txt", "0_T/model.safetensors"], ["0_T/model.safetensors", "0_T/vocab.txt"]),
+        (["0_T/tokenizer.json", "0_T/vocab.txt"], ["0_T/tokenizer.json"]),
         (["1_Pooling/config.json", "1_Pooling/../config.json", "a/1_Pooling/config.json"], ["1_Pooling/config.json"]),
     ],
 )

@@ -147,7 +147,7 @@ class TestCreating:
             ({"year": "x"}, "year = 'x'"),
             ({"year": 2**40}, "column of int16"),
             ({"year": 7, "other": 1}, "no such column"),
-            ({"year": 7, "text": "x"}, "a column that is no metadata"),
+            ({"year": 7, "text": "x"}, "a column that is not metadata"),
         ]:
             with pytest.raises(InvalidInputError, match=message):
                 upsert(table, [Document("b", "b"), Document("c", "c", metadata=metadata)][1:])
@@ -241,9 +241,10 @@ class TestPlainHost:
 class TestOpening:
     def test_a_table_without_a_stamp_is_known_by_its_column(self, db: Any, mock: MLXEmbeddings) -> None:
         db.create_table("docs", vector_table(["a"], [[1.0] * D], ["a"]))
+        opened = db.open_table("docs")
         with pytest.raises(DimensionMismatchError, match=r"holds vectors of 8 dimensions, and mock makes 16"):
-            open_table(db, "docs", MLXEmbeddings.create(mode="mock", dimension=16))
-        opened = open_table(db, "docs", mock)
+            validate_table(opened, MLXEmbeddings.create(mode="mock", dimension=16))
+        validate_table(opened, mock)
         with pytest.raises(InvalidInputError, match="'b' has a text and no vector"):
             upsert(opened, [Document("b", "b")])
         assert upsert(opened, [Document("b", "b")], embedding_function=mock).embeddings_generated == 1
@@ -278,8 +279,8 @@ class TestOpening:
             open_table(db, "docs")
 
     def test_ids_of_another_type(self, db: Any) -> None:
-        table = db.create_table("docs", schema=pa.schema({"id": pa.int64(), "vector": pa.list_(pa.float32(), D)}))
-        with pytest.raises(InvalidInputError, match="holds int64; an id is a string"):
+        table = db.create_table("docs", schema=pa.schema({"id": pa.float64(), "vector": pa.list_(pa.float32(), D)}))
+        with pytest.raises(InvalidInputError, match="holds double; ids are strings, whole numbers or UUIDs"):
             upsert(table, [Document("1", vector=[1.0] * D)])
 
     def test_query_vectors(self, docs: Any) -> None:

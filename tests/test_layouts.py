@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoint_helpers import TEXTS, add_dense, change, copy_golden, embed, front_matter, pipeline, write
+from tokenizers import Tokenizer
 
 from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
@@ -20,6 +21,19 @@ from akidb_mlx_plugin.errors import ModelNotFoundError
 def folder(tmp_path: Path) -> Path:
     """A copy of the tiny BERT, pooled by its mean."""
     return copy_golden("bert", tmp_path / "m")
+
+
+def write_float64(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write a safetensors file with numbers that MLX does not have."""
+    header: dict[str, Any] = {}
+    content = b""
+    for name, tensor in tensors.items():
+        kind = {"float32": "F32", "float64": "F64", "int64": "I64"}[tensor.dtype.name]
+        span = [len(content), len(content) + tensor.nbytes]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": span}
+        content += tensor.tobytes()
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content)
 
 
 def drop(folder: Path, name: str) -> None:
@@ -211,3 +225,31 @@ class TestStaticEmbedding:
         mx.save_safetensors(str(static / "model.safetensors"), tensors)
         with pytest.raises(ModelNotFoundError, match="not among the table's 10"):
             embed(static)
+
+    def test_is_the_mean_of_its_tokens_without_special_ones(self, static: Path) -> None:
+        tokenizer = Tokenizer.from_file(str(static / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tensors = mx.load(str(static / "model.safetensors"))
+        assert isinstance(tensors, dict)
+        table = np.array(tensors["embedding.weight"])
+        long = "the stone bridge over the river " * 200
+        texts = (*TEXTS, long)
+        rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+        expected = np.stack([table[row].mean(axis=0) for row in rows])
+        assert np.abs(embed(static, texts, normalize=False) - expected).max() < 1e-6
+
+    def test_of_model2vec_with_rows_shared_and_weighted(self, static: Path) -> None:
+        rng = np.random.default_rng(3)
+        table, weights = rng.standard_normal((50, 24)).astype(np.float32), rng.random(448).astype(np.float64)
+        mapping = rng.integers(0, 50, 448)
+        write_float64(static / "model.safetensors", {"embeddings": table, "weights": weights, "mapping": mapping})
+        plain = table[mapping] * weights[:, None]
+        tokenizer = Tokenizer.from_file(str(static / "tokenizer.json"))
+        rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
+        expected = np.stack([plain[row].mean(axis=0) for row in rows])
+        assert np.abs(embed(static, normalize=False) - expected).max() < 1e-6
+        # Without a pipeline the settings of model2vec itself count.
+        (static / "modules.json").unlink()
+        write(static / "config.json", {"model_type": "model2vec", "normalize": False, "seq_length": 1000})
+        assert np.abs(embed(static) - expected).max() < 1e-6
+        assert read_checkpoint(static).max_tokens == 1000

@@ -76,6 +76,13 @@ def test_settings_of_the_transformer_without_effect_are_not(settings: dict[str, 
     assert np.array_equal(embed(folder), before)
 
 
+def test_a_chat_template_is_refused(folder: Path) -> None:
+    plain = {"method": "forward", "method_output_name": "last_hidden_state"}
+    write(folder / "sentence_bert_config.json", {"modality_config": {"text": plain, "message": {"format": "flat"}}})
+    with pytest.raises(ModelNotFoundError, match="chat template"):
+        read_checkpoint(folder)
+
+
 def test_settings_for_config_json_stand_in_for_those_there(folder: Path) -> None:
     before = embed(folder)
     change(folder / "config.json", hidden_act="relu")

@@ -139,7 +139,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
 
 class TestMLX:
     def test_loads_with_the_first_text_and_once(self, loader: Loader, tmp_path: Path) -> None:
-        config = MLXConfig(model="minilm-l6-v2", cache_dir=tmp_path, device="cpu", max_cache_gb=3)
+        config = MLXConfig(model="minilm-l6-v2", cache_dir=tmp_path, device="cpu", max_cache_gb=3, pooling="mean")
         provider = MLXProvider(config, trusted=False)
         provider.check_request(request("a"))
         provider.health_check()
@@ -147,6 +147,7 @@ class TestMLX:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(provider.embed_batch, [request("a")] * 8))
         options = {"device": "cpu", "dtype": "auto", "cache_dir": tmp_path, "max_cache_gb": 3, "trusted": False}
+        options["pooling"] = "mean"
         assert loader.asked == [("minilm-l6-v2", options)]
         assert provider.load_seconds == 1.25
 
@@ -216,12 +217,12 @@ class TestMLX:
             return ModelInfo(model, options["dimension"], 256, fingerprint="with my prompts")
 
         monkeypatch.setattr("akidb_mlx_plugin.locate.describe_model", describe)
-        provider = MLXProvider(MLXConfig(model="m", dimension=4, document_prompt="D: "))
+        provider = MLXProvider(MLXConfig(model="m", dimension=4, document_prompt="D: ", pooling="cls"))
         assert (provider.model_info().device, loader.asked) == ("", [])
         provider.embed_batch(request("a"))
         info = provider.model_info()
         assert (info.dimension, info.device, info.parameters, info.fingerprint) == (4, "cpu", 5, "with my prompts")
-        assert [options["prompts"] for options in described] == [{"document": "D: "}]
+        assert [(options["prompts"], options["pooling"]) for options in described] == [({"document": "D: "}, "cls")]
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,19 @@ CONFIGURATIONS = st.fixed_dictionaries(
         "mode": st.just("mlx"),
         "dimension": st.none() | st.integers(1, 5000),
         "normalize": st.none() | st.booleans(),
+        "pooling": st.sampled_from([None, "mean", "cls+mean"]),
         "query_prompt": TEXTS,
         "document_prompt": TEXTS,
     }
 )
+
+
+def deep(levels: int) -> Any:
+    """Return lists in lists, as a stranger's JSON may hold."""
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 class TestThereAndBack:
@@ -36,9 +45,13 @@ class TestThereAndBack:
         kept = json.loads(json.dumps(settings_of(config_of(settings))))
         assert kept.keys() == set(SETTINGS)
         assert settings_of(config_of(kept)) == kept
-        unsaid = settings["dimension"] is None and settings["model"] == "minilm-l6-v2"
         given = {**dict.fromkeys(SETTINGS), **settings}
-        assert kept == {**given, "dimension": 384 if unsaid else settings["dimension"]}
+        if settings["model"] == "minilm-l6-v2":
+            if given["normalize"] is None:
+                given["normalize"] = True
+            if given["dimension"] is None and given["pooling"] != "cls+mean":
+                given["dimension"] = 384
+        assert kept == given
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -58,10 +71,25 @@ class TestThereAndBack:
         assert config_of(kept) == config
 
     @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
-    def test_the_default_dimension_is_spelled_out(self, spec: Any) -> None:
+    def test_the_registrys_defaults_are_spelled_out(self, spec: Any) -> None:
         """Another default in a later version must change no existing collection."""
         for model in (spec.name, spec.repo):
-            assert settings_of(EmbeddingConfig.from_arguments(model))["dimension"] == spec.dimension
+            kept = settings_of(EmbeddingConfig.from_arguments(model))
+            assert (kept["dimension"], kept["normalize"]) == (spec.dimension, True)
+
+    def test_what_the_checkpoint_says_is_left_to_it(self) -> None:
+        kept = settings_of(EmbeddingConfig.from_arguments("org/model"))
+        assert (kept["dimension"], kept["normalize"], kept["pooling"]) == (None, None, None)
+
+    def test_unit_length_that_was_stored_stays(self) -> None:
+        """It was written down for every model once."""
+        old = {"model": "org/model", "mode": "mlx", "dimension": None, "normalize": True, "query_prompt": None}
+        assert config_of(old).mlx.normalize is True
+        assert settings_of(config_of(old))["normalize"] is True
+
+    def test_several_poolings_of_a_model_by_name_have_their_own_length(self) -> None:
+        config = EmbeddingConfig.from_arguments("minilm-l6-v2", pooling=("cls", "mean"))
+        assert settings_of(config)["dimension"] is None
 
     def test_missing_settings_have_their_defaults(self) -> None:
         assert settings_of(config_of({"model": "minilm-l6-v2"})) == MINILM
@@ -88,9 +116,14 @@ class TestThisMachine:
             "MLX__NORMALIZE": "false",
             "MLX__QUERY_PROMPT": "mine: ",
             "MLX__DOCUMENT_PROMPT": "mine: ",
+            "MLX__POOLING": "cls",
         }.items():
             monkeypatch.setenv(f"AKIDB_EMBEDDING__{key}", value)
         assert settings_of(config_of(MINILM)) == MINILM
+        # As a collection has them that is older than this setting.
+        older = {key: value for key, value in MINILM.items() if key != "pooling"}
+        assert settings_of(config_of(older)) == MINILM
+        assert settings_of(config_of(older, stored=False)) == {**MINILM, "pooling": "cls"}
 
     def test_a_relative_folder_is_stored_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who reopens the database may stand elsewhere, and find no model or another one."""
@@ -118,17 +151,35 @@ class TestStrangers:
             (None, "mapping, got NoneType"),
             ({**MINILM, "mode": "python"}, "mode"),
             ({**MINILM, "mode": ["mlx"]}, "mode"),
-            ({**MINILM, "model": ""}, "mlx.model"),
-            ({**MINILM, "model": {"repo": "a/b"}}, "mlx.model"),
-            ({**MINILM, "dimension": 0}, "mlx.dimension"),
-            ({**MINILM, "dimension": 1e9}, "mlx.dimension"),
-            ({**MINILM, "normalize": "yes"}, "mlx.normalize"),
-            ({**MINILM, "query_prompt": 5}, "mlx.query_prompt"),
+            ({**MINILM, "model": ""}, "stored setting model = "),
+            ({**MINILM, "model": {"repo": "a/b"}}, "stored setting model = "),
+            ({**MINILM, "dimension": 0}, "stored setting dimension = "),
+            ({**MINILM, "dimension": 1e9}, "stored setting dimension = "),
+            ({**MINILM, "normalize": "yes"}, "stored setting normalize = "),
+            ({**MINILM, "query_prompt": 5}, "stored setting query_prompt = "),
+            ({**MINILM, "pooling": "last"}, "stored setting pooling = 'last'"),
+            ({**MINILM, "pooling": {"mean": 1}}, "stored setting pooling = "),
+            ({**MINILM, "dimension": True}, "stored setting dimension = "),
+            ({**MINILM, "dimension": 2**20 + 1}, "no vectors have more than"),
+            ({**MINILM, "dimension": 10**6000}, "no vectors have more than"),
+            ({**MINILM, "mode": "mock", "dimension": 10**20}, "no vectors have more than"),
+            ({**MINILM, "mode": "mock", "model": 5}, "stored setting model = 5"),
+            ({**MINILM, "mode": "user_provided", "dimension": "8"}, "stored setting dimension = '8'"),
+            ({**MINILM, "query_task": ""}, "stored setting query_task = ''"),
+            ({**MINILM, "model": deep(100_000)}, "stored setting model = "),
+            ({**MINILM, "model": "x" * 10**6, "normalize": 1}, "stored setting normalize = 1"),
         ],
     )
     def test_unusable_settings(self, settings: Any, message: str) -> None:
-        with pytest.raises(InvalidInputError, match=message):
-            config_of(settings)
+        for use in (check_settings, config_of):
+            with pytest.raises(InvalidInputError, match=message) as raised:
+                use(settings)
+            assert len(str(raised.value)) < 500
+
+    def test_a_check_looks_at_no_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Chroma takes an error here for a function that cannot be stored, and stores none."""
+        monkeypatch.setenv("AKIDB_EMBEDDING__MLX__DIMENSION", "not a number")
+        check_settings(MINILM)
 
     def test_unknown_settings_name_the_known_and_the_remedy(self) -> None:
         with pytest.raises(InvalidInputError, match=r"knows model, mode, dimension, .*upgrade akidb-mlx-plugin"):
@@ -148,6 +199,7 @@ class TestSameSpace:
             {"model": "gemma-300m-4bit"},
             {"dimension": 128},
             {"normalize": False},
+            {"pooling": "cls"},
             {"query_prompt": ""},
             {"document_prompt": "d: "},
             {"mode": "mock"},

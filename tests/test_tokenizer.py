@@ -6,13 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from golden_models import GOLDEN
 from tokenizers import Tokenizer
 
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
-from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.inference.tokenizer import TextTokenizer
+from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows
 from akidb_mlx_plugin.registry import list_models
 
 END = 0  # of the tiny Qwen3, where it is the padding token too; "<|im_end|>", its eos_token, is 2
@@ -59,7 +61,6 @@ class TestTheEndOfATextOfQwen3:
 
     def test_is_asked_for_by_the_registry(self) -> None:
         (spec,) = [spec for spec in list_models() if spec.name == "qwen3-0.6b-4bit"]
-        assert spec.end_token == "<|endoftext|>"
         assert read_checkpoint(folder_of("qwen3"), spec=spec).end_token == "<|endoftext|>"
 
     def test_is_an_error_where_the_tokenizer_has_no_such_token(self) -> None:
@@ -72,17 +73,6 @@ def test_a_text_of_gemma_begins_and_ends() -> None:
     assert [(row[0], row[-1]) for row in rows] == [(2, 1)] * 3
     assert len(rows[0]) == 2
     assert len(rows[2]) == 48
-
-
-@pytest.mark.parametrize(("eos", "expected"), [("</s>", "</s>"), ({"content": "</s>"}, "</s>")])
-def test_the_configuration_may_ask_for_an_end(eos: object, expected: str, tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    shutil.copytree(folder_of("llama"), folder)
-    settings = {"eos_token": eos, "add_eos_token": True, "model_max_length": 48}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert read_checkpoint(folder).end_token == expected
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "add_eos_token": False}))
-    assert read_checkpoint(folder).end_token is None
 
 
 def test_nothing_is_padded_and_long_texts_are_counted(minilm_dir: Path) -> None:
@@ -123,3 +113,46 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelNotFoundError, match=r"tokenizer\.json cannot be read"):
         TextTokenizer(tmp_path, 48)
+
+
+class TestIdsBeyondTheTable:
+    """The real EmbeddingGemma has a token `<image_soft_token>` one past its table; MLX reads foreign memory there."""
+
+    TEXTS = ("the <image_soft_token> river", "<image_soft_token>", "the river")
+
+    def test_are_not_made_by_what_is_typed(self, tmp_path: Path) -> None:
+        folder = tmp_path / "m"
+        shutil.copytree(folder_of("gemma3_text"), folder)
+        rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.add_tokens([f"<unused{i}>" for i in range(rows - tokenizer.get_vocab_size())])
+        tokenizer.add_special_tokens(["<image_soft_token>"])
+        assert tokenizer.token_to_id("<image_soft_token>") == rows
+        tokenizer.save(str(folder / "tokenizer.json"))
+        with Embedder.load(folder) as changed, Embedder.load(folder_of("gemma3_text")) as plain:
+            np.testing.assert_array_equal(changed.embed(self.TEXTS).embeddings, plain.embed(self.TEXTS).embeddings)
+
+    def test_are_refused_with_a_vocabulary_that_is_larger(self, tmp_path: Path) -> None:
+        folder = tmp_path / "m"
+        shutil.copytree(folder_of("bert"), folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+        with pytest.raises(ModelNotFoundError, match=r"the vocabulary goes up to id \d+ .* 100 rows"):
+            Embedder.load(folder)
+
+    def test_are_refused_with_a_table_that_is_smaller_than_it_says(self, tmp_path: Path) -> None:
+        folder = tmp_path / "m"
+        shutil.copytree(folder_of("bert"), folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+        with pytest.raises(ModelNotFoundError, match=r"word_embeddings\.weight of shape \(448, \d+\) where \(449, "):
+            Embedder.load(folder)
+
+    def test_stop_before_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Embedder.load(folder_of("bert")) as embedder:
+            rows = json.loads((folder_of("bert") / "config.json").read_text())["vocab_size"]
+            monkeypatch.setattr(TextTokenizer, "encode", lambda self, texts: TokenRows([[1], [2, rows]], truncated=0))
+            with pytest.raises(EmbeddingError, match=rf"token id {rows}, .* embeddings for {rows}"):
+                embedder.embed(["a", "b"])
+            monkeypatch.setattr(TextTokenizer, "encode", lambda self, texts: TokenRows([[1], [rows - 1]], truncated=0))
+            assert embedder.embed(["a", "b"]).embeddings.shape == (2, 32)

@@ -28,8 +28,8 @@ def describe_machine() -> dict[str, str | int | float]:
         except PackageNotFoundError:
             continue
     if "mlx.core" in sys.modules:
-        from akidb_mlx_plugin.blas import load_blas
-        from akidb_mlx_plugin.embedder import choose_device
+        from akidb_mlx_plugin.runtime.blas import load_blas
+        from akidb_mlx_plugin.runtime.devices import choose_device
 
         machine["blas"] = str(load_blas())
         machine["device"] = choose_device("auto")

@@ -12,8 +12,7 @@ from typing import Any
 
 from akidb_mlx_plugin.checkpoints.families import Family
 from akidb_mlx_plugin.checkpoints.head import DenseLayer
-from akidb_mlx_plugin.checkpoints.schemas import TokenizerConfig, validate
-from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
+from akidb_mlx_plugin.checkpoints.prompts import find_prompt
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.manifest import digest_of_folder
 from akidb_mlx_plugin.registry import ModelSpec
@@ -21,7 +20,6 @@ from akidb_mlx_plugin.types import ModelInfo, Similarity
 
 # How `origins["pooling"]` begins where nothing said it.
 CONVENTION = "convention"
-_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,6 @@ class Checkpoint:
         normalize: whether vectors are scaled to unit length.
         similarity: what its vectors are compared by.
         prompts: by kind or task name.
-        default_prompt: used where `prompts` has no entry for a kind.
         truncate_dim: length of the vectors where the caller names none, if it is not the native one.
         lowercase: fold case before tokenizing.
         repo: repository id or folder it came from.
@@ -66,7 +63,6 @@ class Checkpoint:
     normalize: bool = True
     similarity: Similarity = "cosine"
     prompts: Mapping[str, str] = field(default_factory=dict)
-    default_prompt: str = ""
     truncate_dim: int | None = None
     lowercase: bool = False
     repo: str = ""
@@ -89,19 +85,14 @@ class Checkpoint:
     @property
     def default_dimension(self) -> int:
         """Length of the vectors where the caller names none."""
-        if self.spec:
+        if self.spec and len(self.pooling) == 1:
             return self.spec.dimension
         return self.truncate_dim or self.native_dimension
 
     @property
     def end_token(self) -> str | None:
         """Token that must end every text, whatever the tokenizer's template says; None: as that says."""
-        if self.family and self.family.end_token:
-            return self.family.end_token
-        file = self.folder / "tokenizer_config.json"
-        settings = validate(TokenizerConfig, read_json(file) if file.is_file() else {}, file)
-        end = settings.eos_token if settings.add_eos_token else None
-        return str(end.get("content", "")) if isinstance(end, dict) else end
+        return self.family.end_token if self.family else None
 
     @cached_property
     def weights_digest(self) -> str:
@@ -114,12 +105,10 @@ class Checkpoint:
         Raises:
             InvalidInputError: no such task.
         """
-        for name in _PROMPT_NAMES.get(kind, (kind,)):
-            if name in self.prompts:
-                return self.prompts[name]
-        if kind in _PROMPT_NAMES:
-            return self.default_prompt
-        raise InvalidInputError(f"{self.name} has no prompt {kind!r}; it has {', '.join(self.prompts) or 'none'}")
+        prompt = find_prompt(self.prompts, kind)
+        if prompt is None:
+            raise InvalidInputError(f"{self.name} has no prompt {kind!r}; it has {', '.join(self.prompts) or 'none'}")
+        return prompt
 
     def check_dimension(self, dimension: int | None) -> int:
         """Return the length of the vectors for a requested one.
@@ -145,7 +134,9 @@ class Checkpoint:
     @property
     def allowed_dimensions(self) -> range | tuple[int, ...]:
         """Lengths its vectors may have."""
-        if self.family and (known := self.family.dimensions_within(self.native_dimension)):
+        # Only vectors of one pooling were trained to be cut; of several, a cut would drop the last ones.
+        known = self.family.dimensions_within(self.native_dimension) if self.family else ()
+        if known and len(self.pooling) == 1:
             return known
         trained = self.config.get("matryoshka_dimensions")
         named = [d for d in trained if isinstance(d, int) and d > 0] if isinstance(trained, list) else []
@@ -197,6 +188,7 @@ class Checkpoint:
             dimensions=tuple(self.allowed_dimensions),
             pooling="+".join(self.pooling),
             normalize=unit,
+            similarity=self.similarity,
             prompts=effective,
             repo=self.repo,
             revision=self.revision or self.weights_digest,

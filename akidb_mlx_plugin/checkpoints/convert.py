@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.head import is_in_head
 from akidb_mlx_plugin.checkpoints.pickles import find_pickles, read_pickles
 from akidb_mlx_plugin.checkpoints.quantization import Scheme, quantized_paths
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
@@ -116,7 +117,7 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> tupl
     tensors = _read_weights(checkpoint.folder)
     if quantized_paths(tensors):
         raise ModelNotFoundError(f"{checkpoint.root} is quantized already; convert its original")
-    head = {name: value for name, value in tensors.items() if name.startswith("dense.")}
+    head = {name: value for name, value in tensors.items() if is_in_head(name, checkpoint.dense)}
     weights = encoder.sanitize({name: value for name, value in tensors.items() if name not in head})
     names = original_names(weights, tensors)
     del tensors

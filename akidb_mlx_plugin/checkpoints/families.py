@@ -25,6 +25,7 @@ class Family:
         prompts: by "query", "document" or the name of a task.
         end_token: every text must end with it, whatever the tokenizer's template says.
         dimensions: lengths that vectors may be cut to, longer ones than the vectors left out; empty: not trained for.
+        max_tokens: longest text it was trained on, where its positions go further; None: not known.
         similarity: what its vectors are compared by.
         dense: dense layers behind the pooling; a bare checkpoint that lacks them would give other vectors.
         model_type: architecture; a checkpoint of it that brings the family's own prompts is recognised by them.
@@ -36,6 +37,7 @@ class Family:
     prompts: Mapping[str, str] = field(default_factory=dict)
     end_token: str | None = None
     dimensions: range | tuple[int, ...] = ()
+    max_tokens: int | None = None
     similarity: Similarity = "cosine"
     dense: int = 0
     model_type: str | None = None
@@ -50,6 +52,8 @@ class Family:
 _E5 = MappingProxyType({"query": "query: ", "document": "passage: "})
 _WEB_SEARCH = "Instruct: Given a web search query, retrieve relevant passages that answer the query"
 _INSTRUCT = MappingProxyType({"query": f"{_WEB_SEARCH}\nQuery: ", "document": ""})
+# With a full stop, unlike the others: section "Usage".
+_STELLA = MappingProxyType({"query": f"{_WEB_SEARCH}.\nQuery: ", "document": ""})
 _PASSAGES = MappingProxyType(
     {"query": "Represent this sentence for searching relevant passages: ", "document": ""},
 )
@@ -59,6 +63,18 @@ _NOMIC = MappingProxyType(
         "document": "search_document: ",
         "classification": "classification: ",
         "clustering": "clustering: ",
+    }
+)
+# Section "Prompt Instructions".
+_EMBEDDING_GEMMA = MappingProxyType(
+    {
+        "query": "task: search result | query: ",
+        "document": "title: none | text: ",
+        "question_answering": "task: question answering | query: ",
+        "classification": "task: classification | query: ",
+        "clustering": "task: clustering | query: ",
+        "sentence_similarity": "task: sentence similarity | query: ",
+        "code_retrieval": "task: code retrieval | query: ",
     }
 )
 _ST = "sentence-transformers/"
@@ -84,20 +100,12 @@ FAMILIES = (
         "google/embeddinggemma-300m",
         ("mlx-community/embeddinggemma-300m-4bit",),
         pooling="mean",
-        # Section "Prompt Instructions".
-        prompts={
-            "query": "task: search result | query: ",
-            "document": "title: none | text: ",
-            "question_answering": "task: question answering | query: ",
-            "classification": "task: classification | query: ",
-            "clustering": "task: clustering | query: ",
-            "sentence_similarity": "task: sentence similarity | query: ",
-            "code_retrieval": "task: code retrieval | query: ",
-        },
+        prompts=_EMBEDDING_GEMMA,
         dimensions=(128, 256, 512, 768),
         dense=2,
         model_type="gemma3_text",
     ),
+    Family("google/embeddinggemma-2", (), "mean", _EMBEDDING_GEMMA, dimensions=(128, 256, 512, 768), max_tokens=8192),
     Family(
         "BAAI/bge-small-en-v1.5",
         _names("BAAI", "bge-base-en-v1.5 bge-large-en-v1.5 bge-small-en bge-base-en bge-large-en"),
@@ -167,22 +175,26 @@ FAMILIES = (
         prompts=_INSTRUCT,
         end_token="<|endoftext|>",
     ),
+    Family("NovaSearch/stella_en_400M_v5", ("dunzhang/stella_en_400M_v5",), pooling="mean", prompts=_STELLA, dense=1),
     Family(
-        "NovaSearch/stella_en_400M_v5",
-        _names("NovaSearch", "stella_en_1.5B_v5") + _names("dunzhang", "stella_en_400M_v5 stella_en_1.5B_v5"),
+        "NovaSearch/stella_en_1.5B_v5",
+        ("dunzhang/stella_en_1.5B_v5",),
         pooling="mean",
-        # With a full stop, unlike the others: section "Usage".
-        prompts={"query": f"{_WEB_SEARCH}.\nQuery: ", "document": ""},
+        prompts=_STELLA,
+        # By code of its own tokenizer, as gte-Qwen2, which it was made from.
+        end_token="<|endoftext|>",
+        dense=1,
     ),
     Family(
         "ibm-granite/granite-embedding-125m-english",
         _names(
             "ibm-granite",
             "granite-embedding-30m-english granite-embedding-107m-multilingual granite-embedding-278m-multilingual "
-            "granite-embedding-small-english-r2 granite-embedding-english-r2",
+            "granite-embedding-small-english-r2 granite-embedding-english-r2 granite-embedding-97m-multilingual-r2",
         ),
         pooling="cls",
     ),
+    Family("ibm-granite/granite-embedding-311m-multilingual-r2", pooling="cls", dimensions=(128, 256, 384, 512, 768)),
     Family(
         "jinaai/jina-embeddings-v2-base-en",
         _names(
@@ -194,6 +206,7 @@ FAMILIES = (
     ),
     Family(
         "jinaai/jina-embeddings-v3",
+        ("jinaai/jina-embeddings-v3-hf",),
         pooling="mean",
         prompts={
             "query": "Represent the query for retrieving evidence documents: ",
@@ -219,9 +232,29 @@ FAMILIES = (
             "document": "Represent the document for retrieval: ",
         },
         dimensions=(256, 512, 1024, 2048),
+        dense=1,
+        model_type="qwen3",
     ),
+    # Its card has an instruction for each task, and says no general one.
     Family("nvidia/llama-embed-nemotron-8b", pooling="mean"),
-    Family("nvidia/Nemotron-3-Embed-1B-BF16", ("nvidia/Nemotron-3-Embed-8B-BF16",), pooling="mean"),
+    Family(
+        "nvidia/llama-nemotron-embed-1b-v2",
+        ("nvidia/llama-3.2-nv-embedqa-1b-v2",),
+        pooling="mean",
+        prompts=_E5,
+        dimensions=(384, 512, 768, 1024, 2048),
+    ),
+    Family(
+        "nvidia/Nemotron-3-Embed-1B-BF16",
+        _names("nvidia", "Nemotron-3-Embed-8B-BF16 Nemotron-3-Embed-1B-NVFP4"),
+        pooling="mean",
+        prompts=_E5,
+    ),
+    Family(
+        "LiquidAI/LFM2.5-Embedding-350M",
+        pooling="cls",
+        prompts={"query": "query: ", "document": "document: "},
+    ),
     Family(f"{_ST}LaBSE", pooling="cls", dense=1),
     Family(
         f"{_ST}all-MiniLM-L6-v2",

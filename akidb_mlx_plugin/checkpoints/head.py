@@ -1,20 +1,28 @@
-"""What a checkpoint has behind its pooling: dense layers, with their weights in folders or in the model's own files."""
+"""What a checkpoint has behind its pooling: dense layers, with their weights in folders or in the model's own files.
+
+A linear layer that works on the tokens before they are pooled is one too: without a bias and with any pooling but the
+largest it gives the same, and has one vector to work on in place of one for each token.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, find_weight_files, read_header
 from akidb_mlx_plugin.checkpoints.schemas import DenseSettings, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import find_architecture, projection_of
 
 # sentence-transformers' own, where the settings name none.
 _DEFAULT_ACTIVATION = "tanh"
 _INSIDE = re.compile(r"dense\.\d+\.weight")
+# Poolings that a linear layer without a bias may be moved behind.
+_LINEAR_POOLINGS = {"cls", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"}
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,13 @@ class DenseLayer:
     """A `Dense` module behind the pooling.
 
     Attributes:
-        folder: where its weights lie; None: inside the model's own files as `dense.{i}.*`.
+        folder: where its weights lie; None: inside the model's own files.
         in_features, out_features: its sides.
         bias: whether it has one.
         activation: last part of the torch class's name in lower case, such as "identity" or "tanh".
         residual: whether its input is added to its output.
         normalize_input: whether vectors are scaled to unit length before it.
+        prefix: of its tensors inside the model's own files, such as "dense.0".
     """
 
     folder: Path | None
@@ -37,19 +46,59 @@ class DenseLayer:
     activation: str = "identity"
     residual: bool = False
     normalize_input: bool = False
+    prefix: str = ""
 
 
-def read_head(place: Path, modules: Sequence[Module], width: int) -> tuple[DenseLayer, ...]:
+def read_head(
+    place: Path, modules: Sequence[Module], config: Mapping[str, Any], pooling: Sequence[str]
+) -> tuple[DenseLayer, ...]:
     """Return the dense layers of a checkpoint, in order.
 
     Args:
         place: folder of the encoder.
         modules: the pipeline; empty for a bare checkpoint.
-        width: of the pooled vectors.
+        config: `config.json`.
+        pooling: its modes.
     Raises:
         ModelNotFoundError: one does not say its sides, does not fit the one before, or has no weights.
     """
     stored = _stored_inside(place)
+    width = int(config["hidden_size"]) * len(pooling)
+    projection = _read_projection(place, config, stored, pooling)
+    if projection:
+        width = projection[0].out_features
+    return (*projection, *_read_dense(place, modules, stored, width))
+
+
+def is_in_head(name: str, layers: Iterable[DenseLayer]) -> bool:
+    """Return whether a tensor of the model's own files belongs to a dense layer, and not to the encoder."""
+    return name.startswith(("dense.", *(f"{layer.prefix}." for layer in layers if layer.prefix)))
+
+
+def _read_projection(
+    place: Path, config: Mapping[str, Any], stored: Mapping[str, TensorInfo], pooling: Sequence[str]
+) -> tuple[DenseLayer, ...]:
+    """Return the linear layer that the encoder ends with, if it does: by its tensor, else by the settings."""
+    described = projection_of(config)
+    name = find_architecture(str(config["model_type"])).projection
+    weight = stored.get(f"{name}.weight")
+    if name is None or (weight is None and described is None):
+        return ()
+    if weight is None and stored:
+        raise ModelNotFoundError(f"{place} lacks the tensor {name}.weight, the last layer of the model")
+    if not set(pooling) <= _LINEAR_POOLINGS or len(pooling) > 1:
+        raise ModelNotFoundError(
+            f"{place} ends with a linear layer ({name}.weight), which this package computes behind one pooling of "
+            f"{', '.join(sorted(_LINEAR_POOLINGS))}, not {'+'.join(pooling)}"
+        )
+    width = described if weight is None else weight.shape[0]
+    return (DenseLayer(None, int(config["hidden_size"]), int(width or 0), prefix=name),)
+
+
+def _read_dense(
+    place: Path, modules: Sequence[Module], stored: Mapping[str, TensorInfo], width: int
+) -> tuple[DenseLayer, ...]:
+    """Return the layers of `Dense` modules, and those of them that lie inside the model's own files."""
     modules = [module for module in modules if module.kind in ("Dense", "Normalize")]
     described = [module for module in modules if module.kind == "Dense"]
     count = len([name for name in stored if _INSIDE.fullmatch(name)])
@@ -84,7 +133,12 @@ def _describe(module: Module | None, stored: Mapping[str, TensorInfo] | None, i:
             f"the weights hold the dense layers {', '.join(inside)}, but no matrix dense.{i}.weight"
         )
     return replace(
-        layer, folder=None, in_features=width, out_features=weight.shape[0], bias=f"dense.{i}.bias" in stored
+        layer,
+        folder=None,
+        in_features=width,
+        out_features=weight.shape[0],
+        bias=f"dense.{i}.bias" in stored,
+        prefix=f"dense.{i}",
     )
 
 

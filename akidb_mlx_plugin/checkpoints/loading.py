@@ -14,9 +14,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from akidb_mlx_plugin.blas import load_blas
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
-from akidb_mlx_plugin.checkpoints.head import DenseLayer
+from akidb_mlx_plugin.checkpoints.head import DenseLayer, is_in_head
 from akidb_mlx_plugin.checkpoints.quantization import (
     check_method,
     dequantize,
@@ -36,6 +35,7 @@ from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
 from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
 from akidb_mlx_plugin.nn.dense import Dense
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
+from akidb_mlx_plugin.runtime.blas import load_blas
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,9 @@ def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_qu
     for file in find_weight_files(checkpoint.folder):
         tensors.update(read_tensors(file))
     dense = _build_dense(checkpoint, tensors)
-    weights = encoder.sanitize({name: value for name, value in tensors.items() if not name.startswith("dense.")})
+    weights = encoder.sanitize(
+        {name: value for name, value in tensors.items() if not is_in_head(name, checkpoint.dense)}
+    )
     names = original_names(weights, tensors)
     bits = _take_quantized(encoder, weights, keep=not cpu if keep_quantized is None else keep_quantized)
     target = _choose_dtype(encoder, weights, dtype, cpu=cpu, quantized=bool(bits))
@@ -257,7 +259,7 @@ def _cast(module: nn.Module, dtype: mx.Dtype, *, keep_tables: bool) -> None:
 
 def _build_dense(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> tuple[nn.Module, ...]:
     layers = []
-    for i, spec in enumerate(checkpoint.dense):
+    for spec in checkpoint.dense:
         layer = Dense(
             spec.in_features,
             spec.out_features,
@@ -266,20 +268,19 @@ def _build_dense(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> tup
             residual=spec.residual,
             normalize_input=spec.normalize_input,
         )
-        weights, names = _dense_weights(spec, tensors, f"dense.{i}.")
+        weights, names = _dense_weights(spec, tensors)
         _take_quantized(layer, weights, keep=False)
         load_strictly(layer, weights, str(spec.folder or checkpoint.folder), names)
         layers.append(layer)
     return tuple(layers)
 
 
-def _dense_weights(
-    spec: DenseLayer, tensors: Mapping[str, mx.array], prefix: str
-) -> tuple[dict[str, mx.array], dict[str, str]]:
+def _dense_weights(spec: DenseLayer, tensors: Mapping[str, mx.array]) -> tuple[dict[str, mx.array], dict[str, str]]:
     """Return a dense layer's tensors by its own names, and their names in the file."""
     if spec.folder is not None:
         weights = {name: value for file in find_weight_files(spec.folder) for name, value in read_tensors(file).items()}
         return weights, {}
+    prefix = f"{spec.prefix}."
     names = {f"linear.{name.removeprefix(prefix)}": name for name in tensors if name.startswith(prefix)}
     return {name: tensors[original] for name, original in names.items()}, names
 

@@ -7,7 +7,7 @@ of its architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,27 @@ from typing import Any
 from akidb_mlx_plugin.checkpoints.checkpoint import CONVENTION, Checkpoint
 from akidb_mlx_plugin.checkpoints.families import Family, find_family, find_family_by_prompts
 from akidb_mlx_plugin.checkpoints.head import read_head
+from akidb_mlx_plugin.checkpoints.prompts import PROMPT_NAMES, check_default_prompt
 from akidb_mlx_plugin.checkpoints.readme import find_family_in_readme
 from akidb_mlx_plugin.checkpoints.schemas import PoolingSettings, SentenceConfig, TokenizerConfig, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_modes, read_json, read_modules
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways, check_config, find_architecture
+from akidb_mlx_plugin.models.architectures import (
+    attends_both_ways,
+    check_code,
+    check_config,
+    find_architecture,
+    text_settings,
+)
+from akidb_mlx_plugin.pooling_names import parse_pooling
 from akidb_mlx_plugin.registry import ModelSpec
-from akidb_mlx_plugin.types import POOLING_MODES, Similarity
+from akidb_mlx_plugin.types import Similarity
 
 _UNBOUNDED = 1 << 30
+# Architectures whose checkpoints have a chat template that only joins prompt and text.
+_PLAIN_TEMPLATES = ("embedding_gemma2", "embedding_gemma2_text")
 _DEFAULT_TOKENS = 512
 _SIMILARITIES: Mapping[str, Similarity] = {
     "cosine": "cosine",
@@ -51,7 +61,7 @@ def read_checkpoint(
     repo: str = "",
     revision: str = "",
     weights_digest: str = "",
-    pooling: str | None = None,
+    pooling: str | Sequence[str] | None = None,
 ) -> Checkpoint:
     """Read what a checkpoint folder says about itself.
 
@@ -62,12 +72,12 @@ def read_checkpoint(
         repo: where it came from; "": the folder.
         revision: which version; "": the digest of its weights.
         weights_digest: as `Checkpoint.weights_digest`, where it is known; "": computed when it is asked for.
-        pooling: modes to use whatever the checkpoint says, joined by "+"; None: as the checkpoint says.
+        pooling: the caller's, in place of what the checkpoint, its family or a convention says; see `parse_pooling`.
     Raises:
         ModelNotFoundError: not a checkpoint, or one of a kind this package does not know.
-        InvalidInputError: no such pooling.
+        InvalidInputError: no such pooling, or one that the checkpoint's dense layers cannot take.
     """
-    modules = read_modules(folder)
+    modules = _read_pipeline(folder)
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     config = _read_config(place, modules, settings)
@@ -76,8 +86,18 @@ def read_checkpoint(
     prompts = {name: prompt for name, prompt in (sentence_config.prompts or {}).items() if prompt is not None}
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
-    own_prompts = any(prompts.values())
-    dense = read_head(place, modules, int(config["hidden_size"]) * len(modes.modes))
+    # Prompts for other tasks alone leave open what queries and documents get.
+    own_prompts = any(prompts.get(name) for names in PROMPT_NAMES.values() for name in names)
+    check_default_prompt(folder, prompts, sentence_config.default_prompt_name)
+    own_modes = _read_pooling(modules, family, known_as, config, None).modes
+    fits = len(modes.modes) == len(own_modes)
+    has_dense = any(module.kind == "Dense" for module in modules)
+    dense = read_head(place, modules, config, modes.modes) if fits or not has_dense else ()
+    if not fits and (dense or has_dense):
+        raise InvalidInputError(
+            f"pooling {'+'.join(modes.modes)!r} makes vectors of {len(modes.modes)} parts, and the dense layers of "
+            f"{folder} were trained on another number; name as many modes as the checkpoint has"
+        )
     if family and len(dense) < family.dense and not modules:
         raise ModelNotFoundError(
             f"{folder} is a {known_as} without the {family.dense} dense layers behind its pooling, so that its vectors "
@@ -91,15 +111,14 @@ def read_checkpoint(
         family=family,
         config=config,
         model_type=config["model_type"],
-        max_tokens=_max_tokens(place, config, settings, spec),
+        max_tokens=_max_tokens(place, config, settings, spec, family),
         pooling=modes.modes,
         pool_prompt=modes.pool_prompt,
         dense=dense,
         normalize=_normalizes(modules, config, family),
         similarity=_similarity(sentence_config, family),
-        prompts=prompts if own_prompts or not family else dict(family.prompts),
-        default_prompt=prompts.get(sentence_config.default_prompt_name or "", ""),
-        truncate_dim=sentence_config.truncate_dim,
+        prompts=prompts if own_prompts or not family else {**prompts, **family.prompts},
+        truncate_dim=sentence_config.truncate_dim if fits else None,
         lowercase=settings.lowercase,
         repo=repo or str(folder),
         revision=revision,
@@ -107,7 +126,7 @@ def read_checkpoint(
         origins={
             "family": known_as,
             "pooling": modes.origin,
-            "prompts": "the checkpoint" if own_prompts else f"family {known_as}" if family and family.prompts else "",
+            "prompts": _origin_of_prompts(prompts, family if not own_prompts else None, known_as),
         },
     )
 
@@ -118,11 +137,19 @@ def check_settings(folder: Path) -> None:
     Raises:
         ModelNotFoundError: it cannot, with the reason.
     """
-    modules = read_modules(folder)
+    modules = _read_pipeline(folder)
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     if not is_static(modules):
         _read_config(place, modules, settings)
+
+
+def _read_pipeline(folder: Path) -> list[Module]:
+    """Return the modules of a folder; what computes its encoder is checked first, as that says more of a refusal."""
+    file = folder / "config.json"
+    if file.is_file():
+        check_code(read_json(file), str(file))
+    return read_modules(folder)
 
 
 def _read_config(place: Path, modules: list[Module], settings: TransformerSettings) -> dict[str, Any]:
@@ -131,8 +158,12 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
     file = place / "config.json"
     if not file.is_file():
         raise ModelNotFoundError(f"{place} is not a checkpoint: it has no config.json")
-    config = {**read_json(file), **settings.config}
+    config = text_settings({**read_json(file), **settings.config})
     check_config(config, str(file))
+    if settings.chat_template and config["model_type"] not in _PLAIN_TEMPLATES:
+        raise ModelNotFoundError(
+            f"{place} puts texts through a chat template (modality_config has 'message'), which this package does not"
+        )
     key = find_architecture(str(config["model_type"])).hidden_size
     # The last two are what older decoders call it.
     config.setdefault("hidden_size", config.get(key) or config.get("n_embd") or config.get("d_model"))
@@ -144,6 +175,13 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
             f"{place} holds an adapter beside the model; merge it (peft's merge_and_unload, then save_pretrained)"
         )
     return config
+
+
+def _origin_of_prompts(prompts: Mapping[str, str], family: Family | None, known_as: str) -> str:
+    """Return what says the prompts; a `family` where the checkpoint's own are not for queries and documents."""
+    if family and family.prompts:
+        return f"family {known_as}"
+    return "the checkpoint" if any(prompts.values()) else ""
 
 
 def _read_optional(file: Path) -> dict[str, Any]:
@@ -163,7 +201,7 @@ def _find_family(
 
 
 def _read_pooling(
-    modules: list[Module], family: Family | None, known_as: str, config: Mapping[str, Any], chosen: str | None
+    modules: list[Module], family: Family | None, known_as: str, config: Mapping[str, Any], chosen: object
 ) -> _Pooling:
     """Return the pooling by the caller, else by the checkpoint, by its family, by its architecture's convention."""
     settings = None
@@ -171,7 +209,7 @@ def _read_pooling(
         settings = validate(PoolingSettings, modules[1].settings, modules[1].folder / "config.json")
     pool_prompt = settings is None or settings.include_prompt is not False
     if chosen is not None:
-        return _Pooling(_check_modes(chosen), pool_prompt, "the setting pooling")
+        return _Pooling(parse_pooling(chosen), pool_prompt, "the setting pooling")
     if is_static(modules) or config["model_type"] == STATIC:
         return _Pooling(("mean",), True, "StaticEmbedding")
     if settings is not None:
@@ -181,16 +219,6 @@ def _read_pooling(
     # The last token alone of a causal decoder has seen the whole text.
     mode = "mean" if attends_both_ways(config) else "lasttoken"
     return _Pooling((mode,), True, f"{CONVENTION} of {config['model_type']}")
-
-
-def _check_modes(chosen: str) -> tuple[str, ...]:
-    modes = tuple(mode.strip() for mode in str(chosen).split("+"))
-    unknown = [mode for mode in modes if mode not in POOLING_MODES]
-    if unknown:
-        raise InvalidInputError(
-            f"pooling must be {', '.join(POOLING_MODES)}, or several of them joined by '+', got {chosen!r}"
-        )
-    return modes
 
 
 def _normalizes(modules: list[Module], config: Mapping[str, Any], family: Family | None) -> bool:
@@ -209,8 +237,14 @@ def _similarity(sentence_config: SentenceConfig, family: Family | None) -> Simil
     return family.similarity if family else "cosine"
 
 
-def _max_tokens(folder: Path, config: Mapping[str, Any], settings: TransformerSettings, spec: ModelSpec | None) -> int:
-    """Return the longest text in tokens: the sentence-transformers setting, else registry, tokenizer and positions."""
+def _max_tokens(
+    folder: Path,
+    config: Mapping[str, Any],
+    settings: TransformerSettings,
+    spec: ModelSpec | None,
+    family: Family | None,
+) -> int:
+    """Return the longest text in tokens: the sentence-transformers setting, else registry, family and tokenizer."""
     architecture = find_architecture(config["model_type"])
     positions = _UNBOUNDED
     if architecture.positions and config.get(architecture.positions) is not None:
@@ -219,10 +253,12 @@ def _max_tokens(folder: Path, config: Mapping[str, Any], settings: TransformerSe
         positions -= (1 if config.get("pad_token_id") is None else _whole_number(config, "pad_token_id", 0)) + 1
     if positions < 1:
         raise ModelNotFoundError(f"{folder / 'config.json'} leaves no position for a token")
+    if config["model_type"] == STATIC:
+        return positions
     if settings.max_tokens:
         return min(settings.max_tokens, positions)
-    if spec:
-        return min(spec.max_tokens, positions)
+    if known := spec.max_tokens if spec else family.max_tokens if family else None:
+        return min(known, positions)
     file = folder / "tokenizer_config.json"
     tokenizer = validate(TokenizerConfig, _read_optional(file), file)
     limit = int(min(tokenizer.model_max_length or _UNBOUNDED, positions))

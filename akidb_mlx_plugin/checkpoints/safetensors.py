@@ -37,10 +37,12 @@ class TensorInfo:
     Attributes:
         dtype: its format by the file's name for it, such as "F32", "BF16" or "U32".
         shape: its sides.
+        span: positions in the file of its first byte and one past its last.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    span: tuple[int, int] = (0, 0)
 
 
 def find_weight_files(folder: Path) -> list[Path]:
@@ -91,7 +93,11 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         _check_layout(header, file.stat().st_size - 8 - length)
-        return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+        found = {}
+        for name, entry in header.items():
+            start, stop = (8 + length + place for place in entry["data_offsets"])
+            found[name] = TensorInfo(entry["dtype"], tuple(entry["shape"]), (start, stop))
+        return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelNotFoundError(
             f"{file} is damaged or not a safetensors file ({error}); download the model again: "

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
 _LARGEST_SIDE = 1 << 24
 Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
+
+
+def _check_encodable(text: str) -> str:
+    """Check that a text has no unpaired surrogate, which no tokenizer takes."""
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_encodable)]
 
 
 class Schema(BaseModel):
@@ -48,7 +57,7 @@ class DenseSettings(Schema):
 class SentenceConfig(Schema):
     """`config_sentence_transformers.json`."""
 
-    prompts: dict[str, str | None] | None = None
+    prompts: dict[str, Text | None] | None = None
     default_prompt_name: str | None = None
     similarity_fn_name: str | None = None
     truncate_dim: Side | None = None

@@ -7,26 +7,45 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from akidb_mlx_plugin.checkpoints.safetensors import read_header
+from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, read_header
 from akidb_mlx_plugin.errors import ModelNotFoundError
+
+# What NumPy reads the formats of a safetensors file as; it has no bfloat16.
+_NUMPY_FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
+_NUMPY_FORMATS |= {f"{kind.upper()}{size * 8}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
 
 def read_tensors(file: Path) -> dict[str, mx.array]:
-    """Return a safetensors file's tensors, lazy.
+    """Return a safetensors file's tensors, lazy; those in float64 as float32.
 
     Raises:
         ModelNotFoundError: it is damaged.
     """
     # MLX would notice a file that was cut off only when it gets there.
-    read_header(file)
+    header = read_header(file)
+    if any(info.dtype == "F64" for info in header.values()):
+        return {name: _read_tensor(file, name, info) for name, info in header.items()}
     try:
         tensors = mx.load(str(file))
     except (RuntimeError, ValueError) as error:
         raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
     assert isinstance(tensors, dict)
     return tensors
+
+
+def _read_tensor(file: Path, name: str, info: TensorInfo) -> mx.array:
+    """Read one tensor by NumPy: MLX refuses a whole file for one tensor in float64."""
+    if info.dtype not in _NUMPY_FORMATS:
+        raise ModelNotFoundError(f"{file} has {name} in the format {info.dtype}, which this package cannot read")
+    start, stop = info.span
+    values = np.fromfile(file, np.uint8, stop - start, offset=start).view(_NUMPY_FORMATS[info.dtype])
+    values = values.reshape(info.shape)
+    if info.dtype == "F64":
+        return mx.array(values.astype(np.float32))
+    return mx.array(values).view(mx.bfloat16) if info.dtype == "BF16" else mx.array(values)
 
 
 def original_names(weights: Mapping[str, mx.array], tensors: Mapping[str, mx.array]) -> dict[str, str]:

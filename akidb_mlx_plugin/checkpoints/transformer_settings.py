@@ -62,11 +62,13 @@ class TransformerSettings:
         max_tokens: longest text in tokens; None: not said.
         lowercase: fold case before tokenizing.
         config: settings that stand in for those of `config.json`.
+        chat_template: whether texts go through the chat template of the checkpoint's processor.
     """
 
     max_tokens: int | None = None
     lowercase: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: bool = False
 
 
 def read_transformer_settings(folder: Path) -> TransformerSettings:
@@ -97,7 +99,9 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
         if not isinstance(arguments, Mapping):
             raise ModelNotFoundError(f"{file}: {name} must be an object, not {arguments!r}")
         config |= {key: value for key, value in arguments.items() if key not in _WITHOUT_EFFECT}
-    return TransformerSettings(limit, bool(settings.get("do_lower_case", False)), config)
+    modalities = settings.get("modality_config")
+    chat_template = isinstance(modalities, Mapping) and "message" in modalities
+    return TransformerSettings(limit, bool(settings.get("do_lower_case", False)), config, chat_template)
 
 
 def _check_modalities(file: Path, modalities: object) -> None:

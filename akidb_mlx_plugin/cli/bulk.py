@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import typer
 
 from akidb_mlx_plugin.cli.bulk_target import parse_target
+from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
@@ -45,6 +46,7 @@ def bulk(
         typer.Option(help="Short name, repository or checkpoint folder; else the target's, or as configured."),
     ] = None,
     dimension: Annotated[int | None, typer.Option(help="Length of the vectors; without it, the model's.")] = None,
+    pooling: PoolingOption = None,
     on: Annotated[str, typer.Option(help="The column that tells rows apart.")] = "id",
     text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = "text",
     vector_column: Annotated[str, typer.Option(help="The column that vectors go to.")] = "vector",
@@ -87,6 +89,7 @@ def bulk(
         target=target,
         model=model,
         dimension=dimension,
+        pooling=pooling,
         on=on,
         text_column=text_column,
         vector_column=vector_column,

@@ -20,7 +20,7 @@ from akidb_mlx_ray.runs import Options, run, typed_errors
 from ray.exceptions import RayError
 
 from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress
-from akidb_mlx_plugin.config import ENVIRONMENT_PREFIX
+from akidb_mlx_plugin.config import ENVIRONMENT_PREFIX, EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class BulkJob:
         paths: files of one format, absolute or in an object store.
         is_jsonl: that format; else it is Parquet.
         target: where the rows go.
-        model, dimension: of the vectors; None: the target's own, or as configured.
+        model, dimension, pooling: of the vectors; None: the target's own, or as configured.
         on, text_column, vector_column: where a row's parts are.
         columns: what is read; None: everything.
         workers: the actors that embed.
@@ -48,6 +48,7 @@ class BulkJob:
     target: LanceAddress | ChromaAddress
     model: str | None
     dimension: int | None
+    pooling: str | None
     on: str
     text_column: str
     vector_column: str
@@ -60,9 +61,11 @@ class BulkJob:
     def run(self) -> Plan | BulkResult:
         """Do it, in the cluster that is connected; raises as `write_lancedb`."""
         # First, because the input takes long to look through.
-        target = self.target.open(
-            self.model, self.dimension, on=self.on, text_column=self.text_column, vector_column=self.vector_column
-        )
+        given = (self.model, self.dimension, self.pooling)
+        config = None
+        if any(value is not None for value in given):
+            config = EmbeddingConfig.from_arguments(self.model, dimension=self.dimension, pooling=self.pooling)
+        target = self.target.open(config, on=self.on, text_column=self.text_column, vector_column=self.vector_column)
         with typed_errors("the input"):
             ds = self._read()
         if self.dry_run:

@@ -28,16 +28,12 @@ class LanceAddress:
         """Return it as it is found from every folder."""
         return self if "://" in self.uri else LanceAddress(str(Path(self.uri).expanduser().resolve()), self.name)
 
-    def open(
-        self, model: str | None, dimension: int | None, *, on: str, text_column: str, vector_column: str
-    ) -> BulkTarget:
-        """Return the table, which may not exist yet, with the function of a model; None: its own, or the default."""
+    def open(self, config: EmbeddingConfig | None, *, on: str, text_column: str, vector_column: str) -> BulkTarget:
+        """Return the table, which may not exist yet, with a configuration's function; None: its own, or the default."""
         from akidb_mlx_lancedb import MLXEmbeddings
         from akidb_mlx_ray.lancedb import BulkTable
 
-        function = None
-        if model is not None or dimension is not None:
-            function = MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, dimension=dimension))
+        function = MLXEmbeddings.from_config(config) if config else None
         return BulkTable(self.uri, self.name, on, function, text_column, vector_column)
 
 
@@ -53,15 +49,12 @@ class ChromaAddress:
         """Return it; a server is found from everywhere."""
         return self
 
-    def open(
-        self, model: str | None, dimension: int | None, *, on: str, text_column: str, vector_column: str
-    ) -> BulkTarget:
+    def open(self, config: EmbeddingConfig | None, *, on: str, text_column: str, vector_column: str) -> BulkTarget:
         """Return the collection, as `LanceAddress.open`."""
         from akidb_mlx_chroma import MLXEmbeddingFunction
         from akidb_mlx_ray.chroma import BulkCollection, Server
 
-        chosen = model is not None or dimension is not None
-        function = MLXEmbeddingFunction(model, dimension) if chosen else None
+        function = MLXEmbeddingFunction.from_config(config) if config else None
         server = Server(self.host, self.port)
         return BulkCollection(server, self.name, on, function, text_column, vector_column)
 

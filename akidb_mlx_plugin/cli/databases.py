@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +14,38 @@ from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 _CHROMA_PORT = 8000
 _URI = re.compile(r"[a-z][a-z0-9+]*://")
+# Of a server that answers with a page.
+_LONGEST_MESSAGE = 300
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def host_errors(source: str) -> Iterator[None]:
+    """Turn whatever a database raises into one line that names it: its files may be damaged, or its server another's.
+
+    Raises:
+        EmbeddingError: with the error as its cause.
+    """
+    try:
+        yield
+    except EmbeddingError:
+        raise
+    except BaseException as error:
+        # Broken files make the hosts raise anything: errors of their own, of SQLite, Arrow and HTTP, bare ones, and
+        # panics of Rust, which are not even an Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        # A process that ends, and typer's ways to end one.
+        if isinstance(error, MemoryError | BrokenPipeError) or type(error).__module__.startswith(("click", "typer")):
+            raise
+        logger.info("what %s raised", source, exc_info=error)
+        message = " ".join(str(error).split()) or type(error).__name__
+        if type(error) in (KeyError, AttributeError, TypeError, AssertionError, IndexError):
+            message = f"{type(error).__name__}: {message} (--verbose shows where)"
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}…"
+        raise EmbeddingError(f"{source}: {message}") from error
 
 
 def open_chroma(source: str) -> Any:
@@ -31,16 +66,18 @@ def open_chroma(source: str) -> Any:
         # Chroma would make a new, empty database of any folder.
         if not (folder / "chroma.sqlite3").is_file():
             raise InvalidInputError(f"no Chroma database at {source}: the folder has no chroma.sqlite3")
-        return chromadb.PersistentClient(str(folder), settings=settings)
-    address = urlsplit(source)
+        with host_errors(source):
+            return chromadb.PersistentClient(str(folder), settings=settings)
+    try:
+        address = urlsplit(source)
+    except ValueError as error:
+        raise InvalidInputError(f"a Chroma server's address is http://host:port, got {source!r}: {error}") from error
     if address.scheme not in ("http", "https") or not address.hostname:
         raise InvalidInputError(f"a Chroma server's address is http://host:port, got {source!r}")
-    try:
+    with host_errors(source):
         return chromadb.HttpClient(
             address.hostname, address.port or _CHROMA_PORT, ssl=address.scheme == "https", settings=settings
         )
-    except ValueError as error:
-        raise EmbeddingError(f"{source}: {error}") from error
 
 
 def open_lancedb(source: str, table: str) -> Any:
@@ -56,7 +93,9 @@ def open_lancedb(source: str, table: str) -> Any:
         raise EmbeddingError(f"this needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
     if not _URI.match(source) and not Path(source).expanduser().is_dir():
         raise InvalidInputError(f"no LanceDB database at {source}: there is no such folder")
-    db: Any = lancedb.connect(source)
-    if table not in db:
+    with host_errors(source):
+        db: Any = lancedb.connect(source)
+        has_table = table in db
+    if not has_table:
         raise InvalidInputError(f"no table {table!r} in {source}")
     return db

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import print_rows, progress
+from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.corpus import Docstring, popular_docstrings
 from akidb_mlx_plugin.errors import EmbeddingError
 
@@ -44,6 +46,7 @@ def demo(
     question: Annotated[str | None, typer.Argument(help="What to look for; without it, three built-in ones.")] = None,
     path: Annotated[Path | None, typer.Option(help="Where the two databases are kept.")] = None,
     model: Annotated[str, typer.Option(help="Model to embed with.")] = "minilm-l6-v2",
+    pooling: PoolingOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Index 1,000 docstrings of the standard library in Chroma and LanceDB, and answer questions from both.
@@ -56,10 +59,11 @@ def demo(
     download_model(model, show_progress=sys.stderr.isatty())
     folder = path or default_cache_dir().parent / "demo"
     # What both databases accept as a name, whatever the model's is.
-    short = re.sub(r"[^A-Za-z0-9]+", "_", model).strip("_")[-60:]
+    short = re.sub(r"[^A-Za-z0-9]+", "_", f"{model} {pooling or ''}").strip("_")[-60:]
     version = f"python_{sys.version_info.major}_{sys.version_info.minor}_{short}"
     corpus = popular_docstrings(_TEXTS)
-    stores = [_open_chroma(folder / "chroma", version, model), _open_lancedb(folder / "lancedb", version, model)]
+    config = EmbeddingConfig.from_arguments(model, pooling=pooling)
+    stores = [_open_chroma(folder / "chroma", version, config), _open_lancedb(folder / "lancedb", version, config)]
     with progress() as bar:
         for store in stores:
             _fill(store, corpus, bar)
@@ -102,7 +106,7 @@ def _answers(store: _Store, question: str, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _open_chroma(folder: Path, name: str, model: str) -> _Store:
+def _open_chroma(folder: Path, name: str, config: EmbeddingConfig) -> _Store:
     try:
         import chromadb
         from akidb_mlx_chroma import MLXEmbeddingFunction
@@ -112,7 +116,7 @@ def _open_chroma(folder: Path, name: str, model: str) -> _Store:
     client = chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
     collection = client.get_or_create_collection(
         name,
-        embedding_function=MLXEmbeddingFunction(model=model),  # type: ignore[arg-type]  # Chroma types it for images too
+        embedding_function=MLXEmbeddingFunction.from_config(config),  # type: ignore[arg-type]  # Chroma types it for images too
     )
 
     def add(docs: Sequence[Docstring]) -> None:
@@ -129,7 +133,7 @@ def _open_chroma(folder: Path, name: str, model: str) -> _Store:
     return _Store("Chroma", lambda: set(collection.get(include=[])["ids"]), add, ask)
 
 
-def _open_lancedb(folder: Path, name: str, model: str) -> _Store:
+def _open_lancedb(folder: Path, name: str, config: EmbeddingConfig) -> _Store:
     try:
         import lancedb
         from akidb_mlx_lancedb import MLXEmbeddings
@@ -137,7 +141,7 @@ def _open_lancedb(folder: Path, name: str, model: str) -> _Store:
         from lancedb.query import LanceVectorQueryBuilder
     except ImportError as error:
         raise EmbeddingError(f"the demo needs LanceDB ({error}): pip install 'akidb-mlx-plugin[all]'") from error
-    function = MLXEmbeddings.create(name=model)
+    function = MLXEmbeddings.from_config(config)
 
     class Entry(LanceModel):
         name: str
@@ -151,7 +155,7 @@ def _open_lancedb(folder: Path, name: str, model: str) -> _Store:
 
     def ask(question: str, count: int) -> list[tuple[str, str, float]]:
         search = cast(LanceVectorQueryBuilder, table.search(question))
-        hits = search.distance_type("cosine").limit(count).to_list()
+        hits = search.distance_type(function.distance_type()).limit(count).to_list()
         return [(hit["name"], hit["text"], 1 - hit["_distance"]) for hit in hits]
 
     return _Store("LanceDB", lambda: set(table.to_arrow().column("name").to_pylist()), add, ask)

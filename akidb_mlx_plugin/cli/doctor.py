@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import time
@@ -9,11 +10,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+
+if TYPE_CHECKING:
+    from akidb_mlx_plugin.runtime.blas import Blas
 
 _PACKAGES = ("mlx", "tokenizers", "huggingface_hub", "chromadb", "lancedb")
 _OPTIONAL = {"chromadb": "chroma", "lancedb": "lancedb"}
@@ -58,8 +63,8 @@ def _packages() -> Iterator[_Finding]:
 
 
 def _device() -> Iterator[_Finding]:
-    from akidb_mlx_plugin.blas import REMEDY, is_amd_with_avx512, load_blas
-    from akidb_mlx_plugin.embedder import choose_device
+    from akidb_mlx_plugin.runtime.blas import REMEDY, load_blas
+    from akidb_mlx_plugin.runtime.devices import choose_device
     from akidb_mlx_plugin.workers import WorkerPool, core_count
 
     device = choose_device("auto")
@@ -71,12 +76,18 @@ def _device() -> Iterator[_Finding]:
     finally:
         pool.close()
     slow = device == "cpu" and gflops < _SLOW_GFLOPS
-    where = f" ({blas.path})" if blas.path else ""
     if device == "cpu":
-        hint = "; OpenBLAS (apt install libopenblas0-pthread) would use this processor's AVX-512 and MKL does not"
-        hint = hint if blas.name == "mkl" and is_amd_with_avx512() else ""
-        yield _Finding("BLAS", f"{blas}{where}{hint}", REMEDY if blas.name == "reference" else "")
+        yield _Finding("BLAS", _describe_blas(blas), REMEDY if blas.name == "reference" else "")
+        for other in blas.others:
+            yield _Finding("BLAS, slower", _describe_blas(other))
+        if forced := os.environ.get("OPENBLAS_CORETYPE"):
+            yield _Finding("OPENBLAS_CORETYPE", f"{forced}: kernels of another processor may halve the speed")
     yield _Finding("matrix products", f"{gflops:.0f} GFLOP/s in float32", REMEDY if slow else "")
+
+
+def _describe_blas(blas: Blas) -> str:
+    speed = f", {blas.gflops:.0f} GFLOP/s in a short trial" if blas.gflops else ""
+    return f"{blas}{speed}" + (f" ({blas.path})" if blas.path else "")
 
 
 def _measure_gflops() -> float:
@@ -114,7 +125,6 @@ def _nearest_existing(folder: Path) -> Path:
 
 
 def _hub() -> _Finding:
-    import os
     import urllib.error
     import urllib.request
 

@@ -13,6 +13,7 @@ import typer
 
 from akidb_mlx_plugin.cli.embed_input import TextSource
 from akidb_mlx_plugin.cli.embed_output import VectorWriter, find_writer, replacing
+from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows, progress
 from akidb_mlx_plugin.types import Kind
 
@@ -39,6 +40,7 @@ def embed(
     ] = None,
     kind: Annotated[Kind, typer.Option(help="Which of the model's prompts goes before each text.")] = "document",
     dimension: Annotated[int | None, typer.Option(help="Length of the vectors; without it, the model's.")] = None,
+    pooling: PoolingOption = None,
     text_field: Annotated[str, typer.Option(help="Where in JSONL and Parquet the text is.")] = "text",
     vector_field: Annotated[str, typer.Option(help="Where in JSONL and Parquet the vector goes.")] = "vector",
     input_format: Annotated[
@@ -62,7 +64,7 @@ def embed(
     begun = time.perf_counter()
     with (
         TextSource(source, input_format, text_field) as texts,
-        _open_service(model, dimension) as service,
+        _open_service(model, dimension, pooling) as service,
         replacing(output) as file,
         closing(make_writer(file, texts.schema, vector_field)) as writer,
     ):
@@ -97,13 +99,13 @@ def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer:
     return total
 
 
-def _open_service(model: str | None, dimension: int | None) -> EmbeddingService:
+def _open_service(model: str | None, dimension: int | None, pooling: str | None) -> EmbeddingService:
     """Return a service with its model on this machine, so that a download has a bar of its own."""
     from akidb_mlx_plugin.checkpoints.reader import check_settings
     from akidb_mlx_plugin.hub import ensure_model
     from akidb_mlx_plugin.service import EmbeddingService
 
-    service = EmbeddingService(model, dimension=dimension)
+    service = EmbeddingService(model, dimension=dimension, pooling=pooling)
     mlx = service.config.mlx
     if service.config.mode == "mlx":
         ensure_model(mlx.model, cache_dir=mlx.cache_dir, show_progress=sys.stderr.isatty(), check=check_settings)

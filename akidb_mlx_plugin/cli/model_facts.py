@@ -15,8 +15,8 @@ from akidb_mlx_plugin.checkpoints.loading import estimate_memory
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError
 from akidb_mlx_plugin.hub_client import is_offline
+from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
 from akidb_mlx_plugin.registry import ModelSource
-from akidb_mlx_plugin.tokenizer import TextTokenizer
 
 # What of a checkpoint's config.json distinguishes models.
 _CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "vocab_size", "quantization")
@@ -83,7 +83,7 @@ def _folder_facts(source: ModelSource, folder: Path, repo: str) -> dict[str, Any
         checkpoint = read_checkpoint(folder, name=source.name, spec=source.spec, repo=repo)
         facts = _describe(checkpoint)
         facts["memory_bytes"] = estimate_memory(checkpoint)
-        TextTokenizer(checkpoint.folder, checkpoint.max_tokens, end_token=checkpoint.end_token)
+        load_text_tokenizer(checkpoint)
         return facts | {"supported": True}
     except EmbeddingError as error:
         return _refused(error, folder, str(folder))

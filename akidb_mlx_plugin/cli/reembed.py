@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from akidb_mlx_plugin.cli.databases import open_chroma, open_lancedb
+from akidb_mlx_plugin.cli.databases import host_errors, open_chroma, open_lancedb
+from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError
@@ -25,6 +26,7 @@ def reembed(
         str | None, typer.Option(help="The new one's name; without it, the old one's and the model's.")
     ] = None,
     dimension: Annotated[int | None, typer.Option(help="Length of the new vectors; without it, the model's.")] = None,
+    pooling: PoolingOption = None,
     on: Annotated[str, typer.Option(help="The table's column that tells rows apart.")] = "id",
     batch_size: Annotated[int | None, typer.Option(help="Documents embedded and written together.")] = None,
     as_json: JsonOption = False,
@@ -37,10 +39,11 @@ def reembed(
     """
     if (collection is None) == (table is None):
         raise typer.BadParameter("name a Chroma collection with --collection, or a LanceDB table with --table")
+    config = EmbeddingConfig.from_arguments(model, dimension=dimension, pooling=pooling)
     if collection is not None:
-        made, response = _reembed_collection(source, collection, model, dimension, name, batch_size)
+        made, response = _reembed_collection(source, collection, config, name, batch_size)
     else:
-        made, response = _reembed_table(source, str(table), model, dimension, name, batch_size, on)
+        made, response = _reembed_table(source, str(table), config, name, batch_size, on)
     row = {
         "from": collection or table,
         "to": made,
@@ -55,42 +58,42 @@ def reembed(
 
 
 def _reembed_collection(
-    source: str, collection: str, model: str, dimension: int | None, name: str | None, batch_size: int | None
+    source: str, collection: str, config: EmbeddingConfig, name: str | None, batch_size: int | None
 ) -> tuple[str, UpsertResponse]:
     try:
         from akidb_mlx_chroma import MLXEmbeddingFunction
         from akidb_mlx_chroma.reembedding import reembed_collection
-        from chromadb.errors import ChromaError
     except ImportError as error:
         raise EmbeddingError(f"--collection needs Chroma ({error}): pip install 'akidb-mlx-plugin[chroma]'") from error
-    try:
-        found = open_chroma(source).get_collection(collection)
+    client = open_chroma(source)
+    with host_errors(source):
+        found = client.get_collection(collection)
         made, response = reembed_collection(
             found,
-            MLXEmbeddingFunction(model=model, dimension=dimension),
+            MLXEmbeddingFunction.from_config(config),
             name=name,
             show_progress=sys.stderr.isatty(),
             batch_size=batch_size,
         )
-    except ChromaError as error:
-        raise EmbeddingError(f"{source}: {error}") from error
     return made.name, response
 
 
 def _reembed_table(
-    source: str, table: str, model: str, dimension: int | None, name: str | None, batch_size: int | None, on: str
+    source: str, table: str, config: EmbeddingConfig, name: str | None, batch_size: int | None, on: str
 ) -> tuple[str, UpsertResponse]:
     try:
         from akidb_mlx_lancedb import MLXEmbeddings
         from akidb_mlx_lancedb.reembedding import reembed_table
     except ImportError as error:
         raise EmbeddingError(f"--table needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
-    made, response = reembed_table(
-        open_lancedb(source, table).open_table(table),
-        MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, dimension=dimension)),
-        name=name,
-        show_progress=sys.stderr.isatty(),
-        batch_size=batch_size,
-        on=on,
-    )
+    db = open_lancedb(source, table)
+    with host_errors(source):
+        made, response = reembed_table(
+            db.open_table(table),
+            MLXEmbeddings.from_config(config),
+            name=name,
+            show_progress=sys.stderr.isatty(),
+            batch_size=batch_size,
+            on=on,
+        )
     return made.name, response

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from akidb_mlx_plugin.cli.databases import open_chroma, open_lancedb
+from akidb_mlx_plugin.cli.databases import host_errors, open_chroma, open_lancedb
+from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
-from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.config import EmbeddingConfig
 
 # Enough to recognize a text by; --json prints all of it.
 _SHOWN = 120
@@ -26,11 +27,13 @@ def search(
     model: Annotated[
         str | None, typer.Option(help="The model its vectors were made with, where it does not say so itself.")
     ] = None,
+    pooling: PoolingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a Chroma collection or a LanceDB table; the question is embedded as its documents were.
 
-    Score is cosine similarity: 1 is the same meaning, about 0 nothing in common.
+    Score is cosine similarity: 1 is the same meaning, about 0 nothing in common. For the few models that were trained
+    for it, it is the dot product.
 
     Example: akidb-mlx search 'parse a date' --chroma ./chroma --collection docs
 
@@ -43,9 +46,9 @@ def search(
             f"{', not both' if in_chroma else ''}"
         )
     if in_chroma:
-        rows = _search_collection(str(chroma), str(collection), text, limit, model)
+        rows = _search_collection(str(chroma), str(collection), text, limit, model, pooling)
     else:
-        rows = _search_table(str(lancedb), str(table), text, limit, model)
+        rows = _search_table(str(lancedb), str(table), text, limit, model, pooling)
     if not as_json:
         rows = [{**row, "text": _shorten(row["text"]), "metadata": _plain(row["metadata"])} for row in rows]
     print_rows(rows, as_json=as_json)
@@ -53,19 +56,16 @@ def search(
         typer.echo("nothing in it yet", err=True)
 
 
-def _search_collection(source: str, name: str, text: str, limit: int, model: str | None) -> list[dict[str, Any]]:
+def _search_collection(
+    source: str, name: str, text: str, limit: int, model: str | None, pooling: str | None
+) -> list[dict[str, Any]]:
     client = open_chroma(source)
     from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
-    from chromadb.errors import ChromaError
 
-    try:
-        collection = get_collection(client, name, MLXEmbeddingFunction(model=model) if model else None)
+    with host_errors(source):
+        own = MLXEmbeddingFunction(model=model, pooling=pooling) if model or pooling else None
+        collection = get_collection(client, name, own)
         found = collection.query(query_texts=[text], n_results=limit)
-    except EmbeddingError:
-        raise
-    except (ChromaError, ValueError) as error:
-        # A ValueError is Chroma's word for a collection that stores another function than the one given.
-        raise EmbeddingError(f"{source}: {error}") from error
     columns: list[Any] = [found["ids"], found["distances"], found["documents"], found["metadatas"]]
     space = _space(collection.configuration_json)
     return [
@@ -74,22 +74,30 @@ def _search_collection(source: str, name: str, text: str, limit: int, model: str
     ]
 
 
-def _search_table(source: str, name: str, text: str, limit: int, model: str | None) -> list[dict[str, Any]]:
+def _search_table(
+    source: str, name: str, text: str, limit: int, model: str | None, pooling: str | None
+) -> list[dict[str, Any]]:
     db = open_lancedb(source, name)
-    from akidb_mlx_lancedb import MLXEmbeddings, open_table
+    from akidb_mlx_lancedb import MLXEmbeddings, open_table, validate_table
     from akidb_mlx_lancedb.target import function_at_hand, open_layout
 
-    own = MLXEmbeddings.create(name=model) if model else None
-    table = open_table(db, name, own)
-    layout = open_layout(table, None)
-    function = own or function_at_hand(layout)
-    assert function is not None, "open_table has refused a table without one"
-    vector = function.compute_query_embeddings(text)[0]
-    hits = table.search(vector, vector_column_name=layout.vector).distance_type("cosine").limit(limit).to_list()
+    with host_errors(source):
+        own = None
+        if model or pooling:
+            own = MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, pooling=pooling))
+        # A search brings its vector, also to a table that stores no function.
+        table = db.open_table(name) if own else open_table(db, name)
+        validate_table(table, own)
+        layout = open_layout(table, None)
+        function = own or function_at_hand(layout)
+        assert function is not None, "open_table has refused a table without one"
+        vector = function.compute_query_embeddings(text)[0]
+        metric = function.distance_type()
+        hits = table.search(vector, vector_column_name=layout.vector).distance_type(metric).limit(limit).to_list()
     own_columns = {layout.vector, layout.text, "id", "_distance"}
     return [
         {
-            **_score("cosine", hit["_distance"]),
+            **_score(metric, hit["_distance"]),
             **({"id": hit["id"]} if "id" in hit else {}),
             "text": hit.get(layout.text) if layout.text else None,
             "metadata": {key: value for key, value in hit.items() if key not in own_columns},
@@ -105,7 +113,9 @@ def _space(configuration: Mapping[str, Any]) -> str:
 
 def _score(space: str, distance: float) -> dict[str, float]:
     """Return what a row begins with: similarity where the distance says it, else the distance."""
-    return {"score": round(1 - distance, 4)} if space == "cosine" else {f"distance ({space})": round(distance, 4)}
+    if space in ("cosine", "ip", "dot"):
+        return {"score": round(1 - distance, 4)}
+    return {f"distance ({space})": round(distance, 4)}
 
 
 def _shorten(text: str | None) -> str | None:

@@ -1,1 +1,1 @@
-"""Texts to token rows: the tokenizer that transformers would make of a checkpoint folder."""
+"""From texts to vectors: what lies between the texts and the encoder."""

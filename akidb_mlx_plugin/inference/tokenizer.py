@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
+
+    from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class TextTokenizer:
         rows: int | None = None,
         end_token: str | None = None,
         lowercase: bool = False,
+        plain: bool = False,
     ) -> None:
         """Load the tokenizer that transformers makes of a folder.
 
@@ -46,22 +50,24 @@ class TextTokenizer:
             rows: of the embedding table: a token added beyond it is ordinary text. None: not limited.
             end_token: every row must end with it, also after truncation.
             lowercase: fold case first, as an old sentence-transformers setting asks.
+            plain: take tokenizer.json as it is and add no special tokens, as `StaticEmbedding` does.
         Raises:
             ModelNotFoundError: a file is missing or damaged, a setting is not supported, the vocabulary is larger than
                 the table, there is no such end token, or no room for text beside the special tokens.
         """
         # Deferred: an adapter may be imported and built without ever embedding a text.
         from akidb_mlx_plugin.inference.tokenizer_bounds import TextBounds
-        from akidb_mlx_plugin.inference.tokenizer_loading import load_tokenizer
+        from akidb_mlx_plugin.inference.tokenizer_loading import load_plain_tokenizer, load_tokenizer
 
-        loaded = load_tokenizer(folder, rows)
+        loaded = (load_plain_tokenizer if plain else load_tokenizer)(folder, rows)
+        self._adds_special_tokens = not plain
         self._tokenizer = loaded.tokenizer
         if lowercase:
             _fold_case(self._tokenizer)
         self._end_id = self._missing_end_id(end_token)
         self._special_ids = loaded.special_ids | ({self._end_id} if self._end_id is not None else set())
         room = max_tokens - (self._end_id is not None)
-        special = self._tokenizer.num_special_tokens_to_add(False)
+        special = 0 if plain else self._tokenizer.num_special_tokens_to_add(False)
         if room < max(special, 1):
             raise ModelNotFoundError(
                 f"{folder} allows {max_tokens} tokens for a text, which its special tokens alone exceed; "
@@ -88,18 +94,23 @@ class TextTokenizer:
         return TokenRows(ids, truncated=sum(bool(encoding.overflowing) for encoding in encodings))
 
     def prompt_length(self, prompt: str) -> int:
-        """Return how many leading tokens of a text belong to its prompt, as sentence-transformers counts them.
+        """Return how many leading tokens of a text belong to its prompt, as sentence-transformers counts them."""
+        return len(self.prompt_ids(prompt))
 
-        It tokenizes the prompt alone and leaves out the last token if that is a special one.
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the token ids of a prompt alone, less the last one if that is a special token.
+
+        Source: sentence-transformers `Transformer`, which leaves as many tokens out of the pooling.
         """
         if not prompt:
-            return 0
+            return []
         (row,) = self.encode([prompt]).ids
-        return len(row) - (row[-1] in self._special_ids)
+        return row[:-1] if row[-1] in self._special_ids else row
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         try:
-            return self._tokenizer.encode_batch_fast([self._bounds.shorten(text) for text in texts])
+            texts = [self._bounds.shorten(text) for text in texts]
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._adds_special_tokens)
         except BaseException as error:
             # tokenizers raises bare Exception, and where its own code gave up, a PanicException, which is none.
             if isinstance(error, Exception) or type(error).__name__ == "PanicException":
@@ -116,6 +127,18 @@ class TextTokenizer:
             raise ModelNotFoundError(f"the tokenizer has no token {end_token!r}, which must end every text")
         row = self._tokenizer.encode("a").ids
         return None if row and row[-1] == end_id else int(end_id)
+
+
+def load_text_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
+    """Return a checkpoint's tokenizer; errors as `TextTokenizer`."""
+    return TextTokenizer(
+        checkpoint.folder,
+        checkpoint.max_tokens,
+        rows=checkpoint.config.get("vocab_size"),
+        end_token=checkpoint.end_token,
+        lowercase=checkpoint.lowercase,
+        plain=checkpoint.model_type == STATIC,
+    )
 
 
 def _fold_case(tokenizer: Tokenizer) -> None:

@@ -119,14 +119,11 @@ def _build_byte_level(tokenizer: Tokenizer, settings: TokenizerSettings, named: 
 
 
 def _adapt_byte_level(tokenizer: Tokenizer, settings: TokenizerSettings) -> bool:
-    part = tokenizer.pre_tokenizer
-    last: Any = part
-    if isinstance(part, pre_tokenizers.Sequence):
-        last = part[len(read_state(part)["pretokenizers"]) - 1]
-    if not isinstance(last, pre_tokenizers.ByteLevel):
-        return not settings.says("add_prefix_space")
-    last.add_prefix_space = _optional_flag(settings, "add_prefix_space", False)
-    return True
+    prefix = _optional_flag(settings, "add_prefix_space", False)
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        tokenizer.pre_tokenizer.add_prefix_space = prefix
+        return True
+    return not prefix
 
 
 def _adapt_by(*keys: str) -> Callable[[Tokenizer, TokenizerSettings], bool]:

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.inference.tokenizer_classes import TOKENIZER_CLASSES, NamedTokens, TokenizerClass, surround
+from akidb_mlx_plugin.inference.tokenizer_models import OtherModelError
 from akidb_mlx_plugin.inference.tokenizer_settings import REMEDY, TokenizerSettings, read_tokenizer_settings
 from akidb_mlx_plugin.inference.tokenizer_tokens import (
     add_tokens,
@@ -28,11 +29,10 @@ from akidb_mlx_plugin.inference.tokenizer_tokens import (
 )
 
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
-# Text of every day: capitals, accents, numbers, punctuation, several scripts; nothing that only special tokens are.
-_PROBES = (
-    "The Quick brown fox's 2023 report (12,345 items) isn't naïve: café, Straße!",
-    "Привет, мир! 東京は日本の首都です。 한국어 مرحبا",
-)
+# Everyday text: capitals, accents, numbers, punctuation, several scripts.
+_PLAIN_TEXT = "The Quick brown fox's 2023 report (12,345) isn't naïve: café, Straße! Привет, мир! 東京の都 한국어 مرحبا"
+# So many tokens of the vocabulary are tried beside it.
+_TRIED_TOKENS = 400
 
 _log = logging.getLogger(__name__)
 
@@ -98,13 +98,31 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> LoadedTokenizer:
         return LoadedTokenizer(tokenizer, frozenset(number for number in ids if number is not None), side)
 
 
+def load_plain_tokenizer(folder: Path, rows: int | None = None) -> LoadedTokenizer:
+    """Load tokenizer.json as it is, as sentence-transformers' `StaticEmbedding` does; arguments as `load_tokenizer`."""
+    with _refusing(folder):
+        tokenizer = _read_file(folder / "tokenizer.json")
+        if tokenizer is None:
+            raise ModelNotFoundError(f"{folder} has no tokenizer.json")
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if rows is not None:
+            tokenizer = keep_tokens_with_rows(tokenizer, rows)
+        return LoadedTokenizer(tokenizer, frozenset(), "right")
+
+
 def _read_file(file: Path) -> Tokenizer | None:
     if not file.is_file():
         return None
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        raise ModelNotFoundError(
+            f"{file} has dropout {dropout}: a text would have other tokens each time; set it to null"
+        )
+    return tokenizer
 
 
 def _is_byte_level_llama(settings: TokenizerSettings, from_file: Tokenizer | None) -> bool:
@@ -139,27 +157,35 @@ def _choose(
     folder: Path, kind: TokenizerClass | None, from_file: Tokenizer, settings: TokenizerSettings, tokens: _Tokens
 ) -> Tokenizer:
     """Return the class's tokenizer, or tokenizer.json's where the two differ on plain text."""
-    dropout = getattr(from_file.model, "dropout", None)
     if kind is None:
-        if dropout:
-            raise ModelNotFoundError(f"tokenizer.json has dropout {dropout}: a text has other tokens each time")
         return tokens.add_to(from_file)
     try:
         of_class = _build(kind, from_file, settings, tokens)
-    except ModelNotFoundError:
-        if dropout or not kind.adapt(from_file, settings):
-            raise
+    except OtherModelError:
+        # Settings of the class mean nothing here, and were never heeded.
         return _as_saved(folder, settings, tokens.add_to(from_file))
-    if dropout or not kind.adapt(from_file, settings):
+    if not kind.adapt(from_file, settings):
         return of_class
     saved = tokens.add_to(from_file)
-    if all(saved.encode(text).ids == of_class.encode(text).ids for text in _PROBES):
+    if all(saved.encode(text).ids == of_class.encode(text).ids for text in (_PLAIN_TEXT, _words_of(saved, of_class))):
         return of_class
     return _as_saved(folder, settings, saved)
 
 
+def _words_of(saved: Tokenizer, of_class: Tokenizer) -> str:
+    """Return a text of many tokens of a vocabulary, so that whoever divides it in other places is found out."""
+    size = saved.get_vocab_size(with_added_tokens=False)
+    tokens = (saved.model.id_to_token(number) for number in range(0, size, max(1, size // _TRIED_TOKENS)))
+    both = (saved.get_added_tokens_decoder(), of_class.get_added_tokens_decoder())
+    added = {token.content for tokenizer in both for token in tokenizer.values()}
+    words = (token.removeprefix("##").strip("Ġ▁") for token in tokens if token is not None)
+    return " ".join(" ".join(word for word in words if word not in added).split())
+
+
 def _as_saved(folder: Path, settings: TokenizerSettings, saved: Tokenizer) -> Tokenizer:
-    _log.warning(
+    # A class that only the architecture stands for is nothing that the checkpoint says.
+    _log.log(
+        logging.WARNING if settings.values.get("tokenizer_class") else logging.DEBUG,
         "%s: tokenizer.json and its tokenizer_class %s disagree on plain text; taking tokenizer.json, as transformers "
         "4 does, not the class, as 5 does",
         folder,

@@ -16,6 +16,10 @@ from akidb_mlx_plugin.inference.tokenizer_settings import REMEDY
 _PROBED_IDS = 256
 
 
+class OtherModelError(ModelNotFoundError):
+    """A vocabulary is not of the kind that a tokenizer class works on."""
+
+
 def read_state(part: Any) -> dict[str, Any]:
     """Return what tokenizer.json would hold for a part of a tokenizer."""
     state = json.loads(part.__getstate__())
@@ -27,7 +31,8 @@ def as_word_piece(model: Any, unknown: str) -> Any:
     """Return a model as BERT's classes have it, the same one where nothing changes.
 
     Raises:
-        ModelNotFoundError: it is of another kind, or has no unknown token.
+        OtherModelError: it is of another kind.
+        ModelNotFoundError: it has no unknown token.
     """
     if isinstance(model, models.WordLevel):
         model = models.WordPiece(read_state(model)["vocab"], unk_token=unknown)
@@ -46,7 +51,7 @@ def as_bpe(model: Any, *, unknown: str | None = None, fallback: bool = False) ->
         unknown: token of characters that are not in the vocabulary; None: they are left out.
         fallback: whether such a character becomes its bytes first, as in models from sentencepiece.
     Raises:
-        ModelNotFoundError: it is of another kind.
+        OtherModelError: it is of another kind.
     """
     if not isinstance(model, models.BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         raise _wrong_kind(model, "BPE without marks inside words")
@@ -67,7 +72,7 @@ def as_unigram(model: Any, unknown_id: int) -> Any:
     """Return a model as the classes from sentencepiece with scores have it.
 
     Raises:
-        ModelNotFoundError: it is of another kind.
+        OtherModelError: it is of another kind.
     """
     if not isinstance(model, models.Unigram):
         raise _wrong_kind(model, "Unigram")
@@ -110,7 +115,7 @@ def tokens_beyond(model: Any, size: int, rows: int) -> dict[str, int]:
     return {token: number for token, number in vocabulary.items() if number >= rows}
 
 
-def _wrong_kind(model: Any, wanted: str) -> ModelNotFoundError:
-    return ModelNotFoundError(
+def _wrong_kind(model: Any, wanted: str) -> OtherModelError:
+    return OtherModelError(
         f"tokenizer.json holds a {type(model).__name__} model, and its tokenizer_class works on {wanted}; {REMEDY}"
     )

@@ -20,29 +20,18 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 REMEDY = "save the folder again with transformers (AutoTokenizer.from_pretrained, then save_pretrained)"
 
 # The class that transformers takes for a model type where the folder names none.
-_CLASS_OF_MODEL = {
-    "albert": "AlbertTokenizer",
-    "bert": "BertTokenizer",
-    "convbert": "BertTokenizer",
-    "distilbert": "BertTokenizer",
-    "electra": "BertTokenizer",
-    "gemma": "GemmaTokenizer",
-    "gemma2": "GemmaTokenizer",
-    "gemma3": "GemmaTokenizer",
-    "gemma3_text": "GemmaTokenizer",
-    "gte": "XLMRobertaTokenizer",
-    "jina_embeddings_v3": "XLMRobertaTokenizer",
-    "longformer": "RobertaTokenizer",
-    "mobilebert": "BertTokenizer",
-    "mpnet": "MPNetTokenizer",
-    "mt5": "T5Tokenizer",
-    "nomic_bert": "BertTokenizer",
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-    "roberta": "RobertaTokenizer",
-    "t5": "T5Tokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
+_MODELS_OF_CLASS = {
+    "AlbertTokenizer": "albert",
+    "BertTokenizer": "bert convbert distilbert electra ernie megatron-bert nomic_bert squeezebert",
+    "GPT2Tokenizer": "codegen dbrx gpt2 gpt_neo gptj opt phi starcoder2",
+    "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma",
+    "MPNetTokenizer": "mpnet",
+    "Qwen2Tokenizer": "qwen2 qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_next qwen3_vl qwen3_vl_moe",
+    "RobertaTokenizer": "bart longformer roberta roberta-prelayernorm",
+    "T5Tokenizer": "mt5 switch_transformers t5",
+    "XLMRobertaTokenizer": "gte jina_embeddings_v3 xlm-roberta xmod",
 }
+_CLASS_OF_MODEL = {model: kind for kind, models in _MODELS_OF_CLASS.items() for model in models.split()}
 # Model types whose folders name a class that is wrong for them: transformers takes tokenizer.json as it is.
 _MODELS_AS_SAVED = """
 arctic beam bigbird_pegasus ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite gpt_bigcode granite

@@ -14,6 +14,8 @@ from akidb_mlx_plugin.inference.tokenizer_classes import NamedTokens, TokenizerC
 from akidb_mlx_plugin.inference.tokenizer_models import tokens_beyond, without_tokens
 from akidb_mlx_plugin.inference.tokenizer_settings import NAMED_TOKENS, REMEDY, TokenizerSettings, is_token, to_token
 
+_MOST_EXTRA_IDS = 10_000
+
 
 def name_tokens(
     settings: TokenizerSettings,
@@ -53,8 +55,18 @@ def extra_tokens(settings: TokenizerSettings) -> list[AddedToken | str]:
     if not tokens or isinstance(tokens, dict):
         tokens = settings.values.get("additional_special_tokens") or []
         if settings.kind == "T5Tokenizer" and not any("<extra_id_" in str(token) for token in tokens):
-            tokens = [*tokens, *(f"<extra_id_{i}>" for i in range(int(settings.values.get("extra_ids", 100))))]
+            tokens = [*tokens, *(f"<extra_id_{i}>" for i in range(_extra_ids(settings)))]
     return [to_token("extra_special_tokens", token) for token in tokens]
+
+
+def _extra_ids(settings: TokenizerSettings) -> int:
+    """Return how many tokens T5 keeps for the gaps of its training."""
+    count = settings.values.get("extra_ids", 100)
+    if not isinstance(count, int) or not 0 <= count <= _MOST_EXTRA_IDS:
+        raise ModelNotFoundError(
+            f"tokenizer_config.json: extra_ids is {count!r}, not a number up to {_MOST_EXTRA_IDS}; {REMEDY}"
+        )
+    return count
 
 
 def add_tokens(

@@ -14,6 +14,8 @@ from akidb_mlx_plugin.errors import ModelNotFoundError
 
 # Class names that say that a decoder attends in both directions, such as LlamaBidirectionalModel or MistralBiModel.
 _BOTH_WAYS_CLASS = re.compile(r"Bidirec|Bi(Model|Encoder|For)")
+# gte-Qwen2 and stella_en_1.5B: named like transformers' decoder, and attends in both directions by default.
+_GTE_QWEN2 = "modeling_qwen.Qwen2Model"
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,11 @@ class Architecture:
         both_ways: whether tokens see what comes after them, where the configuration does not say.
         hidden_size: name of the setting for the width of the token vectors.
         positions: name of the setting for the number of positions; None where there is no such limit.
-        code: classes that published checkpoints name in `auto_map`, whose computation is this one.
         offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
+        text_config: whether it is one tower of several, whose settings lie in `text_config`.
+        code: what published checkpoints name in `auto_map` whose computation is this one: a class, or "file.Class".
+        projection: name of a linear layer without a bias that some checkpoints have behind their last norm; its width
+            is `num_labels`.
     """
 
     module: str
@@ -36,9 +41,26 @@ class Architecture:
     hidden_size: str = "hidden_size"
     positions: str | None = "max_position_embeddings"
     offset_positions: bool = False
+    text_config: bool = False
     code: tuple[str, ...] = ()
+    projection: str | None = None
 
 
+# What to do about published code that this package does not run, by file or class of `auto_map`.
+_ADVICE: Mapping[str, str] = {
+    "modeling_lora": (
+        "it applies an adapter (LoRA) for each task; merge that of your task into jinaai/jina-embeddings-v3-hf (peft's "
+        "merge_and_unload, then save_pretrained)"
+    ),
+    "modeling_jina_embeddings_v5": (
+        "it applies an adapter (LoRA) for each task; take a repository with the adapter merged, such as "
+        "jinaai/jina-embeddings-v5-text-small-retrieval or jinaai/jina-embeddings-v5-text-nano-retrieval"
+    ),
+    "PPLXQwen3Model": "its modules round vectors to 8 bits by code of the checkpoint's own too (st_quantize)",
+}
+_EMBEDDING_GEMMA2 = Architecture(
+    "embedding_gemma2", "EmbeddingGemma2Encoder", hidden_size="embedding_dim", text_config=True
+)
 ARCHITECTURES = {
     "albert": Architecture("albert", "AlbertEncoder"),
     "bert": Architecture("bert", "BertEncoder", code=("JinaBertModel",)),
@@ -46,10 +68,16 @@ ARCHITECTURES = {
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     "distilbert": Architecture("distilbert", "DistilBertEncoder", hidden_size="dim"),
     "electra": Architecture("electra", "ElectraEncoder"),
+    "embedding_gemma2": _EMBEDDING_GEMMA2,
+    # The text tower alone, as transformers' EmbeddingGemma2TextModel saves itself.
+    "embedding_gemma2_text": _EMBEDDING_GEMMA2,
     "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("EuroBertModel",)),
     "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
     "gte": Architecture("gte", "GteEncoder", code=("GteModel", "NewModel")),
     "jina_embeddings_v3": Architecture("jina_embeddings_v3", "JinaV3Encoder"),
+    # LiquidAI's encoders have the model_type of the decoder, and name their class.
+    "lfm2": Architecture("lfm2", "Lfm2Encoder", both_ways=False, code=("Lfm2BidirectionalModel",)),
+    "lfm2_bidirectional": Architecture("lfm2", "Lfm2Encoder"),
     "llama": Architecture("llama", "LlamaEncoder", both_ways=False),
     "llama_bidirec": Architecture("llama", "LlamaEncoder", code=("LlamaBidirectionalModel",)),
     "ministral": Architecture("mistral", "MinistralEncoder", both_ways=False),
@@ -63,8 +91,10 @@ ARCHITECTURES = {
     # Rotary positions have no end; max_position_embeddings, where a published one has it, is the length of training.
     "nomic_bert": Architecture("nomic_bert", "NomicBertEncoder", positions="n_positions", code=("NomicBertModel",)),
     "phi3": Architecture("phi3", "Phi3Encoder", both_ways=False),
-    "qwen2": Architecture("qwen2", "Qwen2Encoder", both_ways=False),
-    "qwen3": Architecture("qwen3", "Qwen3Encoder", both_ways=False),
+    "qwen2": Architecture("qwen2", "Qwen2Encoder", both_ways=False, code=(_GTE_QWEN2,)),
+    "qwen3": Architecture(
+        "qwen3", "Qwen3Encoder", both_ways=False, code=("Qwen3BidirectionalModel",), projection="linear"
+    ),
     "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     # So this package calls a table of token vectors, which has no model_type.
     "static_embedding": Architecture("static_embedding", "StaticEncoder"),
@@ -92,29 +122,93 @@ def check_config(config: Mapping[str, Any], file: str) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ModelNotFoundError(f"{file} has no model_type; is it a text encoder?")
+    check_code(config, file)
+
+
+def check_code(config: Mapping[str, Any], file: str) -> None:
+    """Check that a checkpoint is not computed by code of its own that does something else than this package.
+
+    Args:
+        config: `config.json`.
+        file: where it comes from, for the message.
+    Raises:
+        ModelNotFoundError: it is; the message names the code.
+    """
+    named = _code(config)
+    script, _, name = named.rpartition(".")
+    if not named or {named, name} & set(find_architecture(str(config.get("model_type"))).code):
+        return
+    advice = _ADVICE.get(script) or _ADVICE.get(name) or "the architecture's usual code would give other vectors"
+    raise ModelNotFoundError(
+        f"{file} has auto_map: the model is computed by code of its own ({named}), which this package does not run; "
+        f"{advice}"
+    )
+
+
+def _code(config: Mapping[str, Any]) -> str:
+    """Return what `auto_map` names, as "file.Class", whichever repository it lies in; "" where there is none."""
     code = config.get("auto_map")
     named = code.get("AutoModel") if isinstance(code, Mapping) else None
-    # "file.Class", or "repository--file.Class".
-    if named is not None and str(named).rpartition(".")[2] not in find_architecture(model_type).code:
+    return str(named or "").rpartition("--")[2]
+
+
+def projection_of(config: Mapping[str, Any]) -> int | None:
+    """Return the width of the linear layer that a checkpoint's encoder ends with by its settings; None: none.
+
+    Args:
+        config: `config.json`.
+    Raises:
+        ModelNotFoundError: it has one, and does not say its width.
+    """
+    if find_architecture(str(config.get("model_type"))).projection is None or not _code(config):
+        return None
+    width = config.get("num_labels")
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
         raise ModelNotFoundError(
-            f"{file} has auto_map: the model is computed by code of its own ({named}), which this package does not "
-            "run; the architecture's usual code would give other vectors"
+            f"config.json: num_labels, the width of {_code(config)}, must be a positive whole number, not {width!r}"
         )
+    return width
+
+
+def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `config.json` with the settings of the text encoder at its top, whatever other towers it has.
+
+    Args:
+        config: as it is written, or as this function returns it.
+    Returns:
+        `hidden_size` is the width of the token vectors, after the projection that an encoder may end with; an encoder
+        whose own width differs, or whose settings were nested, has its own in `text_config`.
+    Raises:
+        ModelNotFoundError: `text_config` is not there, or is not an object.
+    """
+    architecture = find_architecture(str(config.get("model_type")))
+    if not architecture.text_config:
+        return dict(config)
+    inner = config.get("text_config", config)
+    if not isinstance(inner, Mapping):
+        raise ModelNotFoundError(f"config.json has {inner!r} as text_config, where the settings of the encoder belong")
+    return {**inner, **config, "text_config": dict(inner), "hidden_size": inner.get(architecture.hidden_size)}
 
 
 def attends_both_ways(config: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint's tokens see what comes after them: by its config.json, else by its architecture.
 
     Args:
-        config: `config.json`; `is_causal`, `use_bidirectional_attention` and the names in `architectures` decide.
+        config: `config.json`; `is_causal`, `use_bidirectional_attention` and the names in `architectures` decide. As in
+            transformers, one of the two settings is enough.
     """
     if config.get("is_causal") is False or config.get("use_bidirectional_attention") is True:
         return True
     if config.get("is_causal") is True or config.get("use_bidirectional_attention") is False:
         return False
-    if any(_BOTH_WAYS_CLASS.search(str(name)) for name in config.get("architectures") or ()):
-        return True
-    return find_architecture(str(config.get("model_type"))).both_ways
+    return named_both_ways(config) or find_architecture(str(config.get("model_type"))).both_ways
+
+
+def named_both_ways(config: Mapping[str, Any]) -> bool:
+    """Return whether `architectures` or `auto_map` names a class that attends in both directions."""
+    code = _code(config)
+    named = [*(config.get("architectures") or ()), code]
+    return code == _GTE_QWEN2 or any(_BOTH_WAYS_CLASS.search(str(name)) for name in named)
 
 
 def check_pooling(config: Mapping[str, Any], modes: Collection[str]) -> None:

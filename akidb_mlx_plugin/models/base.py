@@ -11,10 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.nn.activations import on_cpu
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Prefix, Tokens
 
 # Tokens from which computing a layer takes longer than waking the thread that waits for it.
 _SETTLED_TOKENS = 64
+# What transformers' classes for a task have beside a decoder or encoder: classification, questions, language.
+TASK_HEADS = ("classifier.", "lm_head.", "qa_outputs.", "score.")
 
 
 class Encoder(nn.Module):
@@ -53,9 +55,25 @@ class Encoder(nn.Module):
             ModelNotFoundError: they are not; the message names the limit.
         """
 
+    @property
+    def prefix_token_bytes(self) -> int:
+        """Memory that a token of a `Prefix` takes; 0 where texts cannot be computed from one.
+
+        They can where no token sees what comes after it, and nothing of it depends on how long the text is.
+        """
+        return 0
+
+    def compute_prefix(self, tokens: Tokens) -> Prefix:
+        """Compute what the tokens that several texts begin with are to each layer.
+
+        Args:
+            tokens: one row, nothing padded; its arrays are evaluated when they are used.
+        """
+        raise NotImplementedError(f"{type(self).__name__} computes every text whole: prefix_token_bytes is 0")
+
     @abstractmethod
     def __call__(self, tokens: Tokens) -> mx.array:
-        """Return (T, D) token vectors on the packed axis."""
+        """Return (T, D) token vectors on the packed axis, without those of the prefix."""
 
 
 def settle(x: mx.array) -> mx.array:

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways
-from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle
 from akidb_mlx_plugin.models.settings import (
     check_activation,
     layer_windows,
@@ -67,7 +67,9 @@ class Args:
             # Half of it to each side, and the token itself.
             setting = setting // 2 + 1
         # transformers reads both settings; with is_causal false it takes another mask.
-        window = setting if full_width and config.get("is_causal") is not False else window_both_ways(config, setting)
+        window: int | None = setting
+        if any(layer_windows(pattern, setting, layers)) and (not full_width or config.get("is_causal") is False):
+            window = window_both_ways(config, setting)
         size = take_count(config, "head_dim", cls.head_dim)
         return cls(
             **take_fields(
@@ -166,7 +168,7 @@ class Gemma3Encoder(Encoder):
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # MLX conversions keep the prefix of the causal model, the original has none.
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
-        return {name: value for name, value in clean.items() if not name.startswith("lm_head.")}
+        return {name: value for name, value in clean.items() if not name.startswith(TASK_HEADS)}
 
     def prepare(self) -> None:
         # Gemma's norms scale by one plus their weight.

@@ -18,11 +18,12 @@ from akidb_mlx_plugin.models.base import Encoder, settle
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, rotated_share, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Prefix, Tokens
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 Angles = tuple[mx.array, mx.array]
+KeysValues = tuple[mx.array, mx.array]
 _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
@@ -76,14 +77,26 @@ class Attention(nn.Module):
             self.q_norm = nn.RMSNorm(args.head_dim, eps=args.rms_norm_eps)
             self.k_norm = nn.RMSNorm(args.head_dim, eps=args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens) -> mx.array:
+    def __call__(
+        self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
+    ) -> mx.array:
         # (T, H * d) -> (T, H, d)
-        q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q = self.q_proj(x).reshape(len(x), -1, self.head_dim)
         if "q_norm" in self:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, query_angles), rotate(k, key_angles)
+            q = self.q_norm(q)
+        q = rotate(q, query_angles)
+        k, v = self.keys_and_values(x, key_angles)
         scale = self.head_dim**-0.5
-        return self.o_proj(attend(q, k, v, tokens.blocks, scale=scale, causal=self.causal, window=self.window))
+        return self.o_proj(
+            attend(q, k, v, tokens.blocks, scale=scale, causal=self.causal, window=self.window, before=before)
+        )
+
+    def keys_and_values(self, x: mx.array, angles: Angles) -> KeysValues:
+        """Return the (T, K, d) keys, rotated, and values of (T, D) tokens."""
+        k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.k_proj, self.v_proj))
+        if "k_norm" in self:
+            k = self.k_norm(k)
+        return rotate(k, angles), v
 
 
 class MLP(nn.Module):
@@ -110,8 +123,10 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), query_angles, key_angles, tokens)
+    def __call__(
+        self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None = None
+    ) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), query_angles, key_angles, tokens, before)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -131,6 +146,8 @@ class LlamaEncoder(Encoder):
         self.norm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self._rotary = Rotary.from_settings(args.rope)
         self._query_growth = args.query_growth
+        self._causal = args.causal
+        self._key_width = args.num_key_value_heads * args.head_dim
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LlamaEncoder:
@@ -178,15 +195,44 @@ class LlamaEncoder(Encoder):
     def check_length(self, max_tokens: int) -> None:
         self._rotary.check_length(max_tokens)
 
-    def __call__(self, tokens: Tokens) -> mx.array:
-        # The table may be of another format than the computation.
-        x = self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
-        query_angles = key_angles = self._rotary.angles(tokens)
-        if self._query_growth:
-            beta, length = self._query_growth
-            growth = 1 + beta * mx.log(1 + mx.floor(tokens.positions / length))[:, None, None]
-            # Queries that are turned by longer cosines and sines are as long as if they were multiplied afterwards.
-            query_angles = (key_angles[0] * growth, key_angles[1] * growth)
+    @property
+    def prefix_token_bytes(self) -> int:
+        # Frequencies of their own in long texts would rotate the keys of a prefix in another way there.
+        if not self._causal or self._rotary.settings.long_frequencies is not None:
+            return 0
+        return 2 * len(self.layers) * self._key_width * self.norm.weight.dtype.size
+
+    def compute_prefix(self, tokens: Tokens) -> Prefix:
+        x = self._embed(tokens)
+        query_angles, key_angles = self._angles(tokens)
+        kept = []
         for layer in self.layers:
+            # A second time beside what the layer computes itself: it is few tokens, once.
+            keys_values = layer.self_attn.keys_and_values(layer.input_layernorm(x), key_angles)
+            # (P, K, d) -> (K, P, d)
+            keys, values = (mx.contiguous(part.swapaxes(0, 1)) for part in keys_values)
+            kept.append((keys, values))
             x = settle(layer(x, query_angles, key_angles, tokens))
+        return Prefix(len(x), tuple(kept))
+
+    def __call__(self, tokens: Tokens) -> mx.array:
+        x = self._embed(tokens)
+        query_angles, key_angles = self._angles(tokens)
+        for i, layer in enumerate(self.layers):
+            before = tokens.prefix.layers[i] if tokens.prefix else None
+            x = settle(layer(x, query_angles, key_angles, tokens, before))
         return self.norm(x)
+
+    def _embed(self, tokens: Tokens) -> mx.array:
+        # The table may be of another format than the computation.
+        return self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
+
+    def _angles(self, tokens: Tokens) -> tuple[Angles, Angles]:
+        """Return the angles of queries and of keys."""
+        angles = self._rotary.angles(tokens)
+        if not self._query_growth:
+            return angles, angles
+        beta, length = self._query_growth
+        growth = 1 + beta * mx.log(1 + mx.floor(tokens.positions / length))[:, None, None]
+        # Queries that are turned by longer cosines and sines are as long as if they were multiplied afterwards.
+        return (angles[0] * growth, angles[1] * growth), angles

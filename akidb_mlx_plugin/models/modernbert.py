@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from akidb_mlx_plugin.models.base import Encoder, settle, split_linear
+from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle, split_linear
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -154,8 +154,9 @@ class ModernBertEncoder(Encoder):
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
-        # The head for masked language modelling.
-        return {name: value for name, value in clean.items() if not name.startswith(("head.", "decoder."))}
+        # What the heads have in common, and that for masked language modelling.
+        heads = ("head.", "decoder.", *TASK_HEADS)
+        return {name: value for name, value in clean.items() if not name.startswith(heads)}
 
     def prepare(self) -> None:
         for layer in self.layers:

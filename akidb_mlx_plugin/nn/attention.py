@@ -29,6 +29,7 @@ def attend(
     causal: bool = False,
     window: int | None = None,
     bias: PositionBias | None = None,
+    before: tuple[mx.array, mx.array] | None = None,
 ) -> mx.array:
     """Attention within each text of a packed batch.
 
@@ -40,11 +41,13 @@ def attend(
         causal: a token sees itself and what is before it.
         window: a token sees only tokens less than this many places away.
         bias: added to the scaled scores.
+        before: (K, P, d) keys and values of tokens that every text begins with; only causal, and without a bias.
     Returns:
         (T, H * d).
     """
+    assert before is None or (causal and bias is None), "what comes before a text is kept for causal models alone"
     if on_cpu():
-        return _attend_sliced(q * scale, k, v, blocks, causal, window, bias)
+        return _attend_sliced(q * scale, k, v, blocks, causal, window, bias, before)
     outputs = []
     for block in blocks:
         # (T, H, d) -> (B, L, H, d)
@@ -52,7 +55,7 @@ def attend(
             x[block.start : block.stop].reshape(block.rows, block.length, x.shape[-2], x.shape[-1]) for x in (q, k, v)
         )
         if bias is None:
-            out = _attend_fused(queries, keys, values, block.lengths, scale, causal, window)
+            out = _attend_fused(queries, keys, values, block.lengths, scale, causal, window, before)
         else:
             out = _attend_fused_biased(queries, keys, values, block, scale, causal, window, bias)
         outputs.append(out.reshape(block.rows * block.length, -1))
@@ -67,15 +70,18 @@ def _attend_fused(
     scale: float,
     causal: bool,
     window: int | None,
+    before: tuple[mx.array, mx.array] | None,
 ) -> mx.array:
     """One fused kernel over (B, L, H, d); a boolean mask, because an additive one gives NaN on empty rows."""
-    length = q.shape[1]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    if before is not None:
+        k, v = (_put_before(x, y) for x, y in zip(before, (k, v), strict=True))
+    length = k.shape[2]
     if causal and (window is None or window >= length):
-        # With right padding and a causal mask no real token sees padding.
+        # The last query sees the last key; with right padding and a causal mask no real token sees padding.
         mask: mx.array | str | None = "causal"
     else:
-        mask = _visible(0, length, 0, length, lengths, causal, window)
+        mask = _visible(length - q.shape[2], length, 0, length, lengths, causal, window)
         mask = mask if mask is None or mask.ndim == 2 else mask[:, None]
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask).transpose(0, 2, 1, 3)
 
@@ -128,6 +134,7 @@ def _attend_sliced(
     causal: bool,
     window: int | None,
     bias: PositionBias | None,
+    before: tuple[mx.array, mx.array] | None,
 ) -> mx.array:
     """Scores, softmax and mixing over (T, H, d), q scaled, by slices of queries that see only the keys they reach."""
     heads, groups, size = q.shape[1], k.shape[1], q.shape[2]
@@ -135,20 +142,24 @@ def _attend_sliced(
     q, k, v = (swap_outer_axes(x) for x in (q, k, v))
     outputs = []
     for block in blocks:
-        rows, length = block.rows, block.length
+        rows = block.rows
         # (H, T, d) -> (K, H/K, B, L, d)
         queries, keys, values = (
-            x[:, block.start : block.stop].reshape(groups, -1, rows, length, size) for x in (q, k, v)
+            x[:, block.start : block.stop].reshape(groups, -1, rows, block.length, size) for x in (q, k, v)
         )
+        if before is not None:
+            keys, values = (_put_before(x[:, None, None], y) for x, y in zip(before, (keys, values), strict=True))
+        # Queries are counted as keys are, from the beginning of the text.
+        length, offset = keys.shape[-2], keys.shape[-2] - block.length
         step = max(_FEWEST_QUERIES, _MAX_SCORES // (rows * heads * length))
         if causal or window is not None:
             step = min(step, _MASKED_QUERIES)
         slices = []
-        for start in range(0, length, step):
+        for start in range(offset, length, step):
             stop = min(start + step, length)
             first = 0 if window is None else max(0, start - window + 1)
             last = stop if causal else length if window is None else min(length, stop + window - 1)
-            scores = queries[..., start:stop, :] @ keys[..., first:last, :].swapaxes(-1, -2)
+            scores = queries[..., start - offset : stop - offset, :] @ keys[..., first:last, :].swapaxes(-1, -2)
             if bias is not None:
                 # (H, Q, K), against (K, H/K, B, Q, K)
                 scores = (
@@ -165,6 +176,11 @@ def _attend_sliced(
         outputs.append(out.reshape(heads, -1, size))
     mixed = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
     return swap_outer_axes(mixed).reshape(-1, heads * size)
+
+
+def _put_before(prefix: mx.array, x: mx.array) -> mx.array:
+    """(K, …, P, d) keys or values before those of every text, (…, L, d), to (…, P + L, d)."""
+    return mx.concatenate([mx.broadcast_to(prefix, (*x.shape[:-2], *prefix.shape[-2:])), x], axis=-2)
 
 
 def _visible(

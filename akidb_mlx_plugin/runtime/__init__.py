@@ -1,1 +1,1 @@
-"""What this package takes of the machine: its processors, its memory, and the kernels compiled for them."""
+"""The machine beneath: matrix products, devices, memory, threads."""

@@ -7,21 +7,23 @@ from akidb_mlx_plugin.lazy import import_when_asked
 
 if TYPE_CHECKING:
     from akidb_mlx_chroma.collections import (
-        acreate_collection,
         aget_collection,
         aupsert,
-        create_collection,
+        avalidate_collection,
         get_collection,
         upsert,
         validate_collection,
     )
-    from akidb_mlx_chroma.reembedding import reembed
+    from akidb_mlx_chroma.creation import acreate_collection, create_collection
+    from akidb_mlx_chroma.reembedding import areembed, reembed
 
 __all__ = [
     "MLXEmbeddingFunction",
     "acreate_collection",
     "aget_collection",
+    "areembed",
     "aupsert",
+    "avalidate_collection",
     "create_collection",
     "get_collection",
     "reembed",
@@ -29,16 +31,19 @@ __all__ = [
     "validate_collection",
 ]
 
-_HELPERS = (
-    "acreate_collection",
-    "aget_collection",
-    "aupsert",
-    "create_collection",
-    "get_collection",
-    "upsert",
-    "validate_collection",
-)
-__getattr__ = import_when_asked(__name__, {**dict.fromkeys(_HELPERS, "collections"), "reembed": "reembedding"})
+_HELPERS = {
+    "collections": (
+        "aget_collection",
+        "aupsert",
+        "avalidate_collection",
+        "get_collection",
+        "upsert",
+        "validate_collection",
+    ),
+    "creation": ("acreate_collection", "create_collection"),
+    "reembedding": ("areembed", "reembed"),
+}
+__getattr__ = import_when_asked(__name__, {name: module for module, names in _HELPERS.items() for name in names})
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +19,11 @@ from akidb_mlx_plugin.types import Kind, ModelInfo
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
+
+# What a model was trained to be compared by, in Chroma's words; for "manhattan" it has none, and l2 is the nearest.
+_SPACES: dict[str, Space] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2", "manhattan": "l2"}
+
+_log = logging.getLogger(__name__)
 
 
 @register_embedding_function
@@ -39,6 +46,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         normalize: bool | None = None,
         *,
         mode: Mode | None = None,
+        pooling: str | Sequence[str] | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
         query_task: str | None = None,
@@ -51,8 +59,10 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         Args:
             model: a short name (`akidb-mlx models list`), a Hugging Face repository "org/repo", or a folder.
             dimension: length of the vectors, by matryoshka truncation where the model was trained for it.
-            normalize: scale vectors to unit length; on by default.
+            normalize: scale vectors to unit length, or leave them as they are; by default as the checkpoint says.
             mode: "mlx"; "user_provided" for collections whose vectors are always given; "mock" for tests.
+            pooling: how token vectors become one, in place of what the checkpoint says: "cls", "max", "mean",
+                "mean_sqrt_len_tokens", "weightedmean" or "lasttoken"; several as a list or as "cls+mean".
             query_prompt: text put before each query in place of the model's.
             document_prompt: text put before each document in place of the model's.
             query_task, document_task: name of another of the model's prompts (`akidb-mlx models info NAME`), such as
@@ -68,6 +78,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             mode=mode,
             dimension=dimension,
             normalize=normalize,
+            pooling=pooling,
             device=device,
             cache_dir=cache_dir,
             query_prompt=query_prompt,
@@ -98,6 +109,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     def _use(self, config: EmbeddingConfig, *, trusted: bool) -> None:
         self._config = config
         self._trusted = trusted
+        self._space_is_guessed = False
 
     @property
     def service(self) -> EmbeddingService:
@@ -125,8 +137,16 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         return "akidb_mlx"
 
     def default_space(self) -> Space:
-        """Return "cosine": what the models were trained for."""
-        return "cosine"
+        """Return what the model was trained to be compared by: "ip" for dot products, nearly always "cosine".
+
+        Vectors of unit length are compared by cosine. What a model of neither the registry nor this machine was trained
+        for is not known before its download, which this does not start: "cosine" then, and the first text embedded
+        logs a warning if that was wrong. Chroma stores the answer when it makes the collection, for good.
+        `create_collection` of this package downloads first.
+        """
+        similarity = self._find_similarity()
+        self._space_is_guessed = similarity is None
+        return _SPACES[similarity or "cosine"]
 
     def supported_spaces(self) -> list[Space]:
         """Return the distances that make sense for these vectors."""
@@ -137,7 +157,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         return False
 
     def get_config(self) -> dict[str, Any]:
-        """Return what a collection stores: model, mode, dimension, normalize and prompts, all spelled out."""
+        """Return what a collection stores: model, mode, dimension, normalize, pooling and prompts, all spelled out."""
         return settings_of(self._config)
 
     @staticmethod
@@ -151,7 +171,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @staticmethod
     def validate_config(config: dict[str, Any]) -> None:
-        """Raise InvalidInputError for settings this version does not know."""
+        """Raise InvalidInputError for settings, and for a pooling, that this version does not know."""
         check_settings(config)
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
@@ -159,6 +179,10 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         try:
             check_same_space(old_config, new_config)
         except InvalidInputError as error:
+            from akidb_mlx_plugin.spaces import has_same_normalization
+
+            if has_same_normalization(old_config, new_config):
+                return
             # Chroma asks after it has written, and takes nothing back.
             raise InvalidInputError(
                 f"{error}. Chroma has stored the new settings already: put the old ones back by calling modify on this "
@@ -171,7 +195,34 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def _repr_html_(self) -> str:
         """Show in a notebook what a collection stores of it."""
-        return facts_table("MLXEmbeddingFunction", {**self.get_config(), "distance": self.default_space()})
+        distance = _SPACES[self._find_similarity() or "cosine"]
+        return facts_table("MLXEmbeddingFunction", {**self.get_config(), "distance": distance})
 
     def _embed(self, texts: Documents, kind: Kind) -> Embeddings:
-        return cast(Embeddings, list(self.service.embed_batch(texts, kind=kind).embeddings))
+        vectors = self.service.embed_batch(texts, kind=kind).embeddings
+        if self._space_is_guessed:
+            self._check_space()
+        return cast(Embeddings, list(vectors))
+
+    def _find_similarity(self) -> str | None:
+        """Return what the vectors are to be compared by; None: it is not known without a download."""
+        if self._config.mode != "mlx":
+            return "cosine"
+        from akidb_mlx_plugin.locate import find_similarity
+
+        mlx = self._config.mlx
+        return find_similarity(mlx.model, cache_dir=mlx.cache_dir, normalize=mlx.normalize, pooling=mlx.pooling)
+
+    def _check_space(self) -> None:
+        """Warn, now that the model is here, if another space than "cosine" would have been its default."""
+        self._space_is_guessed = False
+        space = _SPACES[self.model_info().compared_by]
+        if space != "cosine":
+            _log.warning(
+                "%s was not on this machine when Chroma asked for the distance of a collection, and got 'cosine'; its "
+                "vectors are to be compared by %r. If that collection is new, delete it and create it again, or give "
+                "configuration={'hnsw': {'space': %r}}",
+                self._config.mlx.model,
+                space,
+                space,
+            )

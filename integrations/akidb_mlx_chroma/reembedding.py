@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import re
+import threading
+import warnings
+from collections.abc import Coroutine
 from typing import Any, cast
 
-from chromadb.api.collection_configuration import CreateCollectionConfiguration
+from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
-from chromadb.api.types import EmbeddingFunction
+from chromadb.api.types import EmbeddingFunction, Schema
 
-from akidb_mlx_chroma.collections import fix_dimension
+from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, take, wait_on
+from akidb_mlx_chroma.creation import bind_function
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
-from akidb_mlx_chroma.target import ChromaSource, ChromaTarget
-from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_chroma.schemas import schema_for_new_vectors
+from akidb_mlx_chroma.target import ChromaSource, ChromaTarget, read_model
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.reembedding import SOURCE_KEY, check_source, default_name, reembed_documents
 from akidb_mlx_plugin.spaces import make_stamp, without_stamp
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 
 # How the index is built goes over to the new collection; the distance does not, it belongs to the vectors.
 _TUNING = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
+_SHORTEST, _LONGEST = 3, 512
+_HASH_LENGTH = 8
+# Chroma takes no address of the internet for a name.
+_ADDRESS = re.compile(r"\d+(\.\d+){3}")
 
 
 def reembed(
@@ -30,13 +42,13 @@ def reembed(
 ) -> Collection:
     """Embed a collection's documents again, with another function, into a new collection beside it.
 
-    The new one has the same ids, texts, metadata and index tuning; the old one is only read. A run that was cut off is
-    continued by the same call, and what is done already is not embedded again. At the end both are compared.
+    The new one has the same ids, texts, metadata, URIs and index settings; the old one stays as it is. A run that was
+    cut off is continued by the same call, and what is done already is not embedded again. At the end both are compared.
 
     Args:
         source: the collection as it is, whatever function it has.
         embedding_function: makes the new vectors.
-        name: of the new collection; None: the old name and the model's.
+        name: of the new collection; None: the old name and the model's, made a valid name.
         show_progress: draw a bar with rate and time left.
         batch_size: documents embedded and written together.
     Returns:
@@ -46,9 +58,46 @@ def reembed(
         DimensionMismatchError: the new name is that of an earlier run with another function.
         UpsertError: it ended midway; the same call continues.
     """
+    refuse_async(source, "await areembed(...) instead")
     return reembed_collection(
         source, embedding_function, name=name, show_progress=show_progress, batch_size=batch_size
     )[0]
+
+
+async def areembed(
+    source: AnyCollection,
+    embedding_function: MLXEmbeddingFunction,
+    *,
+    name: str | None = None,
+    show_progress: bool = False,
+    batch_size: int | None = None,
+) -> AnyCollection:
+    """Embed a collection's documents again without holding up the event loop; arguments and errors as `reembed`.
+
+    Cancelling the task ends it before its next request to Chroma; the same call continues.
+
+    Args:
+        source: from the asynchronous client, or from a synchronous one.
+    """
+    cancelled = threading.Event()
+    wait_for_loop = wait_on(asyncio.get_running_loop())
+
+    def wait(result: Any) -> Any:
+        if cancelled.is_set():
+            if isinstance(result, Coroutine):
+                result.close()
+            raise EmbeddingError("the re-embedding was cancelled")
+        return wait_for_loop(result)
+
+    running = asyncio.ensure_future(
+        asyncio.to_thread(_reembed, source, embedding_function, name, show_progress, batch_size, wait)
+    )
+    try:
+        return (await asyncio.shield(running))[0]
+    except asyncio.CancelledError as cancellation:
+        cancelled.set()
+        await asyncio.wait([running])
+        raise cancellation from running.exception()
 
 
 def reembed_collection(
@@ -60,35 +109,85 @@ def reembed_collection(
     batch_size: int | None = None,
 ) -> tuple[Collection, UpsertResponse]:
     """Do what `reembed` does, and return what it took as well."""
-    info = embedding_function.model_info()
-    new_name = name or default_name(source.name, info)
+    wait = refuse_waiting("await areembed(...) instead")
+    made, response = _reembed(source, embedding_function, name, show_progress, batch_size, wait)
+    return cast(Collection, made), response
+
+
+def valid_name(name: str) -> str:
+    """Return a name that Chroma takes for a collection: the same if it is one, else the nearest.
+
+    Names that are too long are cut, and end in a hash of all of it.
+    """
+    valid = re.sub(r"[^a-zA-Z0-9._-]+|\.{2,}", "-", name).strip("._-")
+    if len(valid) < _SHORTEST or _ADDRESS.fullmatch(valid):
+        valid = f"docs-{valid}".rstrip("-")
+    if len(valid) > _LONGEST:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
+        valid = f"{valid[: _LONGEST - _HASH_LENGTH - 1]}-{digest}"
+    return valid
+
+
+def _reembed(
+    source: AnyCollection,
+    function: MLXEmbeddingFunction,
+    name: str | None,
+    show_progress: bool,
+    batch_size: int | None,
+    wait: Wait = take,
+) -> tuple[AnyCollection, UpsertResponse]:
+    info = function.model_info()
+    new_name = name or valid_name(default_name(source.name, info))
     if new_name == source.name:
         raise InvalidInputError(f"the new collection needs a name of its own, not {new_name!r} again")
-    collection = _create_beside(source, new_name, embedding_function, info)
+    collection = _create_beside(source, new_name, function, info, wait)
     check_source(f"collection {new_name!r}", (collection.metadata or {}).get(SOURCE_KEY), str(source.id))
-    fix_dimension(collection, embedding_function)
+    bind_function(collection, function, wait)
     response = reembed_documents(
-        ChromaSource(source), ChromaTarget(collection), show_progress=show_progress, batch_size=batch_size
+        ChromaSource(source, wait), ChromaTarget(collection, wait), show_progress=show_progress, batch_size=batch_size
     )
     return collection, response
 
 
-def _create_beside(source: Collection, name: str, function: MLXEmbeddingFunction, info: ModelInfo) -> Collection:
+def _create_beside(
+    source: AnyCollection, name: str, function: MLXEmbeddingFunction, info: ModelInfo, wait: Wait
+) -> AnyCollection:
     """Create a collection, or open it, in the database of another one."""
-    hnsw = (source.configuration_json or {}).get("hnsw") or {}
-    tuning = {key: hnsw[key] for key in _TUNING if key in hnsw}
     host_function = cast(EmbeddingFunction[Any], function)
-    configuration: dict[str, Any] = {
-        "hnsw": {"space": function.default_space(), **tuning},
-        "embedding_function": host_function,
-    }
-    own = {key: value for key, value in without_stamp(source.metadata or {}).items() if not key.startswith("hnsw:")}
+    # As they are now: the object at hand may be older.
+    model = read_model(source, wait)
+    own = {key: value for key, value in without_stamp(model.metadata or {}).items() if not key.startswith("hnsw:")}
     # A collection knows its server and no client; the server makes the new one without the client's checks.
-    model = source._client.get_or_create_collection(
-        name=name,
-        metadata={**own, **make_stamp(info), SOURCE_KEY: str(source.id)},
-        configuration=cast(CreateCollectionConfiguration, configuration),
-        tenant=source.tenant,
-        database=source.database,
+    made = wait(
+        source._client.get_or_create_collection(
+            name=name,
+            metadata={**own, **make_stamp(info), SOURCE_KEY: str(source.id)},
+            tenant=source.tenant,
+            database=source.database,
+            **_index_settings(model, function),
+        )
     )
-    return Collection(client=source._client, model=model, embedding_function=host_function)
+    kind: Any = AsyncCollection if isinstance(source, AsyncCollection) else Collection
+    collection: AnyCollection = kind(
+        client=source._client, model=made, embedding_function=host_function, data_loader=source._data_loader
+    )
+    return collection
+
+
+def _index_settings(model: Any, function: MLXEmbeddingFunction) -> dict[str, Any]:
+    """Return how the new collection is indexed: as the old one, but for the distance, which is the function's."""
+    if model.serialized_schema:
+        with warnings.catch_warnings():
+            # Of a function that this process cannot build; it is replaced anyway.
+            warnings.simplefilter("ignore", UserWarning)
+            schema = Schema.deserialize_from_json(model.serialized_schema)
+        return {"schema": schema_for_new_vectors(schema, function)}
+    # A server from before schemas.
+    hnsw = (model.configuration_json or {}).get("hnsw") or {}
+    tuning = {key: hnsw[key] for key in _TUNING if key in hnsw}
+    return {
+        "configuration": {
+            "hnsw": {"space": function.default_space(), **tuning},
+            "embedding_function": cast(EmbeddingFunction[Any], function),
+        }
+    }

@@ -2,47 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import UUID
 
 import numpy as np
 from chromadb.api.models.AsyncCollection import AsyncCollection
-from chromadb.api.models.Collection import Collection
+from chromadb.errors import NotFoundError
 
+from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records, take
+from akidb_mlx_chroma.folders import is_local, warn_of_other_writers
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
-from akidb_mlx_chroma.metadata import check_metadata, plain_metadata
+from akidb_mlx_chroma.metadata import has_sparse_vector, is_same_metadata, plain_metadata
+from akidb_mlx_chroma.recovery import is_kept, read_pages, recover, taken_out
+from akidb_mlx_chroma.strays import clear_strays
 from akidb_mlx_plugin.collections import Source, StoredDocument, Target
+from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.spaces import StoredSpace, check_space
 from akidb_mlx_plugin.types import Document, Vector
-
-AnyCollection: TypeAlias = "Collection | AsyncCollection"
-# Gives the result of a host's call: the thing itself, or what its coroutine returns on the caller's event loop.
-Wait: TypeAlias = "Callable[[Any], Any]"
 
 _PAGE = 1000
 # The asynchronous client packs and unpacks requests on the event loop: 1024 rows took it 50 ms, these take 7.
 _ASYNC_ROWS = 128
+# Times that a text may be put back by another process while it is being taken away.
+_TRIES = 3
+# A record's URI, as Chroma keeps it among the metadata; it shows it elsewhere.
+_URI_KEY = "chroma:uri"
+
+# A write reads and writes. Asynchronous ones wait for their event loop meanwhile, which a synchronous one may be
+# holding up: each kind has its own lock.
+_write_locks: dict[tuple[UUID, bool], threading.Lock] = {}
+os.register_at_fork(after_in_child=_write_locks.clear)
 
 
-def take(result: Any) -> Any:
-    """Return what a synchronous call gave: it is there already."""
-    return result
+@dataclass(frozen=True)
+class RecordDocument(Document):
+    """A document with what Chroma keeps of it beyond that.
+
+    Attributes:
+        uri: None: it has none.
+    """
+
+    uri: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredRecord(StoredDocument):
+    """A document as Chroma has it."""
+
+    uri: str | None = None
+
+
+def read_model(collection: AnyCollection, wait: Wait = take) -> Any:
+    """Ask the database what it says of a collection now; the object at hand may be older.
+
+    Raises:
+        NotFoundError: it is gone.
+    """
+    server = collection._client
+    place = {"tenant": collection.tenant, "database": collection.database}
+    # By name first: servers and clients before 1.5.7 know no other way.
+    try:
+        model = wait(server.get_collection(name=collection.name, **place))
+        if model.id == collection.id:
+            return model
+    except NotFoundError:
+        pass
+    # It has another name since it was opened, or is gone.
+    cause: Exception | None = None
+    if hasattr(server, "get_collection_by_id"):
+        try:
+            return wait(server.get_collection_by_id(collection_id=collection.id, **place))
+        except Exception as error:
+            # An older server's answer has neither a message nor a type of its own.
+            if type(error) is not Exception:
+                raise
+            cause = error
+    raise NotFoundError(
+        f"collection {collection.name!r} is gone, or has another name now: get it again by its name "
+        "(following a collection to its new name takes Chroma 1.5.7 or later, client and server)"
+    ) from cause
 
 
 def read_space(collection: AnyCollection, wait: Wait = take) -> StoredSpace:
-    """Ask the database what it says of a collection now; the object at hand may be older."""
+    """Return what the database says of a collection's vectors now.
+
+    Raises:
+        InvalidInputError: the stored settings cannot be read.
+    """
+    model = read_model(collection, wait)
     # A collection object does not show the dimension that its first write has fixed; what it was made from does.
-    server = collection._client
-    model = wait(
-        server.get_collection_by_id(collection_id=collection.id, tenant=collection.tenant, database=collection.database)
-    )
     stored = (model.configuration_json or {}).get("embedding_function") or {}
     is_ours = stored.get("name") == MLXEmbeddingFunction.name()
+    settings = stored.get("config")
+    if is_ours and not isinstance(settings, Mapping | None):
+        raise InvalidInputError(f"collection {model.name!r} stores settings that are not a mapping: {settings!r:.80}")
     return StoredSpace(
         label=f"collection {model.name!r}",
         metadata=model.metadata or {},
-        settings=stored.get("config") or {} if is_ours else None,
+        settings=settings or {} if is_ours else None,
         dimension=model.dimension or 0,
     )
 
@@ -58,14 +119,16 @@ def function_at_hand(collection: AnyCollection, stored: StoredSpace) -> MLXEmbed
         return own
     if stored.settings is None:
         return None
-    return MLXEmbeddingFunction.build_from_config(dict(stored.settings))
+    return MLXEmbeddingFunction.build_from_config(cast("dict[str, Any]", stored.settings))
 
 
 class ChromaTarget(Target):
     """A collection that documents are written to, by the synchronous client or the asynchronous one."""
 
     def __init__(self, collection: AnyCollection, wait: Wait = take) -> None:
-        """Hold the collection against its function; nothing is embedded.
+        """Check that a collection fits its function, and bring back what a process that died had taken out.
+
+        Nothing is embedded.
 
         Raises:
             DimensionMismatchError: the function does not fit the collection.
@@ -80,12 +143,27 @@ class ChromaTarget(Target):
         self.dimension = check_space(stored, self.service)
         limit = int(wait(collection._client.get_max_batch_size()))
         self.max_rows = limit if limit > 0 else _PAGE
-        if isinstance(collection, AsyncCollection):
+        is_async = isinstance(collection, AsyncCollection)
+        if is_async:
             self.max_rows = min(self.max_rows, _ASYNC_ROWS)
+        self._lock = _write_locks.setdefault((collection.id, is_async), threading.Lock())
+        warn_of_other_writers(collection)
+        recover(collection, wait)
 
     def check_document(self, document: Document) -> None:
-        """Raise InvalidInputError for metadata that Chroma would refuse, lose or change."""
-        check_metadata(document)
+        """Raise InvalidInputError for what Chroma would refuse, lose or change."""
+        if is_kept(document.id):
+            raise InvalidInputError(f"the id {document.id!r} is this package's own; give the document another")
+        if has_sparse_vector(plain_metadata(document)) and is_local(self._collection):
+            raise InvalidInputError(
+                f"the metadata of document {document.id!r} cannot be stored: sparse vectors need Chroma Cloud; leave "
+                "them out"
+            )
+
+    def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
+        """Return whether a document's metadata and URI are what is stored; a null counts as absent."""
+        has_uri = not isinstance(document, RecordDocument) or document.uri == getattr(stored, "uri", None)
+        return has_uri and is_same_metadata(plain_metadata(document) or {}, stored.metadata)
 
     def count(self) -> int:
         """Return how many documents are in it."""
@@ -94,106 +172,117 @@ class ChromaTarget(Target):
     def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
         """Return what is stored of these documents, by id."""
         size = min(_PAGE, self.max_rows or _PAGE)
-        return {
-            id_: StoredDocument(text, np.asarray(vector, dtype=np.float32), metadata or {})
+        include: Any = ["documents", "metadatas", "embeddings", "uris"]
+        pages = (
+            get_records(self._collection, self._wait, ids=list(ids[start : start + size]), include=include)
             for start in range(0, len(ids), size)
-            for id_, text, metadata, vector in self._read(ids[start : start + size])
+        )
+        return {
+            id_: StoredRecord(text, np.asarray(vector, dtype=np.float32), metadata or {}, uri)
+            for page in pages
+            for id_, text, vector, metadata, uri in zip(
+                page["ids"], page["documents"], page["embeddings"], page["metadatas"], page["uris"], strict=True
+            )
         }
 
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
-        """Put documents in the place of what their ids have there now, or beside it.
+        """Insert documents, replacing those with the same ids; only a URI stays where none is given.
 
         Chroma's upsert merges: metadata keys that are not given stay, and so does a text. A key goes by being None; a
-        text goes with its record alone, which is taken out right before, and put back if the write fails.
+        text goes with its record alone, for which another one is added.
         """
-        ids = [document.id for document in documents]
-        texts = [document.text for document in documents]
-        found = self._wait(self._collection.get(ids=ids, include=["metadatas", "documents"]))
-        old_texts = dict(zip(found["ids"], found["documents"], strict=True))
-        old_metadata = dict(zip(found["ids"], found["metadatas"], strict=True))
-        metadatas = [_replacing(document, old_metadata.get(document.id)) for document in documents]
-        with self._taken_out([d.id for d in documents if d.text is None and old_texts.get(d.id) is not None]):
-            self._wait(
-                self._collection.upsert(
-                    ids=ids,
-                    embeddings=list(vectors),
-                    documents=cast("list[str]", texts) if any(text is not None for text in texts) else None,
-                    metadatas=cast(Any, metadatas) if any(metadatas) else None,
-                )
-            )
+        with self._lock:
+            ids = [document.id for document in documents]
+            found = self._wait(self._collection.get(ids=ids, include=["metadatas", "documents"]))
+            with_text = {id_ for id_, text in zip(found["ids"], found["documents"], strict=True) if text is not None}
+            metadata = dict(zip(found["ids"], found["metadatas"], strict=True))
+            losing = [index for index, d in enumerate(documents) if d.text is None and d.id in with_text]
+            others = sorted({*range(len(documents))} - {*losing})
+            if others:
+                self._upsert([documents[index] for index in others], vectors[others], metadata)
+            if losing:
+                self._add_without_text([documents[index] for index in losing], vectors[losing])
+            new = [d for index, d in enumerate(documents) if d.id not in metadata or index in losing]
+            if new:
+                columns = ([d.id for d in new], [d.text for d in new], [plain_metadata(d) for d in new])
+                clear_strays(self._collection, self._wait, *columns)
 
-    @contextmanager
-    def _taken_out(self, ids: list[str]) -> Iterator[None]:
-        """Delete records for what comes in their place; if that fails, they are what they were.
+    def _upsert(self, documents: Sequence[Document], vectors: Vector, old: Mapping[str, Any]) -> None:
+        columns: dict[str, list[Any]] = {
+            "documents": [document.text for document in documents],
+            "metadatas": [_replacing(document, old) for document in documents],
+            "uris": [document.uri if isinstance(document, RecordDocument) else None for document in documents],
+        }
+        given = {key: column for key, column in columns.items() if any(value is not None for value in column)}
+        self._wait(self._collection.upsert(ids=[d.id for d in documents], embeddings=list(vectors), **given))
+
+    def _add_without_text(self, documents: Sequence[Document], vectors: Vector) -> None:
+        """Take records with a text out, and add others without one.
 
         Raises:
-            RuntimeError: it failed, and they could not be put back.
+            RuntimeError: another process puts the text back again and again.
         """
-        if not ids:
-            yield
-            return
-        kept = self._wait(self._collection.get(ids=ids, include=["documents", "metadatas", "embeddings", "uris"]))
-        try:
-            self._wait(self._collection.delete(ids=ids))
-            yield
-        except Exception as error:
-            try:
-                self._put_back(kept)
-            except Exception as again:
-                raise RuntimeError(
-                    f"{error}; {len(ids)} documents that were to lose their text had been taken out for that, "
-                    f"{ids[0]!r} for one, and could not be put back ({again}); they are missing until this upsert is "
-                    "run again"
-                ) from error
-            raise
-
-    def _put_back(self, found: Any) -> None:
-        """Add records as they were read; those that are there, the old or the new ones, stay."""
-        # What has only keys that Chroma hides is read as {}, which it does not take.
-        metadatas: list[Any] = [metadata or None for metadata in found["metadatas"]]
-        self._wait(
-            self._collection.add(
-                ids=found["ids"],
-                embeddings=found["embeddings"],
-                documents=found["documents"],
-                metadatas=metadatas if any(metadatas) else None,
-                uris=found["uris"] if any(found["uris"]) else None,
-            )
+        ids = [document.id for document in documents]
+        metadatas: list[Any] = [_without_nulls(plain_metadata(document)) for document in documents]
+        for _ in range(_TRIES):
+            with taken_out(self._collection, self._wait, ids) as uris:
+                self._wait(
+                    self._collection.add(
+                        ids=ids,
+                        embeddings=list(vectors),
+                        metadatas=metadatas if any(metadatas) else None,
+                        uris=cast("list[str]", uris) if any(uris) else None,
+                    )
+                )
+            # Nothing was added where another process had brought the old one back, or has written the id meanwhile.
+            texts = self._wait(self._collection.get(ids=ids, include=["documents"]))["documents"]
+            if all(text is None for text in texts):
+                return
+        raise RuntimeError(
+            f"another process writes a text to {ids[0]!r} or one of {len(ids) - 1} others of {self.label} at the same "
+            "time; run this upsert again when it is done"
         )
-
-    def _read(self, ids: Sequence[str]) -> Iterator[tuple[str, str | None, Any, Any]]:
-        found = self._wait(self._collection.get(ids=list(ids), include=["documents", "metadatas", "embeddings"]))
-        return zip(found["ids"], found["documents"], found["metadatas"], found["embeddings"], strict=True)
 
 
 class ChromaSource(Source):
     """A collection that documents are read from."""
 
-    def __init__(self, collection: Collection) -> None:
-        """Note the collection."""
+    def __init__(self, collection: AnyCollection, wait: Wait = take) -> None:
+        """Note the collection, and bring back what a process that died had taken out."""
         self.label = f"collection {collection.name!r}"
         self._collection = collection
+        self._wait = wait
+        recover(collection, wait)
 
     def count(self) -> int:
         """Return how many documents there are."""
-        return self._collection.count()
+        return int(self._wait(self._collection.count()))
 
     def find_without_text(self) -> str | None:
         """Return the id of a document that has no text; None: all have one."""
         return next((document.id for document in self.read_all() if document.text is None), None)
 
     def read_all(self) -> Iterator[Document]:
-        """Yield every document with text and metadata and without its vector, a page at a time."""
-        offset = 0
-        while True:
-            page = self._collection.get(limit=_PAGE, offset=offset, include=["documents", "metadatas"])
-            if not page["ids"]:
-                return
-            offset += len(page["ids"])
-            for id_, text, metadata in zip(page["ids"], page["documents"] or (), page["metadatas"] or (), strict=True):
-                yield Document(id_, text=text, metadata=metadata)
+        """Yield every document with text, metadata and URI, and without its vector, a page at a time."""
+        for page in read_pages(self._collection, self._wait, ["documents", "metadatas", "uris"]):
+            for id_, text, metadata, uri in zip(
+                page["ids"], page["documents"], page["metadatas"], page["uris"], strict=True
+            ):
+                if not is_kept(id_):
+                    yield RecordDocument(id_, text=text, metadata=metadata, uri=uri)
 
 
-def _replacing(document: Document, old: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return metadata under which nothing of the old shines through; None: there is none, old or new."""
-    return {**dict.fromkeys(old or ()), **(plain_metadata(document) or {})} or None
+def _replacing(document: Document, old: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return metadata under which nothing of the old shines through; None: there is none, old or new.
+
+    Args:
+        document: goes to the database.
+        old: metadata of the records that are there, by id.
+    """
+    is_without_uri = isinstance(document, RecordDocument) and document.uri is None and document.id in old
+    nulls = {**dict.fromkeys(old.get(document.id) or ()), **({_URI_KEY: None} if is_without_uri else {})}
+    return {**nulls, **(plain_metadata(document) or {})} or None
+
+
+def _without_nulls(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return {key: value for key, value in (metadata or {}).items() if value is not None} or None

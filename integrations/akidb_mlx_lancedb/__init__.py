@@ -7,7 +7,8 @@ from akidb_mlx_plugin.lazy import import_when_asked
 
 if TYPE_CHECKING:
     from akidb_mlx_lancedb.reembedding import reembed
-    from akidb_mlx_lancedb.tables import aupsert, create_table, open_table, table_schema, upsert, validate_table
+    from akidb_mlx_lancedb.schema import table_schema
+    from akidb_mlx_lancedb.tables import aupsert, create_table, open_table, upsert, validate_table
 
 __all__ = [
     "MLXEmbeddings",
@@ -20,8 +21,9 @@ __all__ = [
     "validate_table",
 ]
 
-_HELPERS = ("aupsert", "create_table", "open_table", "table_schema", "upsert", "validate_table")
-__getattr__ = import_when_asked(__name__, {**dict.fromkeys(_HELPERS, "tables"), "reembed": "reembedding"})
+_HELPERS = ("aupsert", "create_table", "open_table", "upsert", "validate_table")
+_ELSEWHERE = {"reembed": "reembedding", "table_schema": "schema"}
+__getattr__ = import_when_asked(__name__, {**dict.fromkeys(_HELPERS, "tables"), **_ELSEWHERE})
 
 
 def __dir__() -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from lancedb.embeddings import TextEmbeddingFunction
@@ -17,11 +20,24 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.inputs import list_inputs
+from akidb_mlx_plugin.registry import check_name
 from akidb_mlx_plugin.stored import config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
+
+# What a model was trained to be compared by, in LanceDB's words; for "manhattan" it has none, and l2 is the nearest.
+_DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
+    "cosine": "cosine",
+    "dot": "dot",
+    "euclidean": "l2",
+    "manhattan": "l2",
+}
+
+_log = logging.getLogger(__name__)
+# Arguments that belong to a machine: a table does not store them.
+_MACHINE = ("device", "cache_dir")
 
 
 @register("akidb-mlx")  # type: ignore[no-untyped-call]
@@ -37,11 +53,17 @@ class MLXEmbeddings(TextEmbeddingFunction):
     Make it by `create`, which writes every setting down, so that a table keeps its vector space whatever a later
     version's defaults are. Making one is free: the model is loaded with the first text, once for the whole process.
 
+    LanceDB compares by l2 unless a search or an index says otherwise; a table stores no metric. For vectors of unit
+    length that gives the order of the cosine. For others, where `model_info().normalize` is False, name the metric:
+    `table.search("…").distance_type(function.distance_type())`, and the same for an index.
+
     Attributes:
         name: the model: a short name (`akidb-mlx models list`), "org/repo", or a folder.
         mode: "mlx"; "user_provided" for tables whose vectors are always given; "mock" for tests.
         dimension: length of the vectors; None: the model's default.
-        normalize: scale vectors to unit length.
+        normalize: scale vectors to unit length, or leave them as they are; None: as the checkpoint says.
+        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says. `create`
+            takes a list too.
         query_prompt, document_prompt: text put before each text in place of the model's.
         query_task, document_task: name of another of the model's prompts, such as "clustering".
         max_retries: LanceDB's field, without effect: errors arrive as they are, at once.
@@ -50,7 +72,8 @@ class MLXEmbeddings(TextEmbeddingFunction):
     name: str | None = None
     mode: str = "mlx"
     dimension: int | None = None
-    normalize: bool | None = True
+    normalize: bool | None = None
+    pooling: str | None = None
     query_prompt: str | None = None
     document_prompt: str | None = None
     query_task: str | None = None
@@ -61,15 +84,28 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
     @classmethod
     def create(cls, **settings: Any) -> MLXEmbeddings:
-        """Make a function; the arguments are the attributes above.
+        """Make a function; the arguments are the attributes above, and what belongs to this machine and is not stored.
 
+        Args:
+            settings: the attributes; also `device`, "auto", "gpu" or "cpu", and `cache_dir`, where models are kept. A
+                function that LanceDB makes from a table takes these two from the environment.
         Raises:
             InvalidInputError: an unknown argument, or a value that cannot be used.
+            ModelNotFoundError: a misspelt name, which a table would store for good.
         """
         # LanceDB calls this with what a table stores, and that is data from a stranger: no model outside the registry
         # is downloaded on its word. A caller of one's own may ask for any.
-        stored = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "lancedb"
-        return cls._make(settings, trusted=not stored)
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "lancedb":
+            return cls._make(settings, trusted=False)
+        machine = {key: settings.pop(key) for key in _MACHINE if key in settings}
+        if unknown := [key for key in settings if key not in cls.model_fields and key != "model"]:
+            close = difflib.get_close_matches(unknown[0], [*cls.model_fields, *_MACHINE], n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join([*cls.model_fields, *_MACHINE])}"
+            raise InvalidInputError(f"unknown argument {unknown[0]!r}; {hint}")
+        function = cls._make(settings, trusted=True, machine=machine)
+        if function.mode == "mlx" and isinstance(settings.get("name"), str):
+            check_name(settings["name"])
+        return function
 
     @classmethod
     def from_config(cls, config: str | Path | EmbeddingConfig) -> MLXEmbeddings:
@@ -91,10 +127,13 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return cls._make(dict(fields), trusted=False)
 
     @classmethod
-    def _make(cls, settings: dict[str, Any], *, trusted: bool) -> MLXEmbeddings:
+    def _make(
+        cls, settings: dict[str, Any], *, trusted: bool, machine: Mapping[str, Any] | None = None
+    ) -> MLXEmbeddings:
         if "model" in settings:
             raise InvalidInputError(f"the model goes in as name=, got model={settings['model']!r}")
-        return cls._from_embedding_config(config_of(settings_of_fields(settings)), trusted=trusted)
+        config = config_of(settings_of_fields(settings), machine, stored=not trusted)
+        return cls._from_embedding_config(config, trusted=trusted)
 
     @classmethod
     def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddings:
@@ -124,6 +163,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """Describe the model and the vectors it gives; downloads the model where needed, loads nothing."""
         return self.service.model_info()
 
+    def distance_type(self) -> Literal["cosine", "l2", "dot"]:
+        """Return the metric for searches and indexes: "cosine" for vectors of unit length, else the model's own."""
+        return _DISTANCE_TYPES[self.model_info().compared_by]
+
     def ndims(self) -> int:
         """Return the length of the vectors.
 
@@ -132,10 +175,12 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """
         if self.dimension is not None:
             return self.dimension
-        dimension = self.model_info().dimension
-        if not dimension:
+        info = self.model_info()
+        if not info.dimension:
             raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
-        return dimension
+        if not info.normalize:
+            _warn_of_metric(info.model, _DISTANCE_TYPES[info.compared_by])
+        return info.dimension
 
     def safe_model_dump(self) -> dict[str, Any]:
         """Return what a table stores: every field, also of a function that was not made by `create`."""
@@ -169,9 +214,13 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """Embed a column, an array or a list of texts."""
         return self.generate_embeddings(self.sanitize_input(texts))
 
-    def compute_source_embeddings_with_retry(self, texts: Any) -> list[Vector | None]:
-        """Embed without LanceDB's retries: nothing that fails here passes by waiting, and errors keep their type."""
-        return self.compute_source_embeddings(texts)
+    def compute_source_embeddings_with_retry(self, texts: Any) -> list[Any]:
+        """Embed for a column of LanceDB's; without its retries, because nothing that fails here passes by waiting.
+
+        Returns:
+            Lists of floats: Arrow takes float32 arrays into no column of another width.
+        """
+        return [None if vector is None else vector.tolist() for vector in self.compute_source_embeddings(texts)]
 
     def compute_query_embeddings_with_retry(self, query: Any) -> list[Vector | None]:
         """Embed without LanceDB's retries: nothing that fails here passes by waiting, and errors keep their type."""
@@ -206,6 +255,19 @@ class _WidthCheck:
                     actual=self.dimension,
                 )
         return handler(annotation)
+
+
+@lru_cache(maxsize=256)
+def _warn_of_metric(model: str, metric: str) -> None:
+    """Say once per model that LanceDB's default metric is not the model's."""
+    if metric != "l2":
+        _log.warning(
+            "the vectors of %s are not of unit length and are to be compared by %s, and LanceDB's default is l2: "
+            "search by table.search(...).distance_type(%r), make indexes with that metric, or give normalize=True",
+            model,
+            metric,
+            metric,
+        )
 
 
 def settings_of_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

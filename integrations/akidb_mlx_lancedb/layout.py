@@ -1,4 +1,4 @@
-"""Which column of a LanceDB table is what, and how documents become its rows."""
+"""Which column of a LanceDB table is what."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from akidb_mlx_plugin.collections import StoredDocument, plain_value
+from akidb_mlx_lancedb.keys import is_key_type, make_key
+from akidb_mlx_lancedb.rows import Row
+from akidb_mlx_lancedb.values import check_value, is_text, to_json
+from akidb_mlx_lancedb.vectors import check_vector_column, find_vector_column, refuse_overflow
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.types import Document, Vector
+from akidb_mlx_plugin.spaces import as_vector
+from akidb_mlx_plugin.types import Document
 
 ALIAS = "akidb-mlx"
 FUNCTIONS_KEY = b"embedding_functions"
 # For metadata that has no column of its own; LanceDB filters it by json_get_int(metadata, 'year') and the like.
 JSON_COLUMN = "metadata"
-_JSON_INTEGERS = range(-(2**63), 2**64)
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,11 @@ class TableLayout:
     Attributes:
         label: the table, as messages call it: "table 'notes'".
         schema: all of them; a JSON column has the type in which it is written.
-        id: tells documents apart; "" where nobody asked.
+        id: distinguishes documents; "" where nobody asked.
         text: None: the table keeps no texts.
         vector: filled by the function, or by whoever writes.
         functions: every embedding function that the table stores, as it stores them.
-        stored: the fields of ours among them; None: it has none.
+        stored: the fields of ours that fills `vector`; None: there is none.
     """
 
     label: str
@@ -56,185 +58,214 @@ class TableLayout:
         return [field for field in self.schema if field.name not in own]
 
     @property
+    def metadata_names(self) -> list[str]:
+        """Every column but those of id, text and vector."""
+        return [name for name in self.schema.names if name not in (self.id, self.text, self.vector)]
+
+    @property
     def has_json(self) -> bool:
         """Whether metadata without a column of its own can be kept."""
         return JSON_COLUMN in self.schema.names and isinstance(self.schema.field(JSON_COLUMN).type, pa.JsonType)
 
+    @property
+    def derived(self) -> dict[str, str]:
+        """The other columns that functions fill, and the columns those read."""
+        entries = [entry for entry in self.functions if entry["vector_column"] != self.vector]
+        return {str(entry["vector_column"]): str(entry["source_column"]) for entry in entries}
+
+    def looks_like_vectors(self, field: pa.Field) -> bool:
+        """Return whether LanceDB examines a column as vectors: no NaN, no null unless it is told otherwise.
+
+        Source: `lancedb.table._find_vector_columns`.
+        """
+        is_fixed = pa.types.is_fixed_size_list(field.type)
+        if not (is_fixed or pa.types.is_list(field.type)) or not pa.types.is_floating(field.type.value_type):
+            return False
+        is_named = field.name in self.derived or field.name == "vector" or (field.name == "embedding" and is_fixed)
+        return is_named or (is_fixed and field.type.list_size >= 10)
+
     def check_document(self, document: Document) -> None:
         """Raise InvalidInputError for a document that does not fit the columns."""
         what = f"document {document.id!r}"
+        try:
+            make_key(document.id, self.schema.field(self.id).type)
+        except ValueError as error:
+            kind = self.schema.field(self.id).type
+            raise InvalidInputError(
+                f"{what} does not fit column {self.id!r} of {self.label}, {kind}: {error}"
+            ) from None
         if document.text is None and self.text is not None and not self.schema.field(self.text).nullable:
             raise InvalidInputError(f"{what} has no text, and column {self.text!r} of {self.label} takes no null")
         if document.text is not None and self.text is None:
-            raise InvalidInputError(f"{what} has a text, and {self.label} has no column for it; leave it out")
-        metadata = document.metadata or {}
-        self._check_keys(what, metadata)
-        for field in self.fields:
-            value = metadata.get(field.name)
-            if value is None and not field.nullable:
-                raise InvalidInputError(f"{what} has no {field.name!r}, and the column takes no null")
-            if value is not None:
-                self._check_value(what, field, value)
-        self._dump(what, metadata)
+            raise InvalidInputError(
+                f"{what} has a text, and {self.label} has no column for it; name one with text=, or leave it out"
+            )
+        if document.vector is not None:
+            refuse_overflow(document.vector, self.schema.field(self.vector), f"the vector of {what}")
+        if not isinstance(document.metadata, Row):
+            self._check_metadata(what, document.metadata or {})
 
-    def make_rows(self, documents: Sequence[Document], vectors: Vector) -> pa.Table:
-        """Return Arrow rows with every column of the table; what a document does not have is null.
+    def dump_json(self, metadata: Mapping[str, Any]) -> str | None:
+        """Return what has no column of its own as JSON; None: nothing.
 
-        Args:
-            documents: N.
-            vectors: (N, D) float32.
+        Raises:
+            ValueError: something that would not read back equal.
         """
-        columns = []
-        values: list[Any]
-        for field in self.schema:
-            if field.name == self.id:
-                values = [document.id for document in documents]
-            elif field.name == self.text:
-                values = [document.text for document in documents]
-            elif field.name == self.vector:
-                columns.append(_vector_array(vectors, field.type))
-                continue
-            elif field.name == JSON_COLUMN and self.has_json:
-                values = [self._dump("", document.metadata or {}) for document in documents]
-            else:
-                values = [plain_value((document.metadata or {}).get(field.name)) for document in documents]
-            columns.append(pa.array(values, type=field.type))
-        return pa.table(columns, schema=self.schema.remove_metadata())
+        columns = {field.name for field in self.fields}
+        rest = {key: value for key, value in metadata.items() if key not in columns and value is not None}
+        return json.dumps(to_json(rest), ensure_ascii=False, allow_nan=False) if rest else None
 
-    def read_rows(self, rows: pa.Table) -> dict[str, StoredDocument]:
-        """Return documents by id, from rows with every column."""
-        vectors = rows[self.vector].combine_chunks().to_numpy(zero_copy_only=False)
-        return {
-            document.id: StoredDocument(
-                document.text,
-                None if vector is None else np.asarray(vector, dtype=np.float32),
-                document.metadata or {},
-            )
-            for document, vector in zip(self.read_documents(rows), vectors, strict=True)
-        }
-
-    def read_documents(self, rows: pa.Table | pa.RecordBatch) -> list[Document]:
-        """Return documents without their vectors, from rows with every other column."""
-        names = [name for name in (self.id, self.text, JSON_COLUMN if self.has_json else None) if name]
-        values = rows.select([*names, *(field.name for field in self.fields)]).to_pylist()
-        return [
-            Document(
-                row[self.id],
-                text=row[self.text] if self.text else None,
-                metadata={
-                    **(json.loads(row[JSON_COLUMN] or "{}") if self.has_json else {}),
-                    **{field.name: row[field.name] for field in self.fields if row[field.name] is not None},
-                },
-            )
-            for row in values
-        ]
-
-    def _check_keys(self, what: str, metadata: Mapping[str, Any]) -> None:
+    def _check_metadata(self, what: str, metadata: Mapping[str, Any]) -> None:
         own = {self.id, self.text, self.vector}
         if taken := [key for key in metadata if key in own]:
-            raise InvalidInputError(f"the metadata of {what} has the key {taken[0]!r}, a column that is no metadata")
+            raise InvalidInputError(f"the metadata of {what} has the key {taken[0]!r}, a column that is not metadata")
         unknown = [key for key in metadata if key not in self.schema.names]
         if unknown and not self.has_json:
             raise InvalidInputError(
                 f"{what} has the metadata {unknown[0]!r}, and {self.label} has no such column; add it with "
                 "table.add_columns, or leave it out"
             )
-
-    def _check_value(self, what: str, field: pa.Field, value: Any) -> None:
-        try:
-            pa.array([plain_value(value)], type=field.type)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise InvalidInputError(
-                f"{what} has {field.name} = {value!r:.80}, which does not go into a column of {field.type}: {error}"
-            ) from error
-
-    def _dump(self, what: str, metadata: Mapping[str, Any]) -> str | None:
-        """Return what has no column of its own as JSON; None: nothing."""
-        if not self.has_json:
-            return None
-        columns = {field.name for field in self.fields}
-        rest = {key: plain_value(value) for key, value in metadata.items() if key not in columns and value is not None}
-        try:
-            _check_integers(rest)
-            dumped = json.dumps(rest, ensure_ascii=False, allow_nan=False) if rest else None
-            # A lone surrogate, which is no Unicode text, shows here.
-            (dumped or "").encode("utf-8")
-            return dumped
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"the metadata of {what} cannot be kept as JSON: {error}") from error
+        for field in self.fields:
+            value = metadata.get(field.name)
+            if value is None and not field.nullable and field.name not in self.derived:
+                raise InvalidInputError(f"{what} has no {field.name!r}, and the column takes no null")
+            if value is not None:
+                _check_value(what, field, value)
+                if self.looks_like_vectors(field):
+                    as_vector(value, f"{field.name!r} of {what}")
+        if self.has_json:
+            try:
+                self.dump_json(metadata)
+            except ValueError as error:
+                raise InvalidInputError(f"the metadata of {what} cannot be kept as JSON: {error}") from error
 
 
-def _check_integers(value: Any) -> None:
-    """Raise ValueError for an integer that LanceDB's JSON would turn into a float."""
-    if isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            _check_integers(item)
-    elif isinstance(value, int) and value not in _JSON_INTEGERS:
-        raise ValueError(f"{value} is beyond 64 bits; give it as a string")
-
-
-def read_layout(name: str, schema: pa.Schema, on: str | None) -> TableLayout:
+def read_layout(
+    name: str, schema: pa.Schema, on: str | None, *, text: str | None = None, vector: str | None = None
+) -> TableLayout:
     """Find out what a table's columns are.
 
     Args:
         name: of the table.
         schema: as LanceDB gives it.
-        on: the column that tells documents apart; None: it does not matter.
+        on: the column that distinguishes documents; None: it does not matter.
+        text, vector: columns of the caller's choice; None: those of the table's function, else the usual names.
     Raises:
-        InvalidInputError: no such column, none for vectors, or stored settings that cannot be read.
+        InvalidInputError: no such column, none for vectors, several that it may be, or stored settings that cannot be
+            read.
     """
     label = f"table {name!r}"
-    functions = _read_functions(label, schema.metadata or {})
-    ours = [entry for entry in functions if entry.get("name") == ALIAS]
-    if len(ours) > 1:
-        raise InvalidInputError(f"{label} has {len(ours)} columns embedded by this package; use table.merge_insert")
-    entry = ours[0] if ours else functions[0] if len(functions) == 1 else {}
+    functions = _read_functions(label, schema)
     if on is not None:
         _check_id_column(label, schema, on)
-    vector = entry.get("vector_column") or _find_vector_column(label, schema)
-    text = entry.get("source_column") or ("text" if "text" in schema.names else None)
-    if missing := [column for column in (vector, text) if column is not None and column not in schema.names]:
-        raise InvalidInputError(f"{label} has no column {missing[0]!r}, which its stored function names")
-    stored = ours[0].get("model") or {} if ours else None
+        _refuse_blobs(label, schema)
+    for column in (text, vector):
+        if column is not None and column not in schema.names:
+            raise InvalidInputError(f"{label} has no column {column!r}; it has {', '.join(schema.names)}")
+    entry = _choose(label, functions, text, vector)
+    taken = {str(other["vector_column"]) for other in functions if other is not entry}
+    vector = vector or (entry["vector_column"] if entry else find_vector_column(label, schema, taken))
+    text = text or (entry["source_column"] if entry else "text" if "text" in schema.names else None)
+    is_ours = bool(entry and entry.get("name") == ALIAS)
+    if text is not None and not is_text(schema.field(text).type):
+        if is_ours:
+            raise InvalidInputError(f"column {text!r} of {label} holds {schema.field(text).type}, which are no texts")
+        # Another's function may embed pictures.
+        text = None
+    check_vector_column(label, schema.field(vector))
+    stored = (entry.get("model") or {}) if entry and is_ours else None
     return TableLayout(label, _writable(schema), on or "", text, vector, functions, stored)
+
+
+def read_layouts(name: str, schema: pa.Schema) -> list[TableLayout]:
+    """Return a layout for each column that a function of this package fills; for none, that of the vector column."""
+    ours = [entry for entry in _read_functions(f"table {name!r}", schema) if entry.get("name") == ALIAS]
+    if not ours:
+        return [read_layout(name, schema, None)]
+    return [read_layout(name, schema, None, vector=entry["vector_column"]) for entry in ours]
+
+
+def _choose(
+    label: str, functions: Sequence[Mapping[str, Any]], text: str | None, vector: str | None
+) -> Mapping[str, Any] | None:
+    """Return the function that documents' texts go to; None: there is none for these columns."""
+    if text is not None or vector is not None:
+        fitting = [
+            entry
+            for entry in functions
+            if text in (None, entry["source_column"]) and vector in (None, entry["vector_column"])
+        ]
+    else:
+        fitting = [entry for entry in functions if entry.get("name") == ALIAS]
+        if not fitting and len(functions) == 1:
+            fitting = list(functions)
+    if len(fitting) > 1:
+        columns = ", ".join(f"{entry['source_column']} -> {entry['vector_column']}" for entry in fitting)
+        raise InvalidInputError(
+            f"{label} embeds {len(fitting)} columns ({columns}); name the one that is meant with vector="
+        )
+    return fitting[0] if fitting else None
+
+
+def _check_value(what: str, field: pa.Field, value: Any) -> None:
+    try:
+        check_value(value, field)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{what} has {field.name} = {value!r:.80}, which does not go into a column of {field.type}: {error}"
+        ) from error
 
 
 def _check_id_column(label: str, schema: pa.Schema, on: str) -> None:
     if on not in schema.names:
         raise InvalidInputError(
-            f"{label} has no column {on!r} to tell documents apart by; name one with on= (--on), or add one with "
+            f"{label} has no column {on!r} to distinguish documents by; name one with on= (--on), or add one with "
             f"table.add_columns({{{on!r}: 'uuid()'}})"
         )
-    if not _is_text(schema.field(on).type):
-        raise InvalidInputError(f"column {on!r} of {label} holds {schema.field(on).type}; an id is a string")
-
-
-def _read_functions(label: str, metadata: Mapping[bytes, bytes]) -> tuple[Mapping[str, Any], ...]:
-    try:
-        entries = json.loads(metadata.get(FUNCTIONS_KEY) or b"[]")
-        return tuple(dict(entry) for entry in entries)
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(f"{label} stores embedding functions that cannot be read: {error}") from error
-
-
-def _find_vector_column(label: str, schema: pa.Schema) -> str:
-    names = [field.name for field in schema if _is_vector(field.type)]
-    if "vector" in names:
-        return "vector"
-    if len(names) != 1:
+    if not is_key_type(schema.field(on).type):
         raise InvalidInputError(
-            f"{label} has {len(names)} columns that may hold vectors, and no embedding function that names one"
+            f"column {on!r} of {label} holds {schema.field(on).type}; ids are strings, whole numbers or UUIDs"
         )
-    return str(names[0])
 
 
-def _is_vector(column_type: pa.DataType) -> bool:
-    is_list = pa.types.is_fixed_size_list(column_type) or pa.types.is_list(column_type)
-    return bool(is_list and pa.types.is_floating(column_type.value_type))
+def _refuse_blobs(label: str, schema: pa.Schema) -> None:
+    """Refuse columns that LanceDB gives back as descriptions of what they hold, which nobody could write again."""
+    for field in schema:
+        metadata = field.metadata or {}
+        if metadata.get(b"ARROW:extension:name") == b"lance.blob.v2" or b"lance-encoding:blob" in metadata:
+            raise InvalidInputError(
+                f"column {field.name!r} of {label} holds blobs, which only LanceDB's own table.add writes and "
+                "table.fetch_blobs reads; use that, or a column of pa.large_binary()"
+            )
 
 
-def _is_text(column_type: pa.DataType) -> bool:
-    return bool(pa.types.is_string(column_type) or pa.types.is_large_string(column_type))
+def _read_functions(label: str, schema: pa.Schema) -> tuple[Mapping[str, Any], ...]:
+    try:
+        entries = json.loads((schema.metadata or {}).get(FUNCTIONS_KEY) or b"[]")
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{label} stores embedding functions that cannot be read: {error}") from error
+    if not isinstance(entries, list):
+        raise InvalidInputError(f"{label} stores {type(entries).__name__} as embedding functions, not a list")
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise InvalidInputError(f"{label} stores {entry!r:.80} as an embedding function, not a mapping")
+        for key in ("source_column", "vector_column"):
+            if entry.get(key) not in schema.names:
+                raise InvalidInputError(
+                    f"{label} has no column {entry.get(key)!r:.80}, which its stored function names"
+                )
+        if entry.get("name") == ALIAS and not isinstance(entry.get("model") or {}, dict):
+            raise InvalidInputError(
+                f"{label} stores {entry['model']!r:.80} as the settings of its function, not a mapping"
+            )
+    vectors = [entry["vector_column"] for entry in entries]
+    if len(set(vectors)) < len(vectors):
+        # What LanceDB makes of one function object in two pairs of fields.
+        raise InvalidInputError(
+            f"{label} has two functions for one column of {', '.join(vectors)}; give each pair of SourceField and "
+            "VectorField a function of its own: MLXEmbeddings.create(...) once for each"
+        )
+    return tuple(entries)
 
 
 def _writable(schema: pa.Schema) -> pa.Schema:
@@ -246,12 +277,3 @@ def _writable(schema: pa.Schema) -> pa.Schema:
         for field in schema
     ]
     return pa.schema(fields, metadata=schema.metadata)
-
-
-def _vector_array(vectors: Vector, column_type: pa.DataType) -> pa.Array:
-    values = pa.array(vectors.ravel().astype(column_type.value_type.to_pandas_dtype(), copy=False))
-    width = vectors.shape[1]
-    if pa.types.is_fixed_size_list(column_type):
-        return pa.FixedSizeListArray.from_arrays(values, type=column_type)
-    offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * width)
-    return pa.ListArray.from_arrays(offsets, values).cast(column_type)

@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pyarrow as pa
+from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.function import MLXEmbeddings
+from akidb_mlx_lancedb.handles import find_table, refresh, refuse_checked_out
 from akidb_mlx_lancedb.layout import ALIAS, FUNCTIONS_KEY, TableLayout
 from akidb_mlx_lancedb.tables import validate_table
 from akidb_mlx_lancedb.target import LanceSource, LanceTarget, open_layout
@@ -25,20 +27,25 @@ def reembed(
     show_progress: bool = False,
     batch_size: int | None = None,
     on: str = "id",
+    text: str | None = None,
+    vector: str | None = None,
+    db: Any = None,
 ) -> Any:
     """Embed a table's texts again, with another function, into a new table beside it.
 
-    The new one has the same columns and rows but for the vectors; indexes are not made again. The old one is only
-    read. A run that was cut off is continued by the same call, and what is done already is not embedded again. At the
-    end both are compared.
+    The new one has the same columns and rows but for the vectors, every value as it is; indexes are not made again. The
+    old one is only read. A run that was cut off is continued by the same call, and what is done already is not embedded
+    again. At the end both are compared.
 
     Args:
-        source: `LanceTable`, whatever function it has.
+        source: `LanceTable`, whatever function it has; its newest version is read.
         embedding_function: makes the new vectors.
         name: of the new table; None: the old name and the model's.
         show_progress: draw a bar with rate and time left.
         batch_size: rows embedded and written together.
-        on: the column that tells rows apart.
+        on: the column that distinguishes rows.
+        text, vector: columns of texts and vectors, of a table that stores no function, or several.
+        db: connection of the new table; None: the source's own.
     Returns:
         The new table.
     Raises:
@@ -48,7 +55,15 @@ def reembed(
         UpsertError: it ended midway; the same call continues.
     """
     return reembed_table(
-        source, embedding_function, name=name, show_progress=show_progress, batch_size=batch_size, on=on
+        source,
+        embedding_function,
+        name=name,
+        show_progress=show_progress,
+        batch_size=batch_size,
+        on=on,
+        text=text,
+        vector=vector,
+        db=db,
     )[0]
 
 
@@ -60,31 +75,48 @@ def reembed_table(
     show_progress: bool = False,
     batch_size: int | None = None,
     on: str = "id",
+    text: str | None = None,
+    vector: str | None = None,
+    db: Any = None,
 ) -> tuple[Any, UpsertResponse]:
     """Do what `reembed` does, and return what it took as well."""
+    if isinstance(source, AsyncTable):
+        raise InvalidInputError("this table is from an asynchronous connection; open it with lancedb.connect instead")
     new_name = name or default_name(source.name, embedding_function.model_info())
-    if new_name == source.name:
+    if new_name == source.name and db is None:
         raise InvalidInputError(f"the new table needs a name of its own, not {new_name!r} again")
-    layout = open_layout(source, on)
-    table = _create_beside(source, layout, new_name, embedding_function)
+    refuse_checked_out(source)
+    refresh(source)
+    layout = open_layout(source, on, text=text, vector=vector)
+    if layout.text is None:
+        raise InvalidInputError(f"{layout.label} has no column 'text'; name the one to embed with text=")
+    table = _create_beside(_connection(source) if db is None else db, source, layout, new_name, embedding_function)
     check_source(f"table {new_name!r}", (table.schema.metadata or {}).get(SOURCE_KEY.encode()), source.name)
-    validate_table(table, embedding_function)
+    validate_table(table, embedding_function, vector=layout.vector)
     response = reembed_documents(
         LanceSource(source, layout),
-        LanceTarget(table, on=on, embedding_function=embedding_function),
+        LanceTarget(table, on=on, text=layout.text, vector=layout.vector, embedding_function=embedding_function),
         show_progress=show_progress,
         batch_size=batch_size,
     )
     return table, response
 
 
-def _create_beside(source: Any, layout: TableLayout, name: str, function: MLXEmbeddings) -> Any:
-    """Create a table, or open it, in the database of another one."""
-    # A table knows its connection under no public name.
-    db = source._conn
-    if name in db:
-        return db.open_table(name)
-    vector = pa.field(layout.vector, pa.list_(pa.float32(), function.ndims()))
+def _connection(table: Any) -> Any:
+    # A table knows its connection under no public name, and one in LanceDB's cloud not at all.
+    connection = getattr(table, "_conn", None)
+    if connection is None:
+        raise InvalidInputError(f"{type(table).__name__} does not know its connection; give it as db=")
+    return connection
+
+
+def _create_beside(db: Any, source: Any, layout: TableLayout, name: str, function: MLXEmbeddings) -> Any:
+    """Create a table, or open it, in the namespace of another one."""
+    namespace = list(getattr(source, "namespace", None) or [])
+    existing = find_table(db, name, namespace)
+    if existing is not None:
+        return existing
+    vector = layout.schema.field(layout.vector).with_type(pa.list_(pa.float32(), function.ndims()))
     fields = [vector if field.name == layout.vector else field for field in layout.schema]
     entry = {
         "name": ALIAS,
@@ -93,10 +125,21 @@ def _create_beside(source: Any, layout: TableLayout, name: str, function: MLXEmb
         "vector_column": layout.vector,
     }
     others = [other for other in layout.functions if other.get("vector_column") != layout.vector]
+    kept = {key: value for key, value in (layout.schema.metadata or {}).items() if not key.startswith(b"akidb_mlx:")}
+    # A stamp speaks of one column.
+    is_only = all(other.get("name") != ALIAS for other in others)
+    stamp = make_stamp(function.model_info()) if is_only else {}
     metadata = {
-        **(layout.schema.metadata or {}),
-        **{key: str(value) for key, value in make_stamp(function.model_info()).items()},
+        **kept,
+        **{key: str(value) for key, value in stamp.items()},
         FUNCTIONS_KEY: json.dumps([*others, entry]),
         SOURCE_KEY: source.name,
     }
-    return db.create_table(name, schema=pa.schema(fields, metadata=metadata))
+    place = {"namespace_path": namespace} if namespace else {}
+    try:
+        return db.create_table(name, schema=pa.schema(fields, metadata=metadata), **place)
+    except ValueError as error:
+        # Another process was faster.
+        if "already exists" not in str(error):
+            raise
+    return db.open_table(name, **place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ def embed_dataset(
     kind: Kind = "document",
     dimension: int | None = None,
     normalize: bool | None = None,
+    pooling: str | Sequence[str] | None = None,
     concurrency: int = 1,
     num_cpus: float | None = None,
     num_gpus: float = 0.0,
@@ -105,7 +106,9 @@ def embed_dataset(
             vectors are kept and its nulls filled.
         kind: which of the model's prompts goes before each text.
         dimension: length of the vectors; None: the model's default.
-        normalize: scale vectors to unit length; None: as configured.
+        normalize: scale vectors to unit length; None: as configured, else as the checkpoint says.
+        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as configured, else as the
+            checkpoint says.
         concurrency: actors, each with a model of its own.
         num_cpus: processors of each, and so its threads; None: one, or less where that would leave none for reading.
         num_gpus: GPUs of each.
@@ -115,7 +118,7 @@ def embed_dataset(
         ModelNotFoundError, DownloadError: the model is not here and cannot be fetched; no weights are loaded.
     """
     refuse_client()
-    config = EmbeddingConfig.from_arguments(model, dimension=dimension, normalize=normalize)
+    config = EmbeddingConfig.from_arguments(model, dimension=dimension, normalize=normalize, pooling=pooling)
     with EmbeddingService(config) as service:
         service.model_info()
     if text_column not in (names := ds.columns() or []):

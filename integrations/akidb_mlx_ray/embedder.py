@@ -51,6 +51,7 @@ class TextEmbedder:
         mode: Mode | None = None,
         dimension: int | None = None,
         normalize: bool | None = None,
+        pooling: str | Sequence[str] | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
         query_task: str | None = None,
@@ -69,7 +70,7 @@ class TextEmbedder:
             text_column: what is embedded.
             vector_column: where vectors go. If the rows have it already, its vectors are kept and its nulls filled.
             kind: which of the model's prompts goes before each text.
-            mode, dimension, normalize, device, cache_dir and the prompts: as `MLXEmbeddingFunction`.
+            mode, dimension, normalize, pooling, device, cache_dir and the prompts: as `MLXEmbeddingFunction`.
             settings: all that makes the vectors, as a collection stores it; given, it goes before the model and all
                 that is about its vectors, and the worker's environment has no say in them.
             trusted: False where the model's name comes from a stored collection; see `hub.ensure_model`.
@@ -87,6 +88,7 @@ class TextEmbedder:
             mode=mode,
             dimension=dimension,
             normalize=normalize,
+            pooling=pooling,
             device=device,
             cache_dir=cache_dir,
             query_prompt=query_prompt,

@@ -15,7 +15,8 @@ import lance_ray
 import lancedb
 import numpy as np
 import pyarrow as pa
-from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table
+from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
+from akidb_mlx_lancedb.handles import find_table
 from akidb_mlx_lancedb.layout import read_layout
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.index import BTree
@@ -118,7 +119,7 @@ class BulkTable(BulkTarget):
         self._storage_options = dict(storage_options or {})
         self._commit_rows = commit_rows
         self._db = cast(Any, lancedb.connect(uri, storage_options=self._storage_options or None))
-        self._table: Any = open_table(self._db, name, function) if name in self._db else None
+        self._table: Any = _open_checked(self._db, name, function)
         self.trusted = function is not None or self._table is None
         if self._table is not None:
             layout = read_layout(name, self._table.schema, on)
@@ -210,6 +211,16 @@ class BulkTable(BulkTarget):
         )
         metadata = get_registry().get_table_metadata([config])  # type: ignore[no-untyped-call]
         return pa.schema([*own.values(), *others.values()], metadata=metadata)
+
+
+def _open_checked(db: Any, name: str, function: MLXEmbeddings | None) -> Any:
+    """Open a table that a function fits, its own or the one given; None: there is no table of that name."""
+    table = find_table(db, name)
+    if table is not None and function is None:
+        return open_table(db, name)
+    if table is not None:
+        validate_table(table, function)
+    return table
 
 
 def _check_names(label: str, text: str | None, text_column: str, vector: str, vector_column: str) -> None:

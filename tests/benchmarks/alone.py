@@ -31,7 +31,7 @@ from akidb_mlx_plugin.cli import app
 app(["embed", *sys.argv[1:]], standalone_mode=False)
 print(peak_bytes())
 """
-_DEVICE = "from akidb_mlx_plugin.embedder import choose_device; print(choose_device('auto'))"
+_DEVICE = "from akidb_mlx_plugin.runtime.devices import choose_device; print(choose_device('auto'))"
 
 
 def measure_scaling(setting: Setting) -> Outcome:

@@ -10,8 +10,6 @@ them, laid out as mlx-community stores them, and say what loading takes and that
 
 from __future__ import annotations
 
-import akidb_mlx_plugin  # noqa: F401  # isort: skip  (before MLX, for a fast BLAS)
-
 import argparse
 import json
 import resource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -58,7 +59,7 @@ def mutate_json(value: Any, rng: random.Random) -> Any:
 def _mutate_once(value: Any, rng: random.Random) -> Any:
     places = list(_places(value))
     if not places or rng.random() < 0.03:
-        return rng.choice(_STRANGE)
+        return copy.deepcopy(rng.choice(_STRANGE))
     parent, key = rng.choice(places)
     action = rng.random()
     if action < 0.12:
@@ -73,7 +74,7 @@ def _mutate_once(value: Any, rng: random.Random) -> Any:
     elif action < 0.36 and key == "model_type":
         parent[key] = rng.choice(_TYPES)
     else:
-        parent[key] = rng.choice(_STRANGE)
+        parent[key] = copy.deepcopy(rng.choice(_STRANGE))
     return value
 
 

@@ -53,6 +53,9 @@ def fill(model: torch.nn.Module, seed: int, *, norms_around: float) -> None:
                 parameter.copy_(noise)
             else:
                 parameter.copy_(1.6 * noise / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.copy_(1.0 + 0.3 * torch.randn(buffer.shape, generator=generator))
 
 
 def texts_of(tokenizer: Tokenizer, lengths: tuple[int, ...], seed: int) -> list[str]:
@@ -83,19 +86,25 @@ def write(name: str, tiny: Tiny, seed: int) -> None:
     auto = transformers.AutoModelForMaskedLM if "roberta" in name else transformers.AutoModelForCausalLM
     build = tiny.build or (auto if tiny.with_head else transformers.AutoModel).from_config
     model = build(tiny.config)
-    fill(model, seed, norms_around=0.0 if "gemma" in name else 1.0)
+    # Gemma 3 adds one to the weights of its norms.
+    fill(model, seed, norms_around=0.0 if "gemma3" in name else 1.0)
     with tempfile.TemporaryDirectory() as scratch:
         model.to(tiny.dtype).save_pretrained(scratch)
         tokenizer = tiny.tokenizer()
         save_tokenizer(tokenizer, Path(scratch), tiny.max_tokens, **tiny.special)
+        if tiny.finish:
+            tiny.finish(Path(scratch))
         encoder = Transformer(scratch, model_kwargs={"dtype": torch.float32})
         if encoder.max_seq_length != tiny.max_tokens:
             # Longer than the positions that the settings name.
             encoder.max_seq_length = tiny.max_tokens
         if not type(model).__module__.startswith("transformers."):
-            # One of the references here: what transformers has loaded is another model.
-            encoder.model = model.float().eval()
-        modules = [encoder, Pooling(tiny.config.hidden_size, **tiny.pooling)]
+            # One of the references here: what transformers has loaded is another model. Built anew, for a narrow
+            # format has rounded what is computed from the settings too, such as rotary frequencies.
+            encoder.model = build(tiny.config).eval()
+            encoder.model.load_state_dict(model.state_dict())
+        settings = tiny.config.get_text_config()
+        modules = [encoder, Pooling(getattr(settings, "embedding_dim", settings.hidden_size), **tiny.pooling)]
         modules += [Dense(**settings) for settings in tiny.dense]
         for i, layer in enumerate(modules[2:]):
             fill(layer, seed + 1 + i, norms_around=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class Tiny:
     default_prompt: str | None = None
     dtype: torch.dtype = torch.float32
     with_head: bool = False
+    # Adds files to what transformers has saved.
+    finish: Callable[[Path], None] | None = None
     # Turns settings and tensors as transformers saves them into those of a layout that it does not write.
     publish: Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]] | None = None
     # Makes the model of the configuration, where it is another class than AutoModel's.

@@ -58,14 +58,27 @@ def qwen3_tokenizer(*, ends: bool = True) -> Tokenizer:
     return _wrap(tokenizer, None, "<|endoftext|>" if ends else None)
 
 
-def gemma_tokenizer() -> Tokenizer:
-    """BPE on characters, <bos> … <eos>; padding id 0, end id 1, beginning id 2."""
+def gemma_tokenizer(special: tuple[str, ...] = (), alphabet: str = "") -> Tokenizer:
+    """BPE on characters, <bos> … <eos>; padding id 0, end id 1, beginning id 2, other special tokens from 4 on."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    trainer = trainers.BpeTrainer(vocab_size=_SIZE, special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"])
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", *special]
+    trainer = trainers.BpeTrainer(vocab_size=_SIZE, special_tokens=names, initial_alphabet=list(alphabet))
     tokenizer.train_from_iterator([f"▁{word}" for word in WORDS * 3], trainer)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     return _wrap(tokenizer, "<bos>", "<eos>")
+
+
+def gemma2_tokenizer() -> Tokenizer:
+    """As Gemma's, with tokens that stand for an image, a video and a sound, and for their beginnings and ends."""
+    special = ("<|image|>", "<|video|>", "<|audio|>", "<|image>", "<image|>", "<|audio>", "<audio|>")
+    # sentence-transformers finds out what a chat template puts behind a text by texts of digits.
+    return gemma_tokenizer(special, "0123456789")
+
+
+def lfm2_tokenizer() -> Tokenizer:
+    """Byte-level BPE, <|startoftext|> before every text and nothing behind it; padding id 0, beginning id 1."""
+    return _wrap(_byte_level(["<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_end|>"]), "<|startoftext|>", None)
 
 
 def llama_tokenizer() -> Tokenizer:

@@ -20,7 +20,7 @@ from chromadb.utils import embedding_functions
 from host_helpers import MINILM
 
 from akidb_mlx_plugin import DownloadError, EmbeddingService, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.embedder import choose_device
+from akidb_mlx_plugin.runtime.devices import choose_device
 
 pytest_plugins = ("host_fixtures", "hub_fixtures")
 

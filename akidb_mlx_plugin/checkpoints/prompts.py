@@ -1,0 +1,53 @@
+"""Which of a checkpoint's prompts goes before documents, queries and named tasks.
+
+Source: `encode_document` and `encode_query` of sentence-transformers 6.2.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+# Under which names checkpoints have the prompts of queries and documents.
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+_log = logging.getLogger(__name__)
+
+
+def find_prompt(prompts: Mapping[str, str], kind: str) -> str | None:
+    """Return the text to put before a "document", a "query" or a named task; None: no such task.
+
+    A kind without a prompt of its own has none: `default_prompt_name` is for sentence-transformers' plain `encode`, and
+    is often the query's.
+    """
+    for name in PROMPT_NAMES.get(kind, (kind,)):
+        if name in prompts:
+            return prompts[name]
+    return "" if kind in PROMPT_NAMES else None
+
+
+def check_default_prompt(folder: Path, prompts: Mapping[str, str], name: object) -> None:
+    """Log once per folder that its default prompt goes before neither documents nor queries, if that is so.
+
+    Args:
+        folder: the checkpoint.
+        prompts: its prompts by name.
+        name: its `default_prompt_name`.
+    """
+    text = prompts.get(name) if isinstance(name, str) else None
+    if text and text not in (find_prompt(prompts, "document"), find_prompt(prompts, "query")):
+        _warn_of_default_prompt(folder, str(name))
+
+
+@lru_cache(maxsize=256)
+def _warn_of_default_prompt(folder: Path, name: str) -> None:
+    _log.warning(
+        "%s has the default prompt %r, which sentence-transformers puts before texts in encode(), but not in "
+        "encode_document() and encode_query(); here it is used where document_task=%r or query_task=%r asks for it",
+        folder,
+        name,
+        name,
+        name,
+    )

@@ -1,0 +1,288 @@
+"""EmbeddingGemma 2, its text tower.
+
+Source: Hugging Face `EmbeddingGemma2TextModel`, and `EmbeddingGemma2Model` for what surrounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.models.architectures import text_settings
+from akidb_mlx_plugin.models.base import Encoder, settle, split_linear
+from akidb_mlx_plugin.models.settings import (
+    check_activation,
+    layer_windows,
+    optional_count,
+    rope_settings,
+    take_count,
+    take_fields,
+)
+from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
+from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
+from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_size_per_layer_input",
+    "embedding_dim",
+)
+# What a whole model holds beside the text tower.
+_OTHER_TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """The settings of `text_config` that shape the model, under their names there where they have one.
+
+    Attributes:
+        global_rope, local_rope: how positions become angles in layers that see everything, and in those with a window.
+        windows: how far each layer sees; None: everything.
+        heads: size of a head, and number of key heads, of each layer.
+        placeholders: tokens that stand for an image, a video or a sound.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_size_per_layer_input: int
+    embedding_dim: int
+    global_rope: RopeSettings
+    local_rope: RopeSettings
+    windows: tuple[int | None, ...]
+    heads: tuple[tuple[int, int], ...]
+    placeholders: tuple[int, ...]
+    rms_norm_eps: float = 1e-6
+    hidden_activation: str = "gelu_pytorch_tanh"
+    attention_bias: bool = False
+    pad_token_id: int = 0
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
+        """Take what is named here from a `config.json`, of the whole model or of the text tower alone."""
+        settings = text_settings(config)["text_config"]
+        check_activation(settings, "hidden_activation", "gelu_pytorch_tanh")
+        counts = {name: take_count(settings, name) for name in _COUNTS}
+        kinds = _layer_types(settings)
+        heads = _heads(settings, kinds)
+        sizes = {kind: size for kind, (size, _) in zip(kinds, heads, strict=True)}
+        ropes = {
+            # Of a kind that no layer is of, the size makes no difference.
+            name: rope_settings(settings, size=sizes.get(kind, 2), default_theta=theta, layer_type=kind)
+            for name, kind, theta in (
+                ("global_rope", "full_attention", 1_000_000.0),
+                ("local_rope", "sliding_attention", 10_000.0),
+            )
+        }
+        # A radius, the places at its end included.
+        radius = optional_count(settings, "sliding_window", least=0) if "sliding_window" in settings else 512
+        found = [config.get(f"{kind}_token_id") for kind in ("image", "video", "audio")]
+        return cls(
+            **take_fields(
+                cls,
+                settings,
+                **counts,
+                **ropes,
+                windows=layer_windows(kinds, None if radius is None else radius + 1, len(kinds)),
+                heads=heads,
+                placeholders=tuple(i for i in found if type(i) is int and 0 <= i < counts["vocab_size"]),
+            )
+        )
+
+
+def _layer_types(settings: Mapping[str, Any]) -> list[str]:
+    """Return the kind of every layer; the last one sees everything, whatever is asked for."""
+    layers = take_count(settings, "num_hidden_layers")
+    every = take_count(settings, "sliding_window_pattern", 6)
+    kinds = settings.get("layer_types") or [
+        "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
+    ]
+    layer_windows(kinds, 1, layers)
+    return [*kinds[:-1], "full_attention"]
+
+
+def _heads(settings: Mapping[str, Any], kinds: list[str]) -> tuple[tuple[int, int], ...]:
+    """Return head size and key heads of every layer.
+
+    Raises:
+        ModelNotFoundError: a layer has another setting of its own, or its heads differ from those of its kind.
+    """
+    given = settings.get("per_layer_config")
+    if given is None:
+        wide = {
+            "head_dim": take_count(settings, "global_head_dim", 512),
+            "num_key_value_heads": take_count(settings, "num_global_key_value_heads", 1),
+        }
+        given = {i: wide for i, kind in enumerate(kinds) if kind == "full_attention"}
+    if not isinstance(given, Mapping) or not all(isinstance(values, Mapping) for values in given.values()):
+        raise ModelNotFoundError(f"per_layer_config in config.json must hold an object per layer, got {given!r}")
+    own = {str(layer).lstrip("0") or "0": values for layer, values in given.items()}
+    unknown = sorted({str(name) for values in own.values() for name in values} - {"head_dim", "num_key_value_heads"})
+    if unknown:
+        raise ModelNotFoundError(
+            f"per_layer_config sets {', '.join(unknown)}; supported are head_dim and num_key_value_heads"
+        )
+    heads = []
+    for i in range(len(kinds)):
+        layer = {**settings, **own.get(str(i), {})}
+        heads.append((take_count(layer, "head_dim", 256), take_count(layer, "num_key_value_heads", 2)))
+    if len({(kind, size) for kind, (size, _) in zip(kinds, heads, strict=True)}) > len(set(kinds)):
+        raise ModelNotFoundError("per_layer_config gives layers of one kind heads of several sizes")
+    return tuple(heads)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention in both directions; queries, keys and values are normalized per head."""
+
+    def __init__(self, args: ModelArgs, index: int) -> None:
+        super().__init__()
+        self.head_dim, key_heads = args.heads[index]
+        self.window = args.windows[index]
+        self.eps = args.rms_norm_eps
+        width, key_width = args.num_attention_heads * self.head_dim, key_heads * self.head_dim
+        self.q_proj = nn.Linear(args.hidden_size, width, bias=args.attention_bias)
+        self.k_proj = nn.Linear(args.hidden_size, key_width, bias=args.attention_bias)
+        self.v_proj = nn.Linear(args.hidden_size, key_width, bias=args.attention_bias)
+        self.o_proj = nn.Linear(width, args.hidden_size, bias=args.attention_bias)
+        self.q_norm = nn.RMSNorm(self.head_dim, args.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(self.head_dim, args.rms_norm_eps)
+
+    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+        # (T, H * d) -> (T, H, d)
+        q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
+        v = mx.fast.rms_norm(v, None, self.eps)
+        # The norms have taken the place of a scale.
+        return self.o_proj(attend(q, k, v, tokens.blocks, scale=1.0, window=self.window))
+
+
+class MLP(nn.Module):
+    """Gated feed-forward network."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(args.intermediate_size, args.hidden_size, bias=False)
+        self._gate = GATED_ACTIVATIONS[args.hidden_activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self._gate(self.gate_proj(x), self.up_proj(x)))
+
+
+class LayerInputs(nn.Module):
+    """What every layer gets of the words themselves: a projection of their vectors, normalized."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        width = args.num_hidden_layers * args.hidden_size_per_layer_input
+        self.per_layer_model_projection = nn.Linear(args.hidden_size, width, bias=False)
+        self.per_layer_projection_norm = nn.RMSNorm(args.hidden_size_per_layer_input, args.rms_norm_eps)
+
+    def prepare(self) -> None:
+        """Take the projection apart by layer, for all layers' inputs together would fill the memory."""
+        count = self.per_layer_model_projection.weight.shape[0] // len(self.per_layer_projection_norm.weight)
+        self.projections = split_linear(self.per_layer_model_projection, count)
+        del self.per_layer_model_projection
+
+    def __call__(self, words: mx.array, index: int) -> mx.array:
+        return self.per_layer_projection_norm(self.projections[index](words) * words.shape[-1] ** -0.5)
+
+
+class LayerInputGate(nn.Module):
+    """Adds what a layer gets of the words, gated by what the layer has made of them."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.per_layer_input_gate = nn.Linear(args.hidden_size, args.hidden_size_per_layer_input, bias=False)
+        self.per_layer_projection = nn.Linear(args.hidden_size_per_layer_input, args.hidden_size, bias=False)
+        self.post_per_layer_input_norm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self._gate = GATED_ACTIVATIONS[args.hidden_activation]
+
+    def __call__(self, x: mx.array, layer_input: mx.array) -> mx.array:
+        mixed = self.per_layer_projection(self._gate(self.per_layer_input_gate(x), layer_input))
+        return x + self.post_per_layer_input_norm(mixed)
+
+
+class EncoderLayer(nn.Module):
+    """Attention, the feed-forward network and the words, each normalized and added to what came in; then scaled."""
+
+    def __init__(self, args: ModelArgs, index: int) -> None:
+        super().__init__()
+        self.is_local = args.windows[index] is not None
+        self.self_attn = Attention(args, index)
+        self.mlp = MLP(args)
+        self.input_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.pre_feedforward_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.post_feedforward_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.ple_block = LayerInputGate(args)
+        self.layer_scalar = mx.ones((1,))
+
+    def __call__(
+        self, x: mx.array, layer_input: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens
+    ) -> mx.array:
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, tokens))
+        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return self.ple_block(x, layer_input) * self.layer_scalar
+
+
+class EmbeddingGemma2Encoder(Encoder):
+    """The text tower of EmbeddingGemma 2 and the projection behind it."""
+
+    # As Gemma 3's, its residual stream is wider than float16.
+    float16_is_safe = False
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        self.hidden_size = args.embedding_dim
+        self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.ple = LayerInputs(args)
+        self.layers = [EncoderLayer(args, i) for i in range(args.num_hidden_layers)]
+        self.norm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
+        self.embedding_projection = nn.Linear(args.hidden_size, args.embedding_dim, bias=False)
+        self._placeholders, self._pad = args.placeholders, args.pad_token_id
+        self._global_rotary = Rotary.from_settings(args.global_rope)
+        self._local_rotary = Rotary.from_settings(args.local_rope)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> EmbeddingGemma2Encoder:
+        return cls(ModelArgs.from_config(config))
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        clean = {name.removeprefix("model."): value for name, value in weights.items()}
+        text = {name: value for name, value in clean.items() if not name.startswith(_OTHER_TOWERS)}
+        return {name.removeprefix("language_model."): value for name, value in text.items()}
+
+    def prepare(self) -> None:
+        self.ple.prepare()
+
+    def check_length(self, max_tokens: int) -> None:
+        self._global_rotary.check_length(max_tokens)
+        self._local_rotary.check_length(max_tokens)
+
+    def __call__(self, tokens: Tokens) -> mx.array:
+        dtype = self.norm.weight.dtype
+        ids = tokens.ids
+        for placeholder in self._placeholders:
+            # Without what it stands for, it counts as padding, that is seen all the same.
+            ids = mx.where(ids == placeholder, self._pad, ids)
+        # transformers rounds the factor to the format of the weights too.
+        x = words = self.embed_tokens(ids).astype(dtype) * mx.array(self.norm.weight.shape[0] ** 0.5, dtype)
+        angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
+        for i, layer in enumerate(self.layers):
+            x = settle(layer(x, self.ple(words, i), angles[layer.is_local], tokens))
+        return self.embedding_projection(self.norm(x))

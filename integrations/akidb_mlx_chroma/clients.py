@@ -1,0 +1,78 @@
+"""Chroma's two kinds of clients under one interface: whatever a call gives goes through a `Wait`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+from chromadb.api.models.AsyncCollection import AsyncCollection
+from chromadb.api.models.Collection import Collection
+from chromadb.errors import InternalError
+
+from akidb_mlx_plugin.errors import InvalidInputError
+
+AnyCollection: TypeAlias = "Collection | AsyncCollection"
+# Gives the result of a host's call: the thing itself, or what its coroutine returns on the caller's event loop.
+Wait: TypeAlias = "Callable[[Any], Any]"
+
+_NO_INDEX_YET = "Nothing found on disk"
+_PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def take(result: Any) -> Any:
+    """Return what a synchronous call gave: it is there already."""
+    return result
+
+
+def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
+    """Return what a collection's `get` does, vectors included.
+
+    A server has no index to take vectors from, and answers with an error, while another process writes the first one,
+    and as long as a process that was killed before has left the collection without any.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return wait(collection.get(**arguments))
+        except InternalError as error:
+            if _NO_INDEX_YET not in str(error):
+                raise
+        found = wait(collection.get(**{**arguments, "include": []}))
+        if not found["ids"]:
+            return {**found, "documents": [], "metadatas": [], "embeddings": [], "uris": []}
+        time.sleep(pause_s)
+    return wait(collection.get(**arguments))
+
+
+def refuse_async(result: object, remedy: str) -> None:
+    """Refuse what an asynchronous client gives: its collections, and the coroutines that lead to them.
+
+    Raises:
+        InvalidInputError: it is one of these; the message ends with the remedy.
+    """
+    if isinstance(result, Coroutine):
+        # Never awaited, so nothing was done.
+        result.close()
+    if isinstance(result, Coroutine | AsyncCollection):
+        raise InvalidInputError(f"this needs a synchronous client; {remedy}")
+
+
+def refuse_waiting(remedy: str) -> Wait:
+    """Return a function that takes what a synchronous client gives and refuses what an asynchronous one does."""
+
+    def take_synchronous(result: Any) -> Any:
+        refuse_async(result, remedy)
+        return result
+
+    return take_synchronous
+
+
+def wait_on(loop: asyncio.AbstractEventLoop) -> Wait:
+    """Return a function that runs coroutines on an event loop and waits for them, called on another thread."""
+
+    def wait(result: Any) -> Any:
+        is_coroutine = isinstance(result, Coroutine)
+        return asyncio.run_coroutine_threadsafe(result, loop).result() if is_coroutine else result
+
+    return wait

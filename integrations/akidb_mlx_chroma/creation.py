@@ -1,0 +1,183 @@
+"""Collections made for one function, which the database itself holds every client to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, cast
+
+from chromadb.api import AsyncClientAPI, ClientAPI
+from chromadb.api.collection_configuration import CreateCollectionConfiguration
+from chromadb.api.models.AsyncCollection import AsyncCollection
+from chromadb.api.models.Collection import Collection
+from chromadb.api.types import DataLoader, EmbeddingFunction, Schema
+
+from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_waiting, take, wait_on
+from akidb_mlx_chroma.function import MLXEmbeddingFunction
+from akidb_mlx_chroma.recovery import PROBE, fix_dimension, recover
+from akidb_mlx_chroma.schemas import schema_with
+from akidb_mlx_chroma.target import read_model, read_space
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.spaces import check_space, make_stamp
+
+
+def create_collection(
+    client: ClientAPI,
+    name: str,
+    embedding_function: MLXEmbeddingFunction,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    configuration: CreateCollectionConfiguration | None = None,
+    schema: Schema | None = None,
+    data_loader: DataLoader[Any] | None = None,
+    get_or_create: bool = False,
+) -> Collection:
+    """Create a collection that says which vectors it holds, and that no client can fill with others.
+
+    Model, dimension and fingerprint go into its metadata. The dimension is also fixed in the database, which otherwise
+    takes it from the first write, whoever makes that one. The distance is the one that the model was trained for, which
+    is looked up before (see `MLXEmbeddingFunction.default_space`), unless the configuration or schema names another.
+
+    Args:
+        client: any synchronous client.
+        name: of the collection.
+        embedding_function: embeds its texts; in mode "user_provided" it has the vectors brought.
+        metadata: of the user's own, beside the three values.
+        configuration: Chroma's, without an embedding function.
+        schema: Chroma's, in place of a configuration; the function is put into a copy of it.
+        data_loader: Chroma's, for records with URIs.
+        get_or_create: open the collection if it exists; another model is refused then, and the function is stored where
+            the collection has none.
+    Returns:
+        The collection, as `client.create_collection` does.
+    Raises:
+        DimensionMismatchError: it exists, with another model or dimension.
+        InvalidInputError: it exists, with the function of another package; or a schema with one.
+        ModelNotFoundError, DownloadError: the model is not here and cannot be fetched; no weights are loaded.
+    """
+    wait = refuse_waiting("await acreate_collection(...) instead")
+    host_arguments = {"configuration": configuration, "schema": schema, "data_loader": data_loader}
+    made = _create(client, name, embedding_function, metadata, host_arguments, get_or_create, wait)
+    return cast(Collection, made)
+
+
+async def acreate_collection(
+    client: AsyncClientAPI,
+    name: str,
+    embedding_function: MLXEmbeddingFunction,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    configuration: CreateCollectionConfiguration | None = None,
+    schema: Schema | None = None,
+    data_loader: DataLoader[Any] | None = None,
+    get_or_create: bool = False,
+) -> AsyncCollection:
+    """Create a collection by an asynchronous client; arguments and errors as `create_collection`.
+
+    All but Chroma's own requests runs on another thread, a model's download too.
+    """
+    wait = wait_on(asyncio.get_running_loop())
+    host_arguments = {"configuration": configuration, "schema": schema, "data_loader": data_loader}
+    made = await asyncio.to_thread(
+        _create, client, name, embedding_function, metadata, host_arguments, get_or_create, wait
+    )
+    return cast(AsyncCollection, made)
+
+
+def bind_function(collection: AnyCollection, function: MLXEmbeddingFunction, wait: Wait = take) -> None:
+    """Check that a function fits a collection, and have the database hold it to that from now on.
+
+    The collection's dimension is fixed if no write has done so yet, and the function is stored where none is.
+
+    Raises:
+        DimensionMismatchError: they do not fit.
+        InvalidInputError: the collection stores the function of another package, or none and takes none.
+    """
+    stored = read_space(collection, wait)
+    dimension = check_space(stored, function.service)
+    if stored.settings is None:
+        _store_function(collection, function, wait)
+    recover(collection, wait)
+    if not stored.dimension and dimension:
+        fix_dimension(collection, dimension, wait)
+    else:
+        # A process that ended too early may have left it, of a version that did not mark it.
+        wait(collection.delete(ids=[PROBE]))
+
+
+def _store_function(collection: AnyCollection, function: MLXEmbeddingFunction, wait: Wait) -> None:
+    label = f"collection {collection.name!r}"
+    own = read_model(collection, wait).configuration_json.get("embedding_function") or {}
+    if own.get("name") is not None:
+        raise InvalidInputError(
+            f"{label} stores the embedding function {own['name']!r} of another package, and whoever opens it embeds "
+            "with that; give another name for the new collection"
+        )
+    if own.get("type") == "legacy" and wait(collection.count()):
+        raise InvalidInputError(
+            f"{label} was made with an embedding function that Chroma cannot store, so nobody knows what its vectors "
+            "mean; if they are this function's, open it with get_collection(client, name, embedding_function), else "
+            "give another name for the new one"
+        )
+    try:
+        wait(collection.modify(configuration={"embedding_function": as_host_type(function)}))
+    except ValueError as error:
+        # By then it is stored: the client fails at its own copy of the schema, which servers before 1.5 do not have.
+        if isinstance(error, EmbeddingError) or "Schema is missing" not in str(error):
+            raise
+    stored = read_space(collection, wait)
+    if stored.settings is None:
+        raise InvalidInputError(
+            f"{label} stores no embedding function, and this Chroma server takes none for a collection that exists: "
+            "open it with get_collection(client, name, embedding_function), or make a new one"
+        )
+    # Another process may have been quicker, with another function.
+    check_space(stored, function.service)
+
+
+def _create(
+    client: ClientAPI | AsyncClientAPI,
+    name: str,
+    function: MLXEmbeddingFunction,
+    metadata: Mapping[str, Any] | None,
+    host_arguments: Mapping[str, Any],
+    get_or_create: bool,
+    wait: Wait,
+) -> AnyCollection:
+    make = client.get_or_create_collection if get_or_create else client.create_collection
+    # Chroma writes into what it is given.
+    configuration, schema = deepcopy(host_arguments["configuration"]), host_arguments["schema"]
+    if schema is not None and configuration is not None:
+        raise InvalidInputError("give either schema or configuration: Chroma takes one of them")
+    arguments = {
+        "metadata": {**(metadata or {}), **make_stamp(function.model_info())},
+        "data_loader": host_arguments["data_loader"],
+        # With a schema, Chroma wants the function there and nowhere else.
+        **(
+            {"configuration": configuration, "embedding_function": as_host_type(function)}
+            if schema is None
+            else {"schema": schema_with(schema, function), "embedding_function": None}
+        ),
+    }
+    try:
+        collection: AnyCollection = wait(make(name, **arguments))
+    except ValueError as error:
+        # Chroma's word for a collection that has the function of another package; its other errors have other types.
+        if isinstance(error, EmbeddingError) or "mbedding function" not in str(error):
+            raise
+        raise InvalidInputError(f"collection {name!r}: {error}") from error
+    if schema is not None and not collection._model.serialized_schema:
+        if not get_or_create:
+            wait(client.delete_collection(name))
+        raise InvalidInputError(
+            "this Chroma server knows no schemas, which takes version 1.5 or later; give configuration= instead"
+        )
+    collection._embedding_function = as_host_type(function)
+    bind_function(collection, function, wait)
+    return collection
+
+
+def as_host_type(function: MLXEmbeddingFunction) -> EmbeddingFunction[Any]:
+    """Chroma annotates its functions with a wider input than text."""
+    return cast(EmbeddingFunction[Any], function)

@@ -1,0 +1,118 @@
+"""Table handles: a handle is a snapshot, and several writers may hold one of the same table."""
+
+from __future__ import annotations
+
+import fcntl
+import inspect
+import os
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from lancedb.background_loop import LOOP
+from lancedb.table import AsyncTable
+
+from akidb_mlx_plugin.errors import InvalidInputError
+
+_LOCK_FILE = "_akidb_mlx.lock"
+_locks: dict[str, threading.Lock] = {}
+_locks_guard = threading.Lock()
+
+
+def run_sync(result: Any) -> Any:
+    """Return what a table's method gave: an asynchronous one is run on LanceDB's own loop, never on the caller's."""
+    return LOOP.run(result) if inspect.iscoroutine(result) else result  # type: ignore[no-untyped-call]
+
+
+def read_schema(table: Any) -> Any:
+    """Return the Arrow schema of a table, synchronous or not."""
+    return run_sync(table.schema()) if isinstance(table, AsyncTable) else table.schema
+
+
+def find_table(db: Any, name: str, namespace_path: Sequence[str] = ()) -> Any:
+    """Open a table; None: there is none of that name."""
+    try:
+        return db.open_table(name, **({"namespace_path": list(namespace_path)} if namespace_path else {}))
+    except Exception as error:  # of another type for each kind of connection
+        # `name in db` fails on connections to a namespace.
+        if "not found" in str(error).lower():
+            return None
+        raise
+
+
+def refuse_checked_out(table: Any) -> None:
+    """Raise InvalidInputError for a handle that shows one version, past which it would write unseen."""
+    if _is_checked_out(table):
+        raise InvalidInputError(
+            f"table {table.name!r} is checked out at an older version; call table.checkout_latest() to go on with the "
+            "newest, or table.restore() to make the old one the newest"
+        )
+
+
+def refresh(table: Any) -> None:
+    """Let a handle see what others have written since."""
+    run_sync(table.checkout_latest())
+
+
+@contextmanager
+def write_lock(table: Any) -> Iterator[None]:
+    """Let one upsert at a time write to a table, of this process's and, in a local folder, of this machine's.
+
+    LanceDB takes two merges that insert the same new key at the same time for independent, and keeps both rows.
+    """
+    uri = _uri(table)
+    with _locks_guard:
+        lock = _locks.setdefault(uri, threading.Lock())
+    with lock, _file_lock(uri):
+        yield
+
+
+def _is_checked_out(table: Any) -> bool:
+    if hasattr(table, "_checkout_version"):
+        return table._checkout_version is not None
+    # There is no question to ask; but a handle of an old version refuses to drop even an index that is not there.
+    try:
+        run_sync(table.drop_index(f"akidb-mlx-{uuid.uuid4().hex}"))
+    except Exception as error:  # LanceDB has no type for "no such index"
+        return "checked out" in str(error)
+    return False
+
+
+def _uri(table: Any) -> str:
+    try:
+        found = table.uri
+        return str(run_sync(found() if callable(found) else found))
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        # A table in LanceDB's cloud; other machines are not kept off anyway.
+        return f"{type(table).__name__}:{table.name}"
+
+
+@contextmanager
+def _file_lock(uri: str) -> Iterator[None]:
+    descriptor = _open_lock(uri)
+    try:
+        if descriptor is not None:
+            # A file system without locks leaves that of the process.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _open_lock(uri: str) -> int | None:
+    """Return a descriptor of a local table's lock file; None for another kind of storage."""
+    parsed = urlparse(uri)
+    if parsed.scheme not in ("", "file"):
+        return None
+    path = Path(unquote(parsed.path) if parsed.scheme else uri) / _LOCK_FILE
+    # Another user's file can still be locked by those who may only read it.
+    for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
+        with suppress(OSError):
+            return os.open(path, flags, 0o666)
+    return None
