@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -91,8 +92,19 @@ def default_cache_dir() -> Path:
 
 
 def resolve_cache_dir(cache_dir: str | Path | None) -> Path:
-    """Return the absolute folder that a caller's `cache_dir` means; None: the default."""
-    return default_cache_dir() if cache_dir is None else Path(os.path.expanduser(cache_dir)).absolute()
+    """Return the absolute folder that a caller's `cache_dir` means; None: the default.
+
+    Raises:
+        InvalidInputError: it begins with "~", and there is no home directory.
+    """
+    if cache_dir is None:
+        return default_cache_dir()
+    folder = os.path.expanduser(cache_dir)
+    if folder.startswith("~"):
+        raise InvalidInputError(
+            f"there is no home directory for the model cache {cache_dir}; set AKIDB_MODEL_CACHE_DIR to a folder"
+        )
+    return Path(folder).absolute()
 
 
 def list_cached_models(cache_dir: str | Path | None = None, *, include_partial: bool = False) -> list[CachedModel]:
@@ -165,14 +177,27 @@ def _remove_oldest(root: Path, max_bytes: float, keep: set[str | Path], dry_run:
     for model in models:
         if excess <= 0:
             break
-        if model.in_use or not {model.name, model.repo, model.folder, str(model.folder)}.isdisjoint(keep):
+        # What is linked into the cache lies elsewhere, and is not the cache's to remove.
+        if (
+            model.in_use
+            or _is_linked(model.folder)
+            or not {model.name, model.repo, model.folder, str(model.folder)}.isdisjoint(keep)
+        ):
             continue
         if dry_run or _evict(root, model):
             removed.append(model)
             excess -= model.size_bytes
     if excess > 0:
-        logger.warning("the model cache %s stays %.1f GB above its limit: the rest is in use", root, excess / _GB)
+        logger.warning(
+            "the model cache %s stays %.1f GB above its limit: the rest is in use or cannot be removed",
+            root,
+            excess / _GB,
+        )
     return removed
+
+
+def _is_linked(folder: Path) -> bool:
+    return folder.is_symlink() or folder.parent.is_symlink()
 
 
 def find_cached(cache_dir: Path, repo: str, revision: str) -> tuple[Path, Manifest] | None:
@@ -185,7 +210,9 @@ def find_cached(cache_dir: Path, repo: str, revision: str) -> tuple[Path, Manife
             found.append((when, folder, manifest))
     if not found:
         return None
-    _, folder, manifest = max(found, key=lambda entry: entry[0])
+    # A time to come was noted by a wrong clock, and would win for years.
+    now = time.time()
+    _, folder, manifest = max(found, key=lambda entry: (entry[0] <= now, entry[0]))
     return folder, manifest
 
 
@@ -262,6 +289,10 @@ def _evict(root: Path, model: CachedModel) -> bool:
                 return False
             discard_folder(model.folder)
     except (Timeout, FileNotFoundError):
+        return False
+    except OSError as error:
+        # Of somebody else, in a shared cache: what is next in age may go instead.
+        logger.warning("cannot remove %s from the model cache: %s", model.folder, error.strerror or error)
         return False
     logger.info("removed %s from the model cache", model.folder)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +16,8 @@ from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFo
 from akidb_mlx_plugin.hub_client import is_offline
 from akidb_mlx_plugin.manifest import CHECKPOINT_FILES, Manifest, digest_of_folder
 from akidb_mlx_plugin.registry import ModelSource, ModelSpec, resolve
+
+_log = logging.getLogger(__name__)
 
 ALLOWED_VARIABLE = "AKIDB_ALLOWED_MODELS"
 
@@ -89,10 +92,18 @@ def ensure_model(
             _check_allowed(order)
         _check_online(order, offline)
         found = obtain(order)
-        cleanup_cache(max_cache_gb, cache_dir=order.cache_dir, keep=(found[0],))
+        _make_room(max_cache_gb, order.cache_dir, found[0])
     folder, manifest = found
     touch(folder)
     return LocalModel(source.name, source.spec, manifest.repo, folder, manifest)
+
+
+def _make_room(max_cache_gb: float | None, cache_dir: Path, keep: Path) -> None:
+    """Evict what is unused; the model has been downloaded, whatever becomes of this."""
+    try:
+        cleanup_cache(max_cache_gb, cache_dir=cache_dir, keep=(keep,))
+    except (InvalidInputError, OSError) as error:
+        _log.warning("the model cache could not be kept below %s GB: %s", max_cache_gb, error)
 
 
 def download_model(

@@ -9,7 +9,8 @@ from akidb_mlx_plugin import hub
 from akidb_mlx_plugin.cache import find_cached, resolve_cache_dir
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
-from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
+from akidb_mlx_plugin.manifest import MANIFEST_NAME
 from akidb_mlx_plugin.registry import resolve
 from akidb_mlx_plugin.types import ModelInfo
 
@@ -27,20 +28,32 @@ def locate_checkpoint(
 
     Arguments are those of `hub.ensure_model`; `pooling` is that of `read_checkpoint`.
     """
-    local = hub.ensure_model(
-        model, cache_dir=cache_dir, max_cache_gb=max_cache_gb, trusted=trusted, offline=offline, check=check_settings
-    )
-    known = local.manifest
-    return read_checkpoint(
-        local.folder,
-        name=local.name,
-        spec=local.spec,
-        repo=local.repo,
-        revision=known.revision if known else "",
-        # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
-        weights_digest=known.weights_digest if known else "",
-        pooling=pooling,
-    )
+    for last in (False, True):
+        local = hub.ensure_model(
+            model,
+            cache_dir=cache_dir,
+            max_cache_gb=max_cache_gb,
+            trusted=trusted,
+            offline=offline,
+            check=check_settings,
+        )
+        known = local.manifest
+        try:
+            return read_checkpoint(
+                local.folder,
+                name=local.name,
+                spec=local.spec,
+                repo=local.repo,
+                revision=known.revision if known else "",
+                # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
+                weights_digest=known.weights_digest if known else "",
+                pooling=pooling,
+            )
+        except ModelNotFoundError:
+            # Another process may have evicted it since it was found: fetch it again, once.
+            if last or known is None or (local.folder / MANIFEST_NAME).is_file():
+                raise
+    raise AssertionError("unreachable")
 
 
 def download_model(

@@ -38,7 +38,7 @@ def core_count() -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return min(cores, int(share)) if share.isdigit() and int(share) else cores
+    return min(cores, int(share)) if share.isascii() and share.isdigit() and int(share) else cores
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class WorkerPool:
                 thread.join(_JOIN_SECONDS)
 
     def _work(self, index: int) -> None:
-        stream = mx.new_stream(self._device)
+        stream = _take_stream(self._device)
         begun: deque[tuple[_Piece, Any]] = deque()
         with mx.stream(stream):
             if self._device == mx.cpu:
@@ -155,6 +155,8 @@ class WorkerPool:
                 pass
         mx.synchronize(stream)
         mx.clear_streams()
+        if self._device == mx.cpu and _make_lasting_stream is not None:
+            _idle_streams.append(stream)
 
     def _run_next(self, index: int, begun: deque[tuple[_Piece, Any]]) -> bool:
         """Begin a piece of work or collect the oldest that has begun; False when told to stop.
@@ -215,6 +217,23 @@ class WorkerPool:
         """One piece of work alone gets every core for its matrix products; side by side they share them."""
         if self._device == mx.cpu:
             set_blas_threads(max(1, self._cores // min(self._unfinished, len(self._threads))))
+
+
+# Of threads that have ended. MLX has a thread of its own behind each stream of a CPU, which lives as long as the
+# process: with new ones for each model that is loaded there would be more and more.
+_idle_streams: list[mx.Stream] = []
+# Makes one that may be used by another thread later; MLX has such from 0.32 on.
+_make_lasting_stream: Callable[[mx.DeviceType], mx.Stream] | None = getattr(mx, "new_thread_unsafe_stream", None)
+
+
+def _take_stream(device: mx.DeviceType) -> mx.Stream:
+    """Return a stream that no other thread uses."""
+    if device != mx.cpu or _make_lasting_stream is None:
+        return mx.new_stream(device)
+    try:
+        return _idle_streams.pop()
+    except IndexError:
+        return _make_lasting_stream(device)
 
 
 def _bound_gpu_pool() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from loopback_hub import REPO, WEIGHTS, WEIGHTS_BYTES, Fault, Hub, tiny_files
 
+from akidb_mlx_plugin import cache, locate
 from akidb_mlx_plugin.cache import (
     cache_size_gb,
     cleanup_cache,
@@ -19,13 +21,15 @@ from akidb_mlx_plugin.cache import (
 )
 from akidb_mlx_plugin.cache_locks import download_lock
 from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.hub import ensure_model
+from akidb_mlx_plugin.hub import download_model, ensure_model
 from akidb_mlx_plugin.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from hub_fixtures import Spawn
 
 pytest_plugins = ("hub_fixtures",)
+
+Log = pytest.LogCaptureFixture
 
 HOLD = """
 import sys
@@ -160,10 +164,64 @@ class TestEviction:
                 raise PermissionError("not this one")
 
         monkeypatch.setattr("akidb_mlx_plugin.cache.shutil.rmtree", fail)
-        with pytest.raises(InvalidInputError, match="permission"):
-            cleanup_cache(0)
-        assert names(cache_dir) == ["org/b", "org/c"]
+        assert cleanup_cache(0) == []
+        assert names(cache_dir) == []
         assert not folders[0].exists()
+
+    def test_one_that_cannot_be_removed_is_passed_over(
+        self, hub: Hub, folders: list[Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
+    ) -> None:
+        """Of somebody else, in a shared cache."""
+
+        def refuse(folder: Path) -> None:
+            if folder == folders[0]:
+                raise PermissionError(13, "Permission denied", str(folder))
+            discard(folder)
+
+        discard = cache.discard_folder
+        monkeypatch.setattr(cache, "discard_folder", refuse)
+        hub.add(REPO, tiny_files())
+        assert ensure_model(REPO, max_cache_gb=one_model_gb(cache_dir) * 2.5).folder.is_dir()
+        assert names(cache_dir) == ["org/a", REPO]
+        assert f"cannot remove {folders[0]} from the model cache: Permission denied" in caplog.text
+
+    def test_a_cache_of_another_user_is_no_failure_of_the_download(
+        self, hub: Hub, folders: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: Log
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(cache, "_remove_oldest", refuse)
+        hub.add(REPO, tiny_files())
+        assert ensure_model(REPO, max_cache_gb=0.001).folder.is_dir()
+        assert "could not be kept below 0.001 GB" in caplog.text
+
+    def test_a_linked_model_stays(self, folders: list[Path], cache_dir: Path, tmp_path: Path) -> None:
+        elsewhere = folders[0].rename(tmp_path / "elsewhere")
+        folders[0].symlink_to(elsewhere)
+        repo = folders[1].parent.rename(tmp_path / "org--b")
+        folders[1].parent.symlink_to(repo)
+        cleanup_cache(0)
+        assert (elsewhere / MANIFEST_NAME).is_file()
+        assert (folders[1] / MANIFEST_NAME).is_file()
+        assert folders[0].is_symlink()
+        assert folders[1].parent.is_symlink()
+        assert not folders[2].exists()
+
+    def test_a_wrong_clock_pins_no_commit(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.add(REPO, tiny_files(seed=1))
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: 4e9)
+            before = ensure_model(REPO).folder
+        hub.add(REPO, tiny_files(seed=2))
+        download_model(REPO, force=True)
+        assert ensure_model(REPO).folder != before
+
+    def test_without_a_home_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        monkeypatch.delenv("AKIDB_MODEL_CACHE_DIR", raising=False)
+        with pytest.raises(InvalidInputError, match=r"no home directory .* set AKIDB_MODEL_CACHE_DIR"):
+            default_cache_dir()
 
 
 class TestProbes:
@@ -199,6 +257,24 @@ class TestProbes:
 
 
 class TestUse:
+    def test_evicted_while_its_settings_are_read_it_is_fetched_again(
+        self, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.add(REPO, tiny_files())
+        read: list[Path] = []
+
+        def evict_then_read(folder: Path, **_: object) -> Path:
+            read.append(folder)
+            if len(read) == 1:
+                cache.discard_folder(folder)
+                raise ModelNotFoundError("gone")
+            return folder
+
+        monkeypatch.setattr(locate, "read_checkpoint", evict_then_read)
+        monkeypatch.setattr(locate, "check_settings", None)
+        assert locate.locate_checkpoint(REPO) == read[1]
+        assert (read[1] / MANIFEST_NAME).is_file()
+
     def test_a_model_in_use_stays(self, folders: list[Path], cache_dir: Path) -> None:
         with mark_in_use(folders[0]), mark_in_use(folders[0]):
             assert [model.in_use for model in list_cached_models() if model.name == "org/a"] == [True]

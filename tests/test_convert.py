@@ -202,3 +202,13 @@ class TestPickles:
         torch.save({"a": Path("x")}, tmp_path / "m" / "pytorch_model.bin")
         with pytest.raises(ModelNotFoundError, match="plain tensors"):
             convert_checkpoint(tmp_path / "m", tmp_path / "new", UNQUANTIZED)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise RuntimeError("[write] Unable to write 8259 bytes to file.")
+
+    monkeypatch.setattr(mx, "save_safetensors", no_room)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written, with .* MB free on the disk: \[write\]"):
+        convert_checkpoint(GOLDEN / "bert" / "model", tmp_path / "out", choose_recipe(8, 32, "affine", "plain"))
+    assert list(tmp_path.iterdir()) == []

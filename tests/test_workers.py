@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -231,6 +233,22 @@ class TestEnd:
         assert not [thread for thread in threads if thread.is_alive()]
         with pytest.raises(ServiceUnavailableError, match="closed"):
             pool.submit(lambda: None)
+
+    @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="not Linux")
+    @pytest.mark.skipif(workers._make_lasting_stream is None, reason="MLX before 0.32")
+    def test_pools_that_come_and_go_leave_no_threads_of_mlx(self) -> None:
+        def use() -> None:
+            pool = WorkerPool("cpu", 2)
+            futures = [pool.submit(lambda: np.array(mx.ones(5) + 1).sum()) for _ in range(4)]
+            assert [future.result(PATIENCE_S) for future in futures] == [10.0] * 4
+            pool.close()
+
+        use()
+        before = len(os.listdir("/proc/self/task"))
+        for _ in range(10):
+            use()
+        # MLX's own pool of threads may begin meanwhile; one per stream would be twenty more.
+        assert len(os.listdir("/proc/self/task")) < before + 10
 
     def test_work_may_close_its_own_pool(self) -> None:
         pool = WorkerPool("cpu", 1)

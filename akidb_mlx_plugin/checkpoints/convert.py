@@ -141,9 +141,7 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> tupl
             written |= _quantize(original.removesuffix(".weight"), value.astype(dtype), scheme)
             quantized += 1
         mx.eval(written)
-    place = folder / checkpoint.folder.relative_to(checkpoint.root)
-    place.mkdir(parents=True, exist_ok=True)
-    mx.save_safetensors(str(place / "model.safetensors"), {**written, **head}, metadata={"format": "mlx"})
+    _save(folder / checkpoint.folder.relative_to(checkpoint.root), {**written, **head})
     return quantized, kept
 
 
@@ -156,9 +154,24 @@ def _write_head(checkpoint: Checkpoint, folder: Path, scheme: Scheme | None) -> 
         tensors = _read_weights(layer.folder)
         if scheme and layer.in_features % scheme.group_size == 0:
             tensors |= _quantize("linear", tensors.pop("linear.weight").astype(mx.bfloat16), scheme)
-        place = folder / layer.folder.relative_to(checkpoint.root)
-        place.mkdir(parents=True, exist_ok=True)
-        mx.save_safetensors(str(place / "model.safetensors"), tensors, metadata={"format": "mlx"})
+        _save(folder / layer.folder.relative_to(checkpoint.root), tensors)
+
+
+def _save(folder: Path, tensors: dict[str, mx.array]) -> None:
+    """Write a folder's weights.
+
+    Raises:
+        OSError: there is no room, or they cannot be written for another reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Evaluated first, so that what is raised below is about the file alone.
+    mx.eval(tensors)
+    file = folder / "model.safetensors"
+    try:
+        mx.save_safetensors(str(file), tensors, metadata={"format": "mlx"})
+    except RuntimeError as error:
+        room = shutil.disk_usage(folder).free / 1e6
+        raise OSError(f"{file} cannot be written, with {room:.1f} MB free on the disk: {error}") from error
 
 
 def _read_weights(folder: Path) -> dict[str, mx.array]:

@@ -24,6 +24,7 @@ from akidb_mlx_plugin.checkpoints.quantization import (
     scheme_of,
 )
 from akidb_mlx_plugin.checkpoints.safetensors import find_weight_files
+from akidb_mlx_plugin.checkpoints.sizes import check_sizes
 from akidb_mlx_plugin.checkpoints.tensors import load_strictly, original_names, read_tensors
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.memory import available_memory, check_memory
@@ -163,16 +164,27 @@ def _available_on_gpu() -> int | None:
 
 def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
     """Return the model with every array lazy: nothing but headers has been read."""
+    try:
+        return _build_parts(checkpoint, device, dtype, keep_quantized)
+    finally:
+        # Modules are made with random weights, each a step of this thread's random numbers. Steps that nobody evaluates
+        # stay in memory, one behind the other, for as long as the thread.
+        mx.eval(*mx.random.state)  # type: ignore[misc]
+
+
+def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
     check_modes(checkpoint.pooling)
     check_method(checkpoint.config)
     cpu = on_cpu() if device is None else device == "cpu"
-    encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
-    check_pooling(checkpoint.config, checkpoint.pooling)
-    encoder.check_length(checkpoint.max_tokens)
-    parameters = _count(encoder)
+    architecture = find_encoder(checkpoint.model_type)
     tensors: dict[str, mx.array] = {}
     for file in find_weight_files(checkpoint.folder):
         tensors.update(read_tensors(file))
+    check_sizes(checkpoint.config, tensors)
+    encoder = architecture.from_config(checkpoint.config)
+    check_pooling(checkpoint.config, checkpoint.pooling)
+    encoder.check_length(checkpoint.max_tokens)
+    parameters = _count(encoder)
     dense = _build_dense(checkpoint, tensors)
     weights = encoder.sanitize(
         {name: value for name, value in tensors.items() if not is_in_head(name, checkpoint.dense)}

@@ -21,7 +21,7 @@ from akidb_mlx_plugin.cli.doctor import doctor as doctor_command
 from akidb_mlx_plugin.cli.embed import embed as embed_command
 from akidb_mlx_plugin.cli.metrics import app as metrics_commands
 from akidb_mlx_plugin.cli.models import app as models_commands
-from akidb_mlx_plugin.cli.output import print_error
+from akidb_mlx_plugin.cli.output import PlainFormatter, print_error
 from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
 from akidb_mlx_plugin.cli.search import search as search_command
 from akidb_mlx_plugin.errors import EmbeddingError
@@ -62,29 +62,44 @@ def _options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     # Per-request lines of the HTTP libraries would drown the progress bar.
     for noisy in ("httpx", "httpcore", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 an error told in one line, 2 wrong usage, 143 terminated.
+    """Run the command line: 0 done, 1 an error told in one line, 2 wrong usage.
 
     Raises:
         KeyboardInterrupt: for whoever started it, who ends with 130.
+        SystemExit: with the exit status.
     """
-    # As an exception, so that whoever holds a half-written file removes it.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            # Now, while it can still be told that there is no room for it.
+            sys.stdout.flush()
     except EmbeddingError as error:
         print_error(str(error))
         sys.exit(1)
     except BrokenPipeError:
-        # The reader has gone (`| head`): not an error, and nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         print_error(str(error))
+        _drop_output()
         sys.exit(1)
+    except Exception as error:
+        # What no part of this package or of the libraries below it foresaw; a stack trace helps those who look for it.
+        logging.getLogger(__name__).info("unforeseen", exc_info=error)
+        print_error(f"{type(error).__name__}: {error} (--verbose before the command shows where)")
+        sys.exit(1)
+
+
+def _drop_output() -> None:
+    """Lose what is still to be written: the reader has gone (`| head`), or there is no room."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

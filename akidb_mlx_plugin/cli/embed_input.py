@@ -56,7 +56,7 @@ class TextSource:
         if self._format == "parquet":
             self._parquet = self._open_parquet(path)
         else:
-            self._bytes = sys.stdin.buffer if path == "-" else self._open(path)
+            self._bytes = self._open_standard_input() if path == "-" else self._open(path)
 
     def __enter__(self) -> TextSource:
         return self
@@ -88,8 +88,9 @@ class TextSource:
                 continue
             try:
                 row = json.loads(text, parse_constant=_refuse_constant)
-            except ValueError as error:
-                raise InvalidInputError(f"line {number} of {self._label} is not JSON: {error}") from error
+            except (ValueError, RecursionError) as error:
+                reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+                raise InvalidInputError(f"line {number} of {self._label} is not JSON: {reason}") from error
             # A list of texts is written either way.
             yield {self.text_field: row} if isinstance(row, str) else row
 
@@ -113,12 +114,17 @@ class TextSource:
                 "leave such rows out"
             )
         if text is None:
-            fields = ", ".join(map(str, row)) or "none"
+            fields = f"{', '.join(map(str, row)):.400}" or "none"
             raise InvalidInputError(
                 f"row {number} of {self._label} has no text in field {self.text_field!r}; its fields are {fields}; "
                 "name the right one with --text-field"
             )
         check_unicode(text, f"the text in row {number} of {self._label}")
+
+    def _open_standard_input(self) -> Any:
+        if sys.stdin is None:
+            raise InvalidInputError("standard input is closed; name a file of texts")
+        return sys.stdin.buffer
 
     def _open(self, path: str) -> Any:
         try:

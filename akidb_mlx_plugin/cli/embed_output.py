@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from akidb_mlx_plugin.cli.embed_input import PARQUET_REMEDY
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
@@ -96,6 +100,8 @@ class JsonlWriter(VectorWriter):
                 raise InvalidInputError(
                     f"a row has a number that JSON cannot hold ({error}); write .parquet"
                 ) from error
+            except RecursionError as error:
+                raise InvalidInputError("a row is nested too deeply for JSON; write .parquet") from error
             comma = ", " if row else ""
             self._file.write(f"{line[:-1]}{comma}{json.dumps(self._field)}: {numbers}}}\n".encode())
 
@@ -123,7 +129,10 @@ class ParquetWriter(VectorWriter):
             columns = [self._make_column(field.name, rows, field.type) for field in self._schema]
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         schema = self._schema.append(pa.field(self._field, column.type))
-        self._open(schema).write_table(pa.table([*columns, column], schema=schema))
+        try:
+            self._open(schema).write_table(pa.table([*columns, column], schema=schema))
+        except pa.ArrowException as error:  # such as an object without any field
+            raise InvalidInputError(f"Parquet cannot hold these rows: {error}; write .jsonl instead") from error
 
     def _make_column(self, name: str, rows: Rows, kind: Any) -> Any:
         """Return one field of the rows as Arrow has it; `kind` is its type, None: as the values say."""
@@ -134,7 +143,7 @@ class ParquetWriter(VectorWriter):
             raise InvalidInputError(f"the field {name!r} is null in all of the first rows; write .jsonl instead")
         try:
             return pa.array(values, type=kind)
-        except (pa.ArrowException, OverflowError, TypeError) as error:
+        except (pa.ArrowException, OverflowError, TypeError, RecursionError) as error:
             raise InvalidInputError(
                 f"the field {name!r} does not fit one column: {error}; write .jsonl instead"
             ) from error
@@ -185,12 +194,18 @@ def find_writer(path: Path) -> type[VectorWriter]:
 class replacing:  # noqa: N801 - used as a context manager, named like contextlib's
     """A file beside the wanted one, put in that one's place if all went well; otherwise nothing is left.
 
+    What is there keeps its permissions. A link stays one, and what it leads to is replaced; a pipe or a device gets the
+    bytes once there are all of them.
+
     A class and no generator: an interrupt may come while it is entered, and then nobody would run the generator's end.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._real = Path(os.path.realpath(path))
+        self._beside: Path | None = None
+        if not self._real.exists() or self._real.is_file():
+            self._beside = self._real.with_name(f".akidb-mlx-{os.getpid()}.part")
 
     def __enter__(self) -> BinaryIO:
         """Open the file.
@@ -199,18 +214,51 @@ class replacing:  # noqa: N801 - used as a context manager, named like contextli
             InvalidInputError: it cannot be written there.
         """
         try:
+            if self._beside is None:
+                self._file: BinaryIO = cast(BinaryIO, tempfile.TemporaryFile())
+                return self._file
             self._file = open(self._beside, "wb")
+            if self._real.exists():
+                os.fchmod(self._file.fileno(), stat.S_IMODE(self._real.stat().st_mode))
             return self._file
         except OSError as error:
+            self._remove()
             raise InvalidInputError(f"cannot write {self._path}: {error.strerror}") from error
         except BaseException:
-            self._beside.unlink(missing_ok=True)
+            self._remove()
             raise
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._file.close()
-            if kind is None:
-                self._beside.replace(self._path)
+            with self._file:
+                if kind is None:
+                    self._complete()
+            if kind is None and self._beside is not None:
+                self._beside.replace(self._real)
+                _sync_folder(self._real.parent)
         finally:
+            self._remove()
+
+    def _complete(self) -> None:
+        """Have every byte where it cannot be lost: on disk, or with whoever reads the pipe."""
+        self._file.flush()
+        if self._beside is not None:
+            os.fsync(self._file.fileno())
+            return
+        self._file.seek(0)
+        with open(self._real, "wb") as output:
+            shutil.copyfileobj(self._file, output)
+
+    def _remove(self) -> None:
+        if self._beside is not None:
             self._beside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on disk too; some file systems cannot be asked for that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

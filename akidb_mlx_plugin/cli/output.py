@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -15,14 +16,36 @@ from rich.table import Table
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+# A message may name what a stranger's file says, of any length.
+_LONGEST_MESSAGE = 2000
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, without what a terminal would act on; strangers' names and texts may hold that."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
+
+
 def print_error(message: str) -> None:
     """Write one line to standard error."""
-    sys.stderr.write(f"akidb-mlx: {' '.join(message.split())}\n")
+    line = printable(" ".join(message.split()))
+    if len(line) > _LONGEST_MESSAGE:
+        line = f"{line[: _LONGEST_MESSAGE - 1]}…"
+    sys.stderr.write(f"akidb-mlx: {line}\n")
 
 
 def print_json(value: Any) -> None:
     """Write a value as indented JSON to standard output."""
-    typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    text = json.dumps(value, indent=2, default=str, ensure_ascii=False)
+    # JSON escapes by itself what is below 32; what else a terminal acts on stands in strings alone.
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+class PlainFormatter(logging.Formatter):
+    """Log records in one line each, save for a traceback, without what a terminal would act on."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return a record's line."""
+        return printable(super().formatMessage(record))
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None) -> None:
@@ -34,7 +57,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, titl
         if rows:
             typer.echo("\t".join(rows[0]))
         for row in rows:
-            typer.echo("\t".join("" if value is None else str(value) for value in row.values()))
+            typer.echo("\t".join(map(_cell, row.values())))
         return
     table = Table(title=title, title_justify="left")
     for column in rows[0] if rows else ():
@@ -42,12 +65,16 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, titl
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     above: list[str] = []
     for row in rows:
-        cells = ["" if value is None else str(value) for value in row.values()]
+        cells = [_cell(value) for value in row.values()]
         # The first column is a heading to the rows below it that share it.
         table.add_row(*(["", *cells[1:]] if above[:1] == cells[:1] else cells))
         above = cells
     # Texts of a database are shown as they are: `[size]` in one is no markup, and `:key:` no emoji.
     Console(markup=False, emoji=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else printable(str(value))
 
 
 def progress(unit: str = "texts") -> Progress:
