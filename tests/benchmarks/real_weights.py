@@ -153,6 +153,8 @@ def measure(
     with Embedder.load(folder) as embedder:
         found = {kind: embedder.embed(reference.texts, kind=kind) for kind in reference.vectors}
     documents = _unit(found["document"].embeddings)
+    differences = {kind: float(np.abs(found[kind].embeddings - reference.vectors[kind]).max()) for kind in found}
+    _say(f"  largest difference to sentence-transformers: {max(differences.values()):.1e}")
     rows: list[Row] = []
     for stored, recipe in recipes.items():
         for row in _measure_recipe(folder, scratch / stored, stored, recipe, repo, reference.texts, documents):
@@ -163,7 +165,7 @@ def measure(
         sum(response.usage.total_tokens for response in found.values()),
         sum(response.usage.truncated for response in found.values()),
         documents.shape[1],
-        {kind: float(np.abs(found[kind].embeddings - reference.vectors[kind]).max()) for kind in found},
+        differences,
         rows,
     )
 
