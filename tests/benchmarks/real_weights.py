@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from mixed_texts import mixed_texts
-from published import convert_as_published, rearrange
+from published_layout import convert_as_published, rearrange
 from quantized_neighbours import NEIGHBOURS, nearest, overlap
 
 from akidb_mlx_plugin import Embedder
