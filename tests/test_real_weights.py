@@ -76,7 +76,7 @@ def test_the_command_takes_references_that_are_there(tmp_path: Path, monkeypatch
 class TestPublishedLayout:
     def test_gemma_without_its_folders(self, tmp_path: Path) -> None:
         import mlx.core as mx
-        from published import convert_as_published, rearrange
+        from published_layout import convert_as_published, rearrange
 
         source = GOLDEN / "gemma3_text" / "model"
         recipe = Recipe(Scheme(32, 4, "affine"), Scheme(32, 8, "affine"), Scheme(32, 8, "affine"))
