@@ -113,8 +113,6 @@ class TestPooling:
         self, name: str, expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         shutil.copytree(GOLDEN / name / "model", tmp_path / "m")
-        if name == "llama":
-            pytest.importorskip("mlx_lm")
         checkpoint = read_checkpoint(bare(tmp_path / "m"))
         assert checkpoint.pooling == (expected,)
         assert checkpoint.normalize

@@ -185,7 +185,7 @@ def test_a_panic_is_the_texts_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     class PanicException(BaseException):
         """As pyo3 raises it: no Exception."""
 
-    def give_up(texts: list[str]) -> None:
+    def give_up(texts: list[str], *, add_special_tokens: bool) -> None:
         raise PanicException("called `Result::unwrap()` on an `Err` value:\n retry-limit-in-match over")
 
     tokenizer = TextTokenizer(GOLDEN / "bert" / "model", 48)
