@@ -240,7 +240,7 @@ def test_a_signal_leaves_no_half_file(number: int, status: int, tmp_path: Path, 
     assert process.stdin is not None
     process.stdin.write(b"a line of text\n" * 1024)
     process.stdin.flush()
-    while not list(tmp_path.glob(".o.npy.*.part")):
+    while not list(tmp_path.glob(".akidb-mlx-*.part")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     os.kill(process.pid, number)
