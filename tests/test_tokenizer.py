@@ -145,9 +145,7 @@ class TestIdsBeyondTheTable:
         shutil.copytree(folder_of("bert"), folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
-        with pytest.raises(
-            ModelNotFoundError, match="vocab_size is 449, but the longest axis of its weights has 448 entries"
-        ):
+        with pytest.raises(ModelNotFoundError, match=r"word_embeddings\.weight of shape \(448, \d+\) where \(449, "):
             Embedder.load(folder)
 
     def test_stop_before_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:

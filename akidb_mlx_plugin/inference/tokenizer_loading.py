@@ -160,10 +160,22 @@ def _choose(
     if kind is None:
         return tokens.add_to(from_file)
     try:
-        of_class = _build(kind, from_file, settings, tokens)
+        return _fit(folder, kind, from_file, settings, tokens)
     except OtherModelError:
         # Settings of the class mean nothing here, and were never heeded.
-        return _as_saved(folder, settings, tokens.add_to(from_file))
+        pass
+    except Exception:  # tokenizers raises bare Exception
+        # Where only the architecture says that the file should fit this class, it need not.
+        if settings.values.get("tokenizer_class"):
+            raise
+    return _as_saved(folder, settings, tokens.add_to(from_file))
+
+
+def _fit(
+    folder: Path, kind: TokenizerClass, from_file: Tokenizer, settings: TokenizerSettings, tokens: _Tokens
+) -> Tokenizer:
+    """As `_choose`, for a file whose vocabulary is of the class's kind."""
+    of_class = _build(kind, from_file, settings, tokens)
     if not kind.adapt(from_file, settings):
         return of_class
     saved = tokens.add_to(from_file)
