@@ -1,7 +1,8 @@
 """Checkpoints laid out as mlx-community publishes them: the JSON files of the root, and everything else in the weights.
 
 mlx-embeddings' `convert` leaves `1_Pooling` and `2_Dense` behind, casts all to float16, and quantizes every matrix
-whose rows divide into groups, the dense layers behind the pooling among them.
+whose rows divide into groups, the dense layers behind the pooling among them: in 4 bits those cost EmbeddingGemma 0.007
+of the mean cosine, which is nearly all that its vectors have less than those of `akidb-mlx convert`.
 Source: https://github.com/Blaizzy/mlx-embeddings, `convert.py` and `models/gemma3_text.py`
 """
 
