@@ -155,7 +155,7 @@ def _read_layer(module: Module) -> DenseLayer:
 
 
 def _with_norms(layers: Sequence[DenseLayer], modules: Sequence[Module]) -> list[DenseLayer]:
-    """Note which layers have a Normalize before them; one behind the last is the checkpoint's own `normalize`."""
+    """Note which layers follow a Normalize; one after the last layer is the checkpoint's own `normalize`."""
     result = list(layers)
     i = 0
     for before, module in zip([None, *modules], modules, strict=False):

@@ -9,8 +9,6 @@ as `akidb-mlx convert` stores it and as mlx-community publishes it.
 
 from __future__ import annotations
 
-import akidb_mlx_plugin  # noqa: F401  # isort: skip  (before MLX, for a fast BLAS)
-
 import argparse
 import json
 import os
