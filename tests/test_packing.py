@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded, round_length
 from akidb_mlx_plugin.nn.batch import Block
-from akidb_mlx_plugin.packing import pack_exact, pack_padded, round_length
 
 ROWS = st.lists(st.integers(1, 70).map(lambda length: list(range(100, 100 + length))), max_size=30)
 

@@ -12,8 +12,8 @@ from golden_models import GOLDEN
 from tokenizers import Tokenizer
 
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
-from akidb_mlx_plugin.embedder import Embedder
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows
 from akidb_mlx_plugin.registry import list_models
 

@@ -27,7 +27,6 @@ from akidb_mlx_plugin.checkpoints.safetensors import find_weight_files
 from akidb_mlx_plugin.checkpoints.sizes import check_sizes
 from akidb_mlx_plugin.checkpoints.tensors import load_strictly, original_names, read_tensors
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.memory import available_memory, check_memory
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.architectures import check_pooling
 from akidb_mlx_plugin.models.base import Encoder
@@ -37,6 +36,7 @@ from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
 from akidb_mlx_plugin.nn.dense import Dense
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
 from akidb_mlx_plugin.runtime.blas import load_blas
+from akidb_mlx_plugin.runtime.memory import available_memory, check_memory
 
 _log = logging.getLogger(__name__)
 

@@ -20,18 +20,18 @@ from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
+from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
-from akidb_mlx_plugin.inputs import check_request, list_inputs
 from akidb_mlx_plugin.locate import locate_checkpoint
-from akidb_mlx_plugin.memory import check_batch
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.dense import SMALLEST_NORM
 from akidb_mlx_plugin.nn.pooling import pool
-from akidb_mlx_plugin.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.runtime.devices import choose_device
+from akidb_mlx_plugin.runtime.memory import check_batch
+from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Usage, Vector
-from akidb_mlx_plugin.workers import WorkerPool, core_count
+from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough that memory stays flat.
 _SLICE = 1024
