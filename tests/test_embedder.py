@@ -314,7 +314,8 @@ class TestEnd:
         printed = run_python(
             """
             import os, signal, sys, threading
-            from akidb_mlx_plugin import ServiceUnavailableError, embedders
+            from akidb_mlx_plugin import ServiceUnavailableError
+            from akidb_mlx_plugin.inference import shared as embedders
             from akidb_mlx_plugin.inference.embedder import Embedder
             signal.alarm(60)
             shared = embedders.acquire_embedder(sys.argv[1])

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from host_helpers import PATIENCE_S, run_python
 
-from akidb_mlx_plugin import ServiceUnavailableError, workers
+from akidb_mlx_plugin import ServiceUnavailableError
+from akidb_mlx_plugin.runtime import workers
 from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
 
 

@@ -38,7 +38,7 @@ from akidb_mlx_plugin.nn.pooling import check_modes, pool
 from akidb_mlx_plugin.runtime.blas import load_blas
 from akidb_mlx_plugin.runtime.memory import available_memory, check_memory
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 # Of the memory that is left beside the weights, this part may go to second copies of weights that make queries faster.
@@ -101,7 +101,7 @@ def load_model(
 @lru_cache(maxsize=256)
 def _warn_of_convention(folder: Path, model_type: str, mode: str) -> None:
     """Say once per folder that its pooling is a convention."""
-    _log.warning(
+    logger.warning(
         "%s does not say how its token vectors become one; taking %s pooling, as is usual for %s; pass pooling= if its "
         "model card names another",
         folder,

@@ -53,7 +53,7 @@ class MLXProvider(EmbeddingProvider):
         if self._embedder is None:
             check_request(request)
         else:
-            self._embedder.check_request(self._with_defaults(request))
+            self._embedder.resolve(self._with_defaults(request))
 
     def model_info(self) -> ModelInfo:
         """Describe the model from its checkpoint, which is downloaded where needed; the weights are not loaded."""
