@@ -36,7 +36,7 @@ def offset_positions(tokens: Tokens, pad_id: int, rows: int) -> mx.array:
 
     A padding token that stands in a text has the padding id's own row, and those after it are counted without it.
 
-    ModelArgs:
+    Args:
         tokens: the batch.
         pad_id: the padding id.
         rows: of the table.
