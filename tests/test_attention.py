@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.models.base import split_linear
-from akidb_mlx_plugin.nn import attention
+from akidb_mlx_plugin.nn import attention, layout
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
 from akidb_mlx_plugin.nn.position_bias import PositionBias
@@ -97,7 +97,7 @@ def test_attention_is_that_of_the_textbook(
     bias = PositionBias(lambda distances: mx.array(numbers[:, distances + FARTHEST]), mx.float32) if biased else None
     inputs = [mx.array(x) for x in (q, k, v)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "on_cpu", lambda: on_cpu)
+        patch.setattr(layout, "_emulated", not on_cpu)
         patch.setattr(attention, "_MAX_MASK", slice_length**3)
         patch.setattr(attention, "_MASKED_QUERIES", slice_length)
         patch.setattr(attention, "_MAX_SCORES", 1 if slice_length == 1 else 1 << 22)
@@ -215,9 +215,10 @@ def test_a_batch_knows_its_longest_row() -> None:
     assert Tokens.from_batch(batch).longest == 7
 
 
-def test_padding_has_a_position_too() -> None:
-    (batch,) = pack_padded([[5] * 50], 1 << 20)
+def test_padding_has_no_position_past_the_longest_text() -> None:
+    (batch,) = pack_padded([[5] * 50, [5] * 47], 1 << 20)
     tokens = Tokens.from_batch(batch)
-    assert tokens.longest == 64
-    assert np.array_equal(np.array(tokens.positions_within(50)), [*range(50), *[49] * 14])
-    assert np.array_equal(np.array(tokens.positions_within(64)), range(64))
+    assert len(batch.ids) == 128
+    assert tokens.longest == 50
+    assert batch.positions.max() == 49
+    assert tokens.text_lengths.tolist() == [*[50] * 50, *[47] * 50, *[1] * 28]

@@ -22,7 +22,7 @@ from akidb_mlx_plugin.checkpoints.quantization import Scheme
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.checkpoints.recipes import Recipe
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError, ServiceUnavailableError
-from akidb_mlx_plugin.nn import activations, attention
+from akidb_mlx_plugin.nn import layout
 
 Tensors = dict[str, mx.array]
 SCHEMES = [
@@ -47,8 +47,7 @@ def _on_cpu() -> Iterator[None]:
 @pytest.fixture
 def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute by MLX's own kernels, as a GPU does, but here."""
-    for module in (attention, activations):
-        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    monkeypatch.setattr(layout, "_emulated", True)
 
 
 def copy_of(name: str, folder: Path, change: Callable[[Tensors], Tensors] | None = None) -> Path:

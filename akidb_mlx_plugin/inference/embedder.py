@@ -25,6 +25,7 @@ from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.runtime.devices import choose_device
 from akidb_mlx_plugin.runtime.memory import check_batch
@@ -36,7 +37,7 @@ from akidb_mlx_plugin.validation import check_request, list_inputs
 _CHUNK = 1024
 # Tokens of one forward pass. On a CPU activations should stay near the cache; a GPU wants much work at once.
 _CPU_TOKENS = 1024
-_GPU_TOKENS = 16384
+_GPU_TOKENS = 4096
 # Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
 _MAX_CPU_WORKERS = 8
 
@@ -123,10 +124,10 @@ class Embedder:
             )
             parts.callback(in_use.close)
             tokenizer = load_text_tokenizer(checkpoint)
-            if chosen == "gpu":
-                workers = WorkerPool(chosen, 1, ahead=1)
-            else:
+            if in_cpu_layout(chosen):
                 workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS))
+            else:
+                workers = WorkerPool(chosen, 1, ahead=1)
             parts.callback(workers.close)
             loaded = workers.submit(lambda: load_model(checkpoint, device=chosen, dtype=dtype)).result()
             embedder = cls(checkpoint, tokenizer, loaded, workers, chosen, parts.pop_all())
@@ -247,7 +248,7 @@ class Embedder:
         return self._workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
 
     def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
-        if self._device == "gpu":
+        if not in_cpu_layout(self._device):
             return list(pack_padded(rows, _GPU_TOKENS))
         total = sum(map(len, rows))
         # Enough batches that every thread has one, unless they would be too small to be worth it.

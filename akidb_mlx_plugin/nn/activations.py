@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.nn.compiled import Kernels, is_guarded
-from akidb_mlx_plugin.nn.compiled import on_cpu as on_cpu
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 
 
 def swap_outer_axes(x: mx.array) -> mx.array:
@@ -171,14 +171,14 @@ def _activation(name: str) -> Callable[[mx.array], mx.array]:
     # In float32 inside, or a narrow format is rounded after every operation; in one kernel that costs nothing.
     fused: Callable[[mx.array], mx.array]
     fused = mx.compile(lambda x: elsewhere(x.astype(mx.float32)).astype(x.dtype), shapeless=True)
-    return lambda x: on_a_cpu(x.astype(mx.float32)).astype(x.dtype) if on_cpu() else fused(x)
+    return lambda x: on_a_cpu(x.astype(mx.float32)).astype(x.dtype) if in_cpu_layout() else fused(x)
 
 
 def _gated(name: str) -> Callable[[mx.array, mx.array], mx.array]:
     on_a_cpu, elsewhere = _FORMS[name]
     fused: Callable[[mx.array, mx.array], mx.array]
     fused = mx.compile(lambda x, y: (elsewhere(x.astype(mx.float32)) * y).astype(y.dtype), shapeless=True)
-    return lambda x, y: (on_a_cpu(x.astype(mx.float32)) * y).astype(y.dtype) if on_cpu() else fused(x, y)
+    return lambda x, y: (on_a_cpu(x.astype(mx.float32)) * y).astype(y.dtype) if in_cpu_layout() else fused(x, y)
 
 
 # f(x), and f(x) * y in one pass.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from akidb_mlx_plugin.nn.activations import on_cpu, softmax_parts, swap_outer_axes
-from akidb_mlx_plugin.nn.batch import Block
+from akidb_mlx_plugin.nn.activations import softmax_parts, swap_outer_axes
+from akidb_mlx_plugin.nn.batch import Block, join_blocks
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 # Scores of one attention step on a CPU, in elements: longer texts attend in slices of queries, so that memory grows
@@ -46,7 +47,7 @@ def attend(
         (T, H * d).
     """
     assert before is None or (causal and bias is None), "what comes before a text is kept for causal models alone"
-    if on_cpu():
+    if in_cpu_layout():
         return _attend_sliced(q * scale, k, v, blocks, causal, window, bias, before)
     outputs = []
     for block in blocks:
@@ -59,7 +60,7 @@ def attend(
         else:
             out = _attend_fused_biased(queries, keys, values, block, scale, causal, window, bias)
         outputs.append(out.reshape(block.rows * block.length, -1))
-    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
+    return join_blocks(outputs, len(q))
 
 
 def attend_last(
@@ -217,6 +218,9 @@ def _attend_sliced(
             slices.append((weights @ values[..., first:last, :]) / total)
         out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=-2)
         outputs.append(out.reshape(heads, -1, size))
+    rest = q.shape[1] - blocks[-1].stop
+    if rest:
+        outputs.append(mx.zeros((heads, rest, size), q.dtype))
     mixed = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
     return swap_outer_axes(mixed).reshape(-1, heads * size)
 

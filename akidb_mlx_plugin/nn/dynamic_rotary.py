@@ -31,8 +31,9 @@ class DynamicRotary(Rotary):
             for block in tokens.blocks
             for length in block.lengths or (block.length,) * block.rows
         ]
+        filler = len(tokens.ids) - tokens.blocks[-1].stop
         # (T, d/2) -> (T, 1, d/2)
-        angles = np.concatenate(rows)[:, None]
+        angles = np.concatenate([*rows, np.zeros((filler, self._size // 2), dtype=np.float32)])[:, None]
         return mx.array(np.cos(angles)), mx.array(np.sin(angles))
 
     def _frequencies_for(self, length: int) -> NDArray[np.float32]:

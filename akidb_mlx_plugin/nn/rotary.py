@@ -53,7 +53,7 @@ class Rotary:
         if self._long is not None and longest > self.settings.short_length:
             # The rows of long texts follow those of short ones.
             table = np.concatenate([table, self._long.rows(longest)])
-            rows = rows + mx.array(_in_long_texts(tokens, self.settings.short_length)) * longest
+            rows = rows + mx.array((tokens.text_lengths > self.settings.short_length).astype(np.int32)) * longest
         cos, sin = mx.split(mx.array(table)[rows][:, None], 2, axis=-1)
         return mx.contiguous(cos), mx.contiguous(sin)
 
@@ -74,12 +74,6 @@ class _Table:
             angles = np.outer(np.arange(count, dtype=np.float32), self._frequencies)
             self._rows = rows = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * self._factor
         return rows[:length]
-
-
-def _in_long_texts(tokens: Tokens, short_length: int) -> NDArray[np.int32]:
-    """Return, for each token, 1 if its text has more than so many tokens, else 0; (T,)."""
-    texts = [np.repeat(block.lengths or (block.length,) * block.rows, block.length) for block in tokens.blocks]
-    return (np.concatenate(texts) > short_length).astype(np.int32)
 
 
 def _turn_plainly(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
