@@ -5,7 +5,7 @@ Tokens after the last block belong to no text: they only fill the axis up to a l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -39,6 +39,21 @@ class Block:
         """Places of each row's last real token on the token axis, (B,)."""
         lengths = np.array(self.lengths or (self.length,) * self.rows, dtype=np.int32)
         return self.start + self.length * np.arange(self.rows, dtype=np.int32) + lengths - 1
+
+
+class Blocks(tuple[Block, ...]):
+    """The blocks of one forward pass, with the masks that its layers share.
+
+    Attributes:
+        masks: by what they depend on; filled by the first layer that needs one.
+    """
+
+    masks: dict[Hashable, mx.array | None]
+
+    def __new__(cls, blocks: Iterable[Block]) -> Blocks:
+        made = super().__new__(cls, blocks)
+        made.masks = {}
+        return made
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class Tokens:
             prefix: see the attribute.
         """
         positions = batch.positions if prefix is None else batch.positions + np.int32(prefix.length)
-        return cls(mx.array(batch.ids), mx.array(positions), batch.blocks, prefix)
+        return cls(mx.array(batch.ids), mx.array(positions), Blocks(batch.blocks), prefix)
 
     @property
     def longest(self) -> int:
