@@ -36,6 +36,7 @@ from akidb_mlx_plugin.nn.dense import Dense
 from akidb_mlx_plugin.nn.layout import in_cpu_layout, is_emulated
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
 from akidb_mlx_plugin.runtime.blas import load_blas
+from akidb_mlx_plugin.runtime.devices import emulates_bfloat16
 from akidb_mlx_plugin.runtime.memory import available_memory, check_memory
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def load_model(
         checkpoint: what to load.
         device: "cpu" or "gpu", for the choices below; None: this thread's.
         dtype: "float32", "bfloat16" or "float16"; "auto": float32 on a CPU, which has no other fast format. On a GPU
-            bfloat16 for quantized weights, otherwise as they are stored.
+            weights in float32 or float16 are computed in float16, others in bfloat16, or in float16 too where the GPU
+            has no bfloat16 of its own (M1 and M2); in bfloat16 where the architecture overflows float16.
         keep_quantized: whether quantized weights stay so; None: on a GPU, and for embedding tables. A CPU multiplies
             plain matrices 30 times faster.
     Raises:
@@ -245,12 +247,11 @@ def _choose_dtype(
         return _DTYPES[dtype]
     if cpu:
         return mx.float32
-    stored = {value.dtype for value in weights.values() if mx.issubdtype(value.dtype, mx.floating)}
-    if quantized or mx.bfloat16 in stored:
+    if not encoder.float16_is_safe:
         return mx.bfloat16
-    if mx.float16 in stored:
-        return mx.float16 if encoder.float16_is_safe else mx.bfloat16
-    return mx.float32
+    stored = {value.dtype for value in weights.values() if mx.issubdtype(value.dtype, mx.floating)}
+    wide_range = quantized or mx.bfloat16 in stored
+    return mx.bfloat16 if wide_range and not emulates_bfloat16() else mx.float16
 
 
 def _cast(module: nn.Module, dtype: mx.Dtype, *, keep_tables: bool) -> None:
