@@ -21,7 +21,8 @@ from akidb_mlx_plugin.inference import prompts as prompts_module
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.models.base import Encoder
-from akidb_mlx_plugin.nn import activations, attention
+from akidb_mlx_plugin.nn import attention
+from akidb_mlx_plugin.nn import layout as layouts
 from akidb_mlx_plugin.nn.attention import attend, attend_last
 from akidb_mlx_plugin.nn.batch import Block, Prefix, TokenBatch, Tokens
 
@@ -75,9 +76,7 @@ def whole(embedder: Embedder, texts: Sequence[str], prompt: str) -> Any:
 
 def as_on_a_gpu(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an embedder pack, mask and attend as on a GPU."""
-    embedder._device = "gpu"
-    for module in (attention, activations):
-        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    monkeypatch.setattr(layouts, "_emulated", True)
 
 
 Load = Callable[..., Embedder]
@@ -269,7 +268,7 @@ class TestAttention:
     def test_from_keys_and_values_before_every_text(
         self, layout: str, window: int | None, padded: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(attention, "on_cpu", lambda: layout != "gpu")
+        monkeypatch.setattr(layouts, "_emulated", layout == "gpu")
         if layout == "slices":
             for name, number in (("_MAX_SCORES", 1), ("_MASKED_QUERIES", 3), ("_FEWEST_QUERIES", 2)):
                 monkeypatch.setattr(attention, name, number)

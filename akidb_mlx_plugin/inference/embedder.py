@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.pooling import pool
-from akidb_mlx_plugin.runtime.devices import choose_device
+from akidb_mlx_plugin.runtime.devices import choose_device, pass_tokens
 from akidb_mlx_plugin.runtime.memory import check_batch
 from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Vector
@@ -34,9 +36,8 @@ from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough that memory stays flat.
 _CHUNK = 1024
-# Tokens of one forward pass. On a CPU activations should stay near the cache; a GPU wants much work at once.
+# Tokens of one forward pass on a CPU: activations should stay near the cache. A GPU's are `pass_tokens`.
 _CPU_TOKENS = 1024
-_GPU_TOKENS = 16384
 # Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
 _MAX_CPU_WORKERS = 8
 
@@ -48,6 +49,8 @@ class _Pass:
     """One forward pass under way, and the texts whose vectors it gives, in order."""
 
     places: Sequence[Place]
+    batch: TokenBatch
+    start: Start
     vectors: Future[Vector]
 
 
@@ -66,6 +69,8 @@ class Embedder:
         workers: WorkerPool,
         device: str,
         resources: ExitStack,
+        *,
+        dtype: str = "auto",
     ) -> None:
         """Take the parts; `load` makes them."""
         self._checkpoint = checkpoint
@@ -78,6 +83,8 @@ class Embedder:
         self._resources = resources
         inner = checkpoint.config.get("intermediate_size")
         self._width = inner if isinstance(inner, int) else 4 * checkpoint.native_dimension
+        self._may_overflow = dtype == "auto" and model.dtype.startswith("float16")
+        self._reloading = threading.Lock()
         self._warned_of_truncation = False
         self.load_seconds = 0.0
 
@@ -123,13 +130,13 @@ class Embedder:
             )
             parts.callback(in_use.close)
             tokenizer = load_text_tokenizer(checkpoint)
-            if chosen == "gpu":
-                workers = WorkerPool(chosen, 1, ahead=1)
-            else:
+            if in_cpu_layout(chosen):
                 workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS))
+            else:
+                workers = WorkerPool(chosen, 1, ahead=1)
             parts.callback(workers.close)
             loaded = workers.submit(lambda: load_model(checkpoint, device=chosen, dtype=dtype)).result()
-            embedder = cls(checkpoint, tokenizer, loaded, workers, chosen, parts.pop_all())
+            embedder = cls(checkpoint, tokenizer, loaded, workers, chosen, parts.pop_all(), dtype=dtype)
         embedder.load_seconds = time.perf_counter() - begun
         logger.info("loaded %s on %s in %.2f s", checkpoint.name, chosen, embedder.load_seconds)
         return embedder
@@ -240,15 +247,15 @@ class Embedder:
         for start, chosen in self._prompts.group(prompts, rows).items():
             for batch in self._pack([rows[i][start.known :] for i in chosen]):
                 places = [chunk[chosen[i]] for i in batch.order]
-                passes.append(_Pass(places, self._submit(batch, start, short)))
+                passes.append(_Pass(places, batch, start, self._submit(batch, start, short)))
         return passes
 
     def _submit(self, batch: TokenBatch, start: Start, short: bool) -> Future[Vector]:
         return self._workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
 
     def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
-        if self._device == "gpu":
-            return list(pack_padded(rows, _GPU_TOKENS))
+        if not in_cpu_layout(self._device):
+            return list(pack_padded(rows, pass_tokens()))
         total = sum(map(len, rows))
         # Enough batches that every thread has one, unless they would be too small to be worth it.
         budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
@@ -283,13 +290,35 @@ class Embedder:
     def _finish(self, job: EmbeddingJob, passes: Sequence[_Pass]) -> None:
         """Wait for the passes of a chunk and fill in their vectors."""
         for done in passes:
-            vectors = done.vectors.result()[: len(done.places)]
+            vectors = done.vectors.result()
+            if not np.isfinite(vectors).all() and self._leave_float16():
+                vectors = self._submit(done.batch, done.start, short=True).result()
             if not np.isfinite(vectors).all():
                 raise EmbeddingError(
                     f"{self._checkpoint.name} gave a vector that is not finite; the weights may be damaged: "
                     f"akidb-mlx models verify {self._checkpoint.name}"
                 )
             job.fill(done.places, vectors)
+
+    def _leave_float16(self) -> bool:
+        """Load the model anew in bfloat16, whose range is that of float32; return whether that changes anything.
+
+        Only where the format was chosen here. The model stays in it.
+        """
+        with self._reloading:
+            if not self._may_overflow:
+                return False
+            if self._dtype.startswith("float16"):
+                logger.warning("%s overflows float16; it is computed in bfloat16 from now on", self._checkpoint.name)
+                self._workers.submit(self._reload).result()
+            return True
+
+    def _reload(self) -> None:
+        # Freed first: there may be no room for both.
+        self._model = None
+        self._prompts.clear()
+        self._model = load_model(self._checkpoint, device=self._device, dtype="bfloat16")
+        self._dtype = self._model.dtype
 
     def _warn_of_truncation(self) -> None:
         if not self._warned_of_truncation:
