@@ -99,6 +99,7 @@ def test_attention_is_that_of_the_textbook(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "_emulated", not on_cpu)
         patch.setattr(attention, "_MAX_MASK", slice_length**3)
+        patch.setattr(attention, "_FUSED_QUERIES", slice_length)
         patch.setattr(attention, "_MASKED_QUERIES", slice_length)
         patch.setattr(attention, "_MAX_SCORES", 1 if slice_length == 1 else 1 << 22)
         patch.setattr(attention, "_FEWEST_QUERIES", slice_length)

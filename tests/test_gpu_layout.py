@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from golden_models import GOLDEN, farthest, read_golden
 
-from akidb_mlx_plugin import BatchEmbeddingRequest, Embedder, EmbeddingError
+from akidb_mlx_plugin import BatchEmbeddingRequest, Embedder, EmbeddingError, ServiceUnavailableError
+from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn import layout
+from akidb_mlx_plugin.nn.batch import Tokens
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +92,45 @@ class TestOverflow:
         mx.save_safetensors(str(file), broken)
         with Embedder.load(folder, device="cpu") as embedder, pytest.raises(EmbeddingError, match="not finite"):
             embedder.embed(["one"])
+
+
+class TestFailures:
+    """What MLX raises where a GPU gives up: out of memory, or a kernel that ran too long."""
+
+    @staticmethod
+    def fail_above(tokens: int, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> list[int]:
+        """Make passes of more tokens fail, and embed texts; return a list to which every pass adds its tokens."""
+        assert embedder._engine.model is not None
+        kind = type(embedder._engine.model.encoder)
+        passes: list[int] = []
+        compute = kind.__call__
+
+        def compute_some(encoder: Encoder, batch: Tokens) -> mx.array:
+            passes.append(len(batch.ids))
+            if len(batch.ids) > tokens:
+                raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+            return compute(encoder, batch)
+
+        monkeypatch.setattr(kind, "__call__", compute_some)
+        if texts:
+            embedder.embed(texts)
+        return passes
+
+    def test_a_pass_is_tried_again_in_halves(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        golden = read_golden("bert")
+        with Embedder.load(GOLDEN / "bert" / "model", device="cpu", dtype="float32") as embedder:
+            before = embedder.embed(golden.texts).embeddings
+            with monkeypatch.context() as patch:
+                largest = max(self.fail_above(1 << 30, embedder, patch, golden.texts))
+            passes = self.fail_above(largest - 1, embedder, monkeypatch, [])
+            vectors = embedder.embed(golden.texts).embeddings
+            assert max(passes) == largest
+        assert farthest(vectors, before) < 1e-5
+
+    def test_what_fails_in_halves_too_is_an_error_and_the_worker_lives(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Embedder.load(GOLDEN / "bert" / "model", device="cpu") as embedder:
+            with monkeypatch.context() as patch:
+                self.fail_above(0, embedder, patch, [])
+                with pytest.raises(ServiceUnavailableError, match=r"2 texts.*Insufficient Memory.*batch_size"):
+                    embedder.embed(["one", "two"])
+            assert len(embedder.embed(["one", "two"]).embeddings) == 2

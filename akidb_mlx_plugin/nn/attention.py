@@ -20,6 +20,8 @@ _MAX_SCORES = 1 << 20
 _MASKED_QUERIES, _FEWEST_QUERIES = 128, 32
 # Elements of a float mask, which a fused kernel needs where a bias is added: longer texts attend in slices of queries.
 _MAX_MASK = 1 << 26
+# Queries of one fused kernel over a longer text: a GPU ends a kernel that runs for seconds, and nothing interrupts it.
+_FUSED_QUERIES = 8192
 
 
 def attend(
@@ -134,16 +136,42 @@ def _attend_fused(
     if before is not None:
         k, v = (_put_before(x, y) for x, y in zip(before, (k, v), strict=True))
     length = k.shape[2]
-    if causal and (window is None or window >= length):
-        # The last query sees the last key; with right padding and a causal mask no real token sees padding.
-        mask: mx.array | str | None = "causal"
-    else:
-        key = block, length, causal, window
-        if key not in masks:
-            visible = _visible(length - q.shape[2], length, 0, length, block.lengths, causal, window)
-            masks[key] = visible if visible is None or visible.ndim == 2 else visible[:, None]
-        mask = masks[key]
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask).transpose(0, 2, 1, 3)
+    offset = length - q.shape[2]
+    slices = []
+    for start in range(offset, length, _FUSED_QUERIES):
+        stop = min(start + _FUSED_QUERIES, length)
+        # The keys that these queries reach.
+        first = 0 if window is None else max(0, start - window + 1)
+        last = stop if causal else length if window is None else min(length, stop + window - 1)
+        if causal and first == 0 and (window is None or window >= last):
+            # The last query sees the last key; with right padding and a causal mask no real token sees padding.
+            mask: mx.array | str | None = "causal"
+        else:
+            mask = _shared_mask(masks, block, start, stop, first, last, causal, window)
+        part = q[:, :, start - offset : stop - offset]
+        slices.append(
+            mx.fast.scaled_dot_product_attention(part, k[:, :, first:last], v[:, :, first:last], scale=scale, mask=mask)
+        )
+    out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=2)
+    return out.transpose(0, 2, 1, 3)
+
+
+def _shared_mask(
+    masks: dict[Hashable, mx.array | None],
+    block: Block,
+    start: int,
+    stop: int,
+    first: int,
+    last: int,
+    causal: bool,
+    window: int | None,
+) -> mx.array | None:
+    """Return `_visible` for (B, H, Q, K) scores, made by the first layer that needs it."""
+    key = block, start, stop, first, last, causal, window
+    if key not in masks:
+        visible = _visible(start, stop, first, last, block.lengths, causal, window)
+        masks[key] = visible if visible is None or visible.ndim == 2 else visible[:, None]
+    return masks[key]
 
 
 def _attend_fused_biased(

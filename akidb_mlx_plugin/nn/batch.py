@@ -72,6 +72,15 @@ class TokenBatch:
     blocks: tuple[Block, ...]
     order: tuple[int, ...]
 
+    def rows(self) -> list[list[int]]:
+        """Return the token ids of each text, in the order of the blocks' rows."""
+        texts: list[list[int]] = []
+        for block in self.blocks:
+            rectangle = self.ids[block.start : block.stop].reshape(block.rows, block.length)
+            lengths = block.lengths or (block.length,) * block.rows
+            texts += [row[:length].tolist() for row, length in zip(rectangle, lengths, strict=True)]
+        return texts
+
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
