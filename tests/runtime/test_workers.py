@@ -13,9 +13,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from host_helpers import PATIENCE_S, run_python
+from processes import run_python
+from queue_fakes import PATIENCE_S
 
-from akidb_mlx_plugin import ServiceUnavailableError, workers
+from akidb_mlx_plugin import ServiceUnavailableError
+from akidb_mlx_plugin.runtime import workers
 from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
 
 
