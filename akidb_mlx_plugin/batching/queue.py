@@ -65,7 +65,7 @@ class BatchQueue:
             max_texts: most texts that wait, of small requests and of large ones each; a request larger than that is
                 accepted if no other one waits.
             deadline_ms: for a request of one batch; a larger one has as many times that as it holds batches.
-            observer: told about batches and requests.
+            observer: is told about batches and requests.
             clock: replaces the system's clock in tests.
         """
         self._embed = embed
@@ -137,7 +137,7 @@ class BatchQueue:
     def embed(self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None) -> BatchEmbeddingResponse:
         """Queue a request and wait for it; an interrupt withdraws it."""
         if self._worker.is_current_thread() or self._timer.is_current_thread():
-            raise ServiceUnavailableError("the callback of a future must not wait for another one; use a thread for it")
+            raise ServiceUnavailableError("a future's callback must not wait for another future; use a thread for that")
         future = self.submit(request, deadline_ms=deadline_ms)
         try:
             return future.result()
@@ -152,11 +152,11 @@ class BatchQueue:
         return await asyncio.wrap_future(self.submit(request, deadline_ms=deadline_ms))
 
     def health_check(self) -> None:
-        """Return if requests are being answered.
+        """Check that requests are being answered.
 
         Raises:
             ServiceUnavailableError: closed, forked, a batch is past its deadline, or the worker has died since the
-                last check; another has replaced it then, and the next check reports on that one.
+                last check (it has been replaced).
         """
         self._guard.check()
         self._refuse_closed()
@@ -174,10 +174,10 @@ class BatchQueue:
         """Stop accepting requests and end the threads.
 
         Args:
-            drain: answer what waits first; otherwise it fails with `ServiceUnavailableError`.
-            timeout_s: what is still open after that fails as well, even if the model has not come back.
+            drain: whether to answer waiting requests first; otherwise they fail with `ServiceUnavailableError`.
+            timeout_s: requests still pending after that time fail as well.
         Returns:
-            False if the model has not come back.
+            Whether the thread has ended; False while the model has not come back.
         """
         if self.is_foreign:
             return True
@@ -185,7 +185,7 @@ class BatchQueue:
             self._closing = True
             dropped = [] if drain else self._take(pending for pending in self._pending if pending.waiting)
             self._changed.notify_all()
-        early = "the service was closed before this was embedded; ask another one, or close with drain=True"
+        early = "the service was closed before this was embedded; use another one, or close with drain=True"
         self._resolve(dropped, ServiceUnavailableError(early))
         with self._lock:
             ended = self._worker.wait_until_ended(timeout_s)
@@ -196,7 +196,7 @@ class BatchQueue:
         return ended
 
     def when_ended(self, action: Callable[[], None]) -> None:
-        """Run something once a closed queue's model has come back: at once, or on the worker's thread."""
+        """Run something once a closed queue's thread has ended: at once, or as the last thing it does."""
         self._worker.when_ended(action)
 
     def _enqueue(self, pending: PendingRequest, wait_for_room: bool) -> None:
@@ -204,8 +204,8 @@ class BatchQueue:
             self._refuse_closed()
             if not wait_for_room and not self._scheduler.has_room(pending):
                 raise QueueFullError(
-                    f"{self._scheduler.texts_before(pending)} texts are waiting and {self._max_texts} may, no room for "
-                    f"{pending.waiting} more; try again later, wait with submit_when_room, or raise service.queue_size"
+                    f"the queue is full: up to {self._max_texts} texts may wait, and there is no room for "
+                    f"{pending.waiting} more; try again later, use submit_when_room, or raise service.queue_size"
                 )
             self._worker.ensure_started()
             self._pending.add(pending)
@@ -214,12 +214,12 @@ class BatchQueue:
             self._changed.notify()
 
     def _admit(self) -> None:
-        """Let requests enter for which there is room; the caller holds the lock."""
+        """Let requests enter that there is room for; the caller holds the lock."""
         for pending in self._scheduler.admit(self._clock.now()):
             self._timer.schedule(pending.expires)
 
     def _take(self, wanted: Iterable[PendingRequest]) -> list[PendingRequest]:
-        """Take those of the requests that are still pending; the caller must resolve them."""
+        """Take out those requests that are still pending; the caller must resolve them."""
         with self._lock:
             taken = [pending for pending in wanted if pending in self._pending]
             self._pending.difference_update(taken)
@@ -229,10 +229,10 @@ class BatchQueue:
             return taken
 
     def _resolve(self, taken: Iterable[PendingRequest], outcome: Outcome) -> None:
-        """Give an outcome to requests that were taken. The lock is not held, for the callers' callbacks run here.
+        """Give requests that were taken their outcome, without the lock: callbacks of their callers run here.
 
-        What one of them raises is logged once all are resolved: a SystemExit on the worker's thread would cost everyone
-        else their batch. On the main thread it may be the user's interrupt, and is raised again.
+        What a callback raises is logged once all are resolved, because a SystemExit on the worker's thread would cost
+        the other callers their batch. On the main thread it may be the user's interrupt, and is raised again.
         """
         raised: BaseException | None = None
         for pending in taken:
@@ -250,7 +250,7 @@ class BatchQueue:
         try:
             self._observer.request_ended(pending.request, self._clock.now() - pending.submitted, outcome)
         finally:
-            # Its caller may cancel at this very moment.
+            # The caller may cancel at this very moment.
             with suppress(InvalidStateError):
                 if isinstance(outcome, Exception):
                     pending.future.set_exception(outcome)
@@ -258,14 +258,14 @@ class BatchQueue:
                     pending.future.set_result(outcome)
 
     def _withdraw(self, pending: PendingRequest, future: Future[BatchEmbeddingResponse]) -> None:
-        """Run by a future that is done; one that was cancelled withdraws its request."""
+        """Withdraw a request whose future was cancelled; called by every future that is done."""
         if future.cancelled() and not self.is_foreign:
             # `concurrent.futures.wait` counts a cancelled future as done only after this.
             future.set_running_or_notify_cancel()
             self._resolve(self._take([pending]), None)
 
     def _expire(self) -> None:
-        """Run by the timer: fail what is past its deadline, and schedule the next one."""
+        """Fail what is past its deadline, and schedule the next deadline; called by the timer."""
         with self._lock:
             now = self._clock.now()
             expired = self._take(pending for pending in self._pending if pending.expires <= now)
@@ -328,7 +328,7 @@ class BatchQueue:
                 self._resolve(self._take([part.pending]), outcome)
 
     def _replace_worker(self, error: BaseException) -> None:
-        """Run by the dying worker: start another if something waits, and fail the requests of its batch."""
+        """Start another worker if something waits, and fail the batch of the dying one, which calls this."""
         with self._lock:
             lost = self._take(part.pending for part in self._running)
             self._running = []

@@ -62,12 +62,8 @@ class Scheduler:
         """Number of texts that have not gone to the engine yet, without those that wait for room."""
         return self._small.texts + self._large.texts
 
-    def texts_before(self, pending: PendingRequest) -> int:
-        """Return how many texts wait in a request's size class: large requests must not shut the small ones out."""
-        return self._backlog_of(pending).texts
-
     def has_room(self, pending: PendingRequest) -> bool:
-        """Return whether a new request would be admitted at once."""
+        """Return whether a new request could enter at once; large requests take no room from small ones."""
         backlog = self._backlog_of(pending)
         return not backlog.line and self._fits(backlog, pending)
 

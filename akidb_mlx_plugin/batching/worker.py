@@ -7,20 +7,17 @@ from collections.abc import Callable
 
 
 class BatchWorker:
-    """One daemon thread at a time. The lock of the queue guards it; whatever changes is notified there."""
+    """One daemon thread at a time, guarded by the queue's lock."""
 
     def __init__(
-        self,
-        changed: threading.Condition,
-        run_next: Callable[[], bool],
-        died: Callable[[BaseException], None],
+        self, changed: threading.Condition, run_next: Callable[[], bool], died: Callable[[BaseException], None]
     ) -> None:
         """Make a worker; starts nothing.
 
         Args:
-            changed: the queue's condition.
+            changed: the queue's condition, notified when the thread ends.
             run_next: runs a batch, and returns False when there will be no more.
-            died: called on the dying thread with what it died of; calls `replace`.
+            died: called on a dying thread with the exception; calls `replace`.
         """
         self._changed = changed
         self._run_next = run_next
@@ -45,7 +42,7 @@ class BatchWorker:
             self._thread.start()
 
     def replace(self, error: BaseException, *, start: bool) -> None:
-        """Remember what the thread died of and, if asked to, start another; the caller holds the lock."""
+        """Record what the thread died of, and start another if wanted; the caller holds the lock."""
         self._death = error
         self._thread = None
         if start:
@@ -53,12 +50,12 @@ class BatchWorker:
         self._changed.notify_all()
 
     def pop_death(self) -> BaseException | None:
-        """Return what a thread has died of since the last call; the caller holds the lock."""
+        """Return what a thread has died of since the last call."""
         death, self._death = self._death, None
         return death
 
     def wait_until_ended(self, timeout_s: float) -> bool:
-        """Return whether the thread ends in time, or is the caller's own; the caller holds the lock."""
+        """Return whether the thread ends in time or is the caller's own; the caller holds the lock."""
         return self.is_current_thread() or self._changed.wait_for(lambda: self._thread is None, timeout_s)
 
     def when_ended(self, action: Callable[[], None]) -> None:

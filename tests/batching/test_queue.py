@@ -112,7 +112,7 @@ class TestRoom:
     def test_a_full_queue(self, queue: BatchQueue, engine: GatedEngine) -> None:
         occupy(queue, engine)
         futures = [queue.submit(request(str(i))) for i in range(50)]
-        with pytest.raises(QueueFullError, match=r"50 texts are waiting and 50 may"):
+        with pytest.raises(QueueFullError, match="no room for 1 more"):
             queue.submit(request("one too many"))
         futures[0].cancel()
         last = queue.submit(request("room again"))
@@ -122,7 +122,7 @@ class TestRoom:
     def test_a_large_request_that_is_alone_is_accepted(self, queue: BatchQueue, engine: GatedEngine) -> None:
         occupy(queue, engine)
         large = queue.submit(request(*map(str, range(60))))
-        with pytest.raises(QueueFullError, match="60 texts are waiting and 50 may"):
+        with pytest.raises(QueueFullError, match="no room for 5 more"):
             queue.submit(request(*"large"))
         engine.release()
         assert len(answer(large).embeddings) == 60

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 import pytest
-from queue_fakes import PATIENCE_S, FakeClock, GatedEngine, answer, embed_within_callback, occupy, request
+from queue_fakes import PATIENCE_S, FakeClock, GatedEngine, answer, embed_within_callback, numbered, occupy, request
 
+from akidb_mlx_plugin.batching.observer import QueueObserver
 from akidb_mlx_plugin.batching.queue import BatchQueue
-from akidb_mlx_plugin.batching.requests import DeadlineExceededError
+from akidb_mlx_plugin.batching.requests import DeadlineExceededError, Outcome
 from akidb_mlx_plugin.errors import ServiceUnavailableError
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 
 class TestCancelling:
@@ -246,3 +252,41 @@ class TestClosing:
         for thread in started:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_request_ends_exactly_once(seed: int) -> None:
+    """Whatever ends it: vectors, an error, a deadline, a cancellation, a refusal, or the closing of the queue."""
+    ended: Counter[str] = Counter()
+
+    class Counting(QueueObserver):
+        def request_ended(self, request: BatchEmbeddingRequest, seconds: float, outcome: Outcome) -> None:
+            ended[request.inputs[0]] += 1
+
+    def fail_sometimes(requests: Sequence[BatchEmbeddingRequest]) -> None:
+        if len(engine.batches) % 7 == 3:
+            raise SystemExit if len(engine.batches) % 2 else RuntimeError
+
+    engine = GatedEngine()
+    engine.before_each = fail_sometimes
+    queue = BatchQueue(engine.embed_requests, batch_size=4, max_texts=20, observer=Counting())
+    futures: list[Future[BatchEmbeddingResponse]] = []
+
+    def call(caller: int) -> None:
+        generator = random.Random(seed * 100 + caller)
+        for i in range(40):
+            texts = numbered(generator.randint(1, 9), f"{caller}-{i}-")
+            deadline_ms = generator.choice([None, None, 0.5, 5.0])
+            with suppress(ServiceUnavailableError):
+                futures.append(queue.submit(texts, deadline_ms=deadline_ms, wait_for_room=generator.random() < 0.5))
+                if generator.random() < 0.2:
+                    futures[-1].cancel()
+
+    with ThreadPoolExecutor(8) as pool:
+        callers = [pool.submit(call, caller) for caller in range(8)]
+        callers[seed].result(PATIENCE_S)
+        assert queue.close(drain=seed % 2 == 0)
+    assert wait(futures, PATIENCE_S).not_done == set()
+    assert len(ended) == 8 * 40
+    assert set(ended.values()) == {1}
+    assert queue.waiting_texts == 0
