@@ -116,7 +116,7 @@ class EmbeddingService:
             "mode": self._config.mode,
             "dimension": (mlx.dimension or "the model's") if mlx else None,
             "device": mlx.device if mlx else None,
-            "batches": f"up to {self._config.mlx.batch_size} texts, {self._config.mlx.batch_timeout_ms:g} ms",
+            "batches": f"up to {self._config.mlx.batch_size} texts, slices of {self._config.mlx.batch_timeout_ms:g} ms",
             "model": "not loaded yet" if mlx and load_s is None else f"loaded in {load_s:.1f} s" if mlx else None,
             "waiting": f"{self._queue.waiting_texts:,} texts",
             "state": "closed" if self.closed else "open",

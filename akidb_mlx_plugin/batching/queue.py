@@ -32,9 +32,9 @@ class QueueFullError(ServiceUnavailableError):
 class BatchQueue:
     """Merges the requests of many callers into batches and runs one batch at a time.
 
-    An idle engine starts at once with whatever is there; while it runs, requests gather, up to `batch_size` texts to a
-    batch. No batch could start earlier than that, so what `batch_timeout_ms` bounds is how long a slice of a large
-    request may keep the engine from a batch that waits.
+    An idle engine starts at once with whatever is waiting; while it runs, requests gather into batches of up to
+    `batch_size` texts. Only a large request can hold them up for longer than a batch takes: it goes in slices, of about
+    `batch_timeout_ms` each while small requests arrive.
 
     One lock guards everything. Each pending request is resolved exactly once: whoever takes it out of `_pending` under
     the lock resolves it afterwards, without the lock, because the callbacks of its caller run then.
@@ -61,7 +61,7 @@ class BatchQueue:
             embed: embeds several requests as one batch.
             check: raises for a request that cannot be answered, before it can spoil a batch.
             batch_size: most texts that are merged; a larger request goes in slices.
-            batch_timeout_ms: about how long a slice takes while other callers wait.
+            batch_timeout_ms: about how long a slice takes while small requests arrive.
             max_texts: most texts that wait, of small requests and of large ones each; a request larger than that is
                 accepted if no other one waits.
             deadline_ms: for a request of one batch; a larger one has as many times that as it holds batches.
@@ -72,7 +72,7 @@ class BatchQueue:
         self._check = check or (lambda request: None)
         self._batch_size = batch_size
         self._max_texts = max_texts
-        self._deadline_ms = deadline_ms
+        self._deadline_s = math.inf if deadline_ms is None else deadline_ms / 1e3
         self._observer = observer or QueueObserver()
         self._clock = clock or Clock()
         self._guard = ForkGuard()
@@ -289,9 +289,8 @@ class BatchQueue:
 
     def _run(self, slices: list[RequestSlice]) -> None:
         started = self._clock.now()
-        # A slice of a large request is a batch like any other.
-        allowed_s = math.inf if self._deadline_ms is None else self._deadline_ms / 1e3
-        self._overdue_at = min(max(part.pending.expires for part in slices), started + allowed_s)
+        # A slice has the time of a batch, however long its request may take.
+        self._overdue_at = min(max(part.pending.expires for part in slices), started + self._deadline_s)
         waits_s = tuple(part.pending.start(started) for part in slices if part.pending.started is None)
         error: Exception | None = None
         try:
@@ -342,9 +341,7 @@ class BatchQueue:
     def _time_allowed_s(self, request: BatchEmbeddingRequest, deadline_ms: float | None) -> float:
         if deadline_ms is not None:
             return deadline_ms / 1e3
-        if self._deadline_ms is None:
-            return math.inf
-        return self._deadline_ms / 1e3 * max(1, math.ceil(len(request.inputs) / self._batch_size))
+        return self._deadline_s * max(1, math.ceil(len(request.inputs) / self._batch_size))
 
     def _refuse_closed(self) -> None:
         if self._closing:
