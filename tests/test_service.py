@@ -70,6 +70,7 @@ class TestEmbedding:
         np.testing.assert_array_equal(service.embed_batch(["one", "two"]).embeddings, expected)
         np.testing.assert_array_equal(service.submit("one").result(PATIENCE_S).embeddings, expected[:1])
         np.testing.assert_array_equal(service.submit(["one", "two"]).result(PATIENCE_S).embeddings, expected)
+        np.testing.assert_array_equal(service.submit_when_room("one").result(PATIENCE_S).embeddings, expected[:1])
         np.testing.assert_array_equal(asyncio.run(service.aembed_batch(["one", "two"])).embeddings, expected)
 
     def test_settings_reach_the_provider(self) -> None:
@@ -115,6 +116,21 @@ class TestEmbedding:
                 broken.embed_batch(["a secret"])
             service.embed_batch(["a secret"])
         assert "secret" not in caplog.text
+
+
+    def test_a_full_queue_refuses_or_is_waited_for(self) -> None:
+        config = EmbeddingConfig.load(overrides={"mode": "mock", "service": {"queue_size": 2}})
+        engine = GatedEngine()
+        engine.hold()
+        with EmbeddingService(config, provider=engine) as service:
+            futures = [service.submit("running")]
+            engine.wait_for_batch()
+            futures.append(service.submit(["waiting", "waiting"]))
+            with pytest.raises(ServiceUnavailableError, match="no room for 1 more"):
+                service.submit("refused")
+            futures.append(service.submit_when_room("in line"))
+            engine.release()
+            assert [len(future.result(PATIENCE_S).embeddings) for future in futures] == [1, 2, 1]
 
 
 class TestChecking:

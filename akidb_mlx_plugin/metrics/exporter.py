@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import weakref
@@ -38,6 +37,7 @@ from akidb_mlx_plugin.metrics.specs import (
     TRUNCATED,
     MetricSpec,
 )
+from akidb_mlx_plugin.runtime.memory import resident_bytes
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class _WatchedCollector:
         yield GaugeMetricFamily(CACHE_BYTES.name, CACHE_BYTES.help, value=sum(map(_folder_bytes, folders)))
         # The client's own collector reads /proc.
         if sys.platform != "linux":
-            yield GaugeMetricFamily(MEMORY_BYTES.name, MEMORY_BYTES.help, value=_resident_bytes())
+            yield GaugeMetricFamily(MEMORY_BYTES.name, MEMORY_BYTES.help, value=resident_bytes())
 
 
 def _is_open(queue: BatchQueue) -> bool:
@@ -159,11 +159,6 @@ def _folder_bytes(folder: Path) -> float:
         return cache_size_gb(folder) * 1e9
     except OSError:
         return 0.0
-
-
-def _resident_bytes() -> float:
-    listing = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=False)
-    return float(listing.stdout.strip() or 0) * 1024
 
 
 @dataclass(frozen=True)

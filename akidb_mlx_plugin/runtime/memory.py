@@ -1,7 +1,8 @@
-"""How much memory is left: a model that cannot fit is refused before the system kills the process."""
+"""How much memory is used and left: a model that cannot fit is refused before the system kills the process."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import subprocess
@@ -60,6 +61,15 @@ def _refuse_above(left: int | None, needed: int, name: str, what: str) -> None:
             f"{name} needs {_gib(needed)} of {what} and {_gib(left)} are left; close other programs or models, or use "
             "a smaller one (akidb-mlx models list)"
         )
+
+
+def resident_bytes(process: Path = _PROCESS) -> int:
+    """Return how much memory this process holds; 0 if unknown."""
+    try:
+        return int((process / "statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        command = ["ps", "-o", "rss=", "-p", str(os.getpid())]
+        return int(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or 0) * 1024
 
 
 def available_memory() -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ def test_this_machine_has_memory_left() -> None:
     left = memory.available_memory()
     assert left is not None
     assert 1 << 20 < left < 1 << 50
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="no ps on this machine")
+def test_every_way_to_read_resident_memory(tmp_path: Path) -> None:
+    assert memory.resident_bytes() == pytest.approx(memory.resident_bytes(tmp_path), rel=0.2)
+    assert memory.resident_bytes() > 1 << 20
 
 
 def test_the_machine(tmp_path: Path) -> None:
