@@ -78,7 +78,7 @@ class QueueMetrics(QueueObserver):
 
     @cached_property
     def _instruments(self) -> dict[MetricSpec, Any]:
-        return _exposition().instruments
+        return _registered()[1]
 
 
 def _label(outcome: Outcome) -> str:
@@ -161,21 +161,14 @@ def _folder_bytes(folder: Path) -> float:
         return 0.0
 
 
-@dataclass(frozen=True)
-class _Exposition:
-    """The registry and the instruments in it."""
-
-    registry: CollectorRegistry
-    instruments: dict[MetricSpec, Any]
-
-
-def _exposition() -> _Exposition:
+def _registered() -> tuple[CollectorRegistry, dict[MetricSpec, Any]]:
+    """Return the registry and the counters and histograms in it; the first call makes them."""
     with _lock:
-        return _make_exposition()
+        return _register()
 
 
 @cache
-def _make_exposition() -> _Exposition:
+def _register() -> tuple[CollectorRegistry, dict[MetricSpec, Any]]:
     from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
     registry = CollectorRegistry()
@@ -187,12 +180,12 @@ def _make_exposition() -> _Exposition:
             instruments[spec] = Counter(spec.name, spec.help, spec.labels, registry=registry)
     registry.register(_WatchedCollector())
     ProcessCollector(registry=registry)
-    return _Exposition(registry, instruments)
+    return registry, instruments
 
 
 def metrics_registry() -> CollectorRegistry:
     """Return the registry, to expose it in your own server."""
-    return _exposition().registry
+    return _registered()[0]
 
 
 def exposition() -> str:
