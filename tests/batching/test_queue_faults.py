@@ -134,6 +134,20 @@ class TestFaults:
         assert len(queue.embed(request("after")).embeddings) == 1
         queue.close()
 
+    def test_a_worker_killed_after_the_close_ends_the_queue(self, queue: BatchQueue, engine: GatedEngine) -> None:
+        def die(requests: object) -> None:
+            raise SystemExit
+
+        occupy(queue, engine)
+        ended = threading.Event()
+        assert not queue.close(timeout_s=0)
+        queue.when_ended(ended.set)
+        assert not ended.is_set()
+        engine.before_each = die
+        engine.release()
+        assert ended.wait(PATIENCE_S)
+        assert queue.close()
+
     @pytest.mark.parametrize("vectors", [0, 1, 3])
     def test_missing_vectors_are_an_error(self, vectors: int) -> None:
         def short(requests: object) -> list[BatchEmbeddingResponse]:
