@@ -26,7 +26,7 @@ from chromadb.api import ClientAPI
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, SparseVector, VectorIndexConfig
 from chromadb.errors import InvalidArgumentError, NotFoundError
 from chromadb.utils.embedding_functions import known_embedding_functions
-from collection_helpers import LONGEST_STALL_S, EmbeddedByMock, mixed_documents, run_killed, stall_s
+from collection_helpers import EmbeddedByMock, mixed_documents, run_killed
 from host_helpers import MINILM, TINY, Embedded, nearest, run_python, vector_of
 from loopback_hub import Hub
 
@@ -517,21 +517,6 @@ class TestAsync:
         ):
             with pytest.raises(InvalidInputError, match="synchronous client"):
                 refused()
-
-    async def test_the_event_loop_never_stalls(self, chroma_port: int, name: str, minilm: EmbeddingService) -> None:
-        client = await chromadb.AsyncHttpClient("127.0.0.1", chroma_port)
-        function: Any = MLXEmbeddingFunction(MINILM)
-        collection = await client.create_collection(name, embedding_function=function)
-        await aupsert(collection, [Document("first", "loads the model")])
-        stalls = []
-        # What the code does shows in every attempt; what else the machine does, only now and then.
-        for attempt in range(5):
-            documents = [Document(f"{attempt}-{i}", f"note {i} on how to parse dates") for i in range(1000)]
-            stalls.append(await stall_s(aupsert(collection, documents)))
-            if stalls[-1] < LONGEST_STALL_S:
-                break
-        assert min(stalls) < LONGEST_STALL_S, stalls
-        assert await collection.count() == 1 + 1000 * len(stalls)
 
 
 class _Stranger(EmbeddingFunction[Documents]):

@@ -22,7 +22,7 @@ from akidb_mlx_lancedb import (
     upsert,
     validate_table,
 )
-from collection_helpers import LONGEST_STALL_S, EmbeddedByMock, mixed_documents, run_killed, stall_s
+from collection_helpers import EmbeddedByMock, mixed_documents, run_killed
 from host_helpers import MINILM, TINY, Embedded, run_python
 from lancedb.index import FTS, BTree, IvfFlat
 from lancedb.pydantic import LanceModel, Vector
@@ -481,20 +481,6 @@ class TestAsync:
         ):
             with pytest.raises(InvalidInputError, match="synchronous connection"):
                 refused()
-
-    async def test_the_event_loop_never_stalls(self, db: Any, minilm: EmbeddingService) -> None:
-        connection = await lancedb.connect_async(db.uri)
-        table = await connection.create_table("docs", schema=table_schema(MLXEmbeddings.create(name=MINILM)))
-        await aupsert(table, [Document("first", "loads the model")])
-        stalls = []
-        # What the code does shows in every attempt; what else the machine does, only now and then.
-        for attempt in range(5):
-            documents = [Document(f"{attempt}-{i}", f"note {i} on how to parse dates") for i in range(1000)]
-            stalls.append(await stall_s(aupsert(table, documents)))
-            if stalls[-1] < LONGEST_STALL_S:
-                break
-        assert min(stalls) < LONGEST_STALL_S, stalls
-        assert await table.count_rows() == 1 + 1000 * len(stalls)
 
 
 class TestSafety:

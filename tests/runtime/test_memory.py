@@ -1,7 +1,8 @@
-"""What is left of memory, by the machine and by its container."""
+"""How much memory is left: on the machine, in its containers, in the address space."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,27 +14,33 @@ GIB = 1 << 30
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="not Linux")
-def test_this_machine_has_some() -> None:
+def test_this_machine_has_memory_left() -> None:
     left = memory.available_memory()
     assert left is not None
     assert 1 << 20 < left < 1 << 50
 
 
-def test_the_machines(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("ps") is None, reason="no ps on this machine")
+def test_every_way_to_read_resident_memory(tmp_path: Path) -> None:
+    assert memory.resident_bytes() == pytest.approx(memory.resident_bytes(tmp_path), rel=0.2)
+    assert memory.resident_bytes() > 1 << 20
+
+
+def test_the_machine(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       16000000 kB\nMemFree:  100 kB\nMemAvailable:    2048 kB\n")
     assert memory._available_on_linux(meminfo) == 2 << 20
     assert memory._available_on_linux(tmp_path / "absent") is None
 
 
-def test_a_containers_of_either_version(tmp_path: Path) -> None:
+def test_control_groups_of_either_version(tmp_path: Path) -> None:
     assert memory._left_in_control_groups(tmp_path) is None
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 4096\n")
     assert memory._left_in_control_groups(tmp_path) is None
     (tmp_path / "memory.max").write_text(f"{GIB}\n")
-    # Pages of files that nobody has looked at for a while are given back when memory is short.
+    # The kernel reclaims inactive file pages first.
     assert memory._left_in_control_groups(tmp_path) == GIB - 5 + 4096
     old = tmp_path / "old"
     (old / "memory").mkdir(parents=True)
@@ -43,7 +50,7 @@ def test_a_containers_of_either_version(tmp_path: Path) -> None:
     assert memory._left_in_control_groups(old) == GIB - 7 + 9
 
 
-def test_of_all_groups_the_process_is_in_the_tightest_counts(tmp_path: Path) -> None:
+def test_the_tightest_of_nested_control_groups_counts(tmp_path: Path) -> None:
     def limit(folder: Path, size: int, names: tuple[str, str] = ("memory.max", "memory.current")) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, value in zip((*names, "memory.stat"), (str(size), "0", ""), strict=True):
@@ -95,7 +102,7 @@ def test_in_a_limited_address_space_threads_and_batches_need_room(monkeypatch: p
         memory.check_batch(16384, 3072, "a-model")
 
 
-def test_where_nobody_knows_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_refused_where_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     monkeypatch.setattr(memory, "left_of_address_space", lambda: None)
     memory.check_memory(1 << 60, "big-model")

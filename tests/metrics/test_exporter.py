@@ -1,67 +1,34 @@
-"""What an operator sees: the counts, the exposition, the dashboard."""
+"""The metrics: what is counted, and how it is served."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run_python
 from prometheus_client.parser import text_string_to_metric_families
 from queue_fakes import PATIENCE_S, FakeClock, GatedEngine
-from typer.testing import CliRunner
 
-from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
-from akidb_mlx_plugin.metrics import dashboard_json, exposition, start_metrics_server
+from akidb_mlx_plugin.metrics import exposition, start_metrics_server
 from akidb_mlx_plugin.metrics.specs import METRICS
 from akidb_mlx_plugin.service import EmbeddingService
 
-# One model name per test: the registry belongs to the process.
-MODELS = (f"model-{i}" for i in range(1000))
-
-
-@pytest.fixture
-def model() -> str:
-    return next(MODELS)
-
-
-@pytest.fixture
-def engine() -> GatedEngine:
-    return GatedEngine()
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def service(model: str, engine: GatedEngine, clock: FakeClock, tmp_path: Path) -> Iterator[EmbeddingService]:
-    config = EmbeddingConfig.load(
-        overrides={"mlx": {"model": model, "batch_size": 4, "cache_dir": tmp_path}, "service": {"queue_size": 4}}
-    )
-    service = EmbeddingService(config, provider=engine, clock=clock)
-    yield service
-    engine.release()
-    service.close(drain=False)
-
 
 def samples(model: str) -> dict[str, float]:
-    """The samples of a model, written as name{label=value}."""
+    """Return the samples of a model, each named as name{label=value}."""
     found = {}
     for family in text_string_to_metric_families(exposition()):
         for sample in family.samples:
@@ -172,16 +139,16 @@ class TestServing:
     @pytest.mark.skipif(
         not sys.platform.startswith("linux"), reason="all of 127.0.0.0/8 is the loopback on Linux alone"
     )
-    def test_on_no_other_address(self) -> None:
+    def test_on_no_other_interface(self) -> None:
         server = start_metrics_server(0)
         try:
-            # Whoever listened on every address would answer on this one too.
+            # A server that listened on every address would answer on this one too.
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.2", server.port), timeout=10)
         finally:
             server.close()
 
-    def test_a_port_that_cannot_be_had(self) -> None:
+    def test_an_unavailable_port(self) -> None:
         server = start_metrics_server(0)
         try:
             with pytest.raises(ServiceUnavailableError, match=rf"127\.0\.0\.1:{server.port}: .*choose another port"):
@@ -191,8 +158,8 @@ class TestServing:
         with pytest.raises(InvalidInputError, match="got 70000"):
             start_metrics_server(70_000)
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-    def test_a_fork_amid_a_scrape_does_not_hang(self) -> None:
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+    def test_a_fork_during_a_scrape_does_not_hang(self) -> None:
         script = """
             import os, signal, threading
             from akidb_mlx_plugin import EmbeddingService
@@ -213,9 +180,7 @@ class TestServing:
             print(os.waitpid(child, 0)[1])
             done.set()
         """
-        command = [sys.executable, "-c", textwrap.dedent(script)]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-        assert (ended.returncode, ended.stdout) == (0, "1\n0\n"), ended.stderr
+        assert run_python(script) == "1\n0\n"
 
     @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus on this machine")
     def test_prometheus_scrapes_it(self, service: EmbeddingService, model: str, tmp_path: Path) -> None:
@@ -252,70 +217,7 @@ class TestServing:
         check = subprocess.run(
             ["promtool", "check", "metrics"], input=exposition(), capture_output=True, text=True, check=False
         )
-        # The one complaint is about a name that this package has promised.
+        # The only complaint is about a public name of this package.
         complaints = [line for line in check.stderr.splitlines() if line]
         assert all(line.startswith("embedding_latency_ms") for line in complaints), check.stderr
         assert check.returncode in (0, 3)
-
-
-def exposed_names() -> set[str]:
-    return {sample.name for family in text_string_to_metric_families(exposition()) for sample in family.samples}
-
-
-class TestDashboard:
-    def queries(self) -> list[str]:
-        dashboard = json.loads(dashboard_json())
-        return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-
-    def test_every_query_is_about_a_metric_that_exists(self, service: EmbeddingService, engine: GatedEngine) -> None:
-        engine.load_seconds = 1.0
-        service.embed_batch(["a"])
-        exposed = exposed_names()
-        asked = {name for query in self.queries() for name in re.findall(r"\b(?:embedding|process)_\w+", query)}
-        assert asked - exposed == set()
-        for family in ("latency_ms_bucket", "requests_total", "texts_total", "batch_size_bucket", "queue_length"):
-            assert f"embedding_{family}" in asked
-        assert "process_resident_memory_bytes" in asked
-
-    def test_every_label_asked_for_exists(self) -> None:
-        labels = {spec.name: {*spec.labels, "le", "instance"} for spec in METRICS}
-        for query in self.queries():
-            names = re.findall(r"\b(?:embedding|process)_\w+", query)
-            known = [labels[re.sub(r"_(bucket|sum|count)$", "", name)] for name in names]
-            asked = {label.strip() for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(",")}
-            asked |= set(re.findall(r"(\w+)(?:=~|!=|=)\"", query))
-            assert known, query
-            assert all(asked <= of_metric for of_metric in known), query
-
-    @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Debian's prometheus")
-    def test_promtool_can_read_every_query(self, tmp_path: Path) -> None:
-        rules: list[dict[str, Any]] = [
-            {"record": f"query:{i}", "expr": query.replace("$__rate_interval", "1m").replace("$model", ".*")}
-            for i, query in enumerate(self.queries())
-        ]
-        file = tmp_path / "rules.yaml"
-        file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
-        check = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
-        assert check.returncode == 0, check.stdout + check.stderr
-
-
-class TestCommands:
-    def test_dashboard(self) -> None:
-        from akidb_mlx_plugin.cli.metrics import app
-
-        result = CliRunner().invoke(app, ["dashboard"])
-        assert result.output == dashboard_json()
-
-    def test_list(self, service: EmbeddingService, engine: GatedEngine) -> None:
-        from akidb_mlx_plugin.cli.metrics import app
-
-        engine.load_seconds = 1.0
-        service.embed_batch(["a"])
-        result = CliRunner().invoke(app, ["list", "--json"])
-        listed = {row["metric"] for row in json.loads(result.output)}
-        assert listed == {spec.name for spec in METRICS}
-        families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in exposed_names()}
-        assert listed <= families
-        assert {name for name in families if name.startswith("embedding_")} - listed <= {
-            name.removesuffix("_total") for name in listed
-        }

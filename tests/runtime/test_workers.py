@@ -13,7 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from host_helpers import PATIENCE_S, run_python
+from processes import run_python
+from queue_fakes import PATIENCE_S
 
 from akidb_mlx_plugin import ServiceUnavailableError
 from akidb_mlx_plugin.runtime import workers
@@ -37,7 +38,7 @@ def single() -> Iterator[WorkerPool]:
 
 
 class Gate:
-    """Work that begins, tells so, and waits until it may end."""
+    """Work that reports when it begins, and waits until it may end."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -75,7 +76,7 @@ class TestWork:
         assert sorted(future.result(PATIENCE_S) for future in futures) == [0, 1]
 
     @pytest.mark.parametrize("error", [ValueError("bad"), MemoryError("full"), SystemExit(3), KeyboardInterrupt()])
-    def test_an_exception_reaches_who_waits_and_the_thread_lives_on(
+    def test_an_exception_reaches_the_caller_and_the_thread_survives(
         self, single: WorkerPool, error: BaseException
     ) -> None:
         def fail() -> None:
@@ -96,7 +97,7 @@ class TestWork:
             future.result(PATIENCE_S)
         assert done == ["short 0", "short 1", "short 2", "long 0", "long 1", "long 2"]
 
-    def test_cancelled_work_is_not_done(self, single: WorkerPool) -> None:
+    def test_cancelled_work_is_not_run(self, single: WorkerPool) -> None:
         gate, _ = hold(single)
         done: list[int] = []
         futures = [single.submit(lambda i=i: done.append(i)) for i in range(3)]  # type: ignore[misc]
@@ -112,7 +113,7 @@ class TestWork:
             (1, ["begin 0", "begin 1", "collect 0", "begin 2", "collect 1", "collect 2"]),
         ],
     )
-    def test_what_is_begun_ahead_of_collecting(self, ahead: int, order: list[str]) -> None:
+    def test_how_many_begin_before_one_is_collected(self, ahead: int, order: list[str]) -> None:
         pool = WorkerPool("cpu", 1, ahead=ahead)
         gate, _ = hold(pool)
         done: list[str] = []
@@ -135,7 +136,7 @@ class TestWork:
         pool.close()
 
     @pytest.mark.parametrize("where", ["begin", "collect"])
-    def test_an_error_on_either_side_reaches_its_caller_alone(self, where: str) -> None:
+    def test_an_error_in_either_step_reaches_its_caller_alone(self, where: str) -> None:
         pool = WorkerPool("cpu", 1, ahead=1)
         gate, _ = hold(pool)
 
@@ -159,7 +160,7 @@ class TestWork:
         pool.close()
         assert [future.result(0) for future in futures] == [0, 1, 2, 3]
 
-    def test_nothing_of_it_is_kept(self, single: WorkerPool) -> None:
+    def test_no_reference_is_kept(self, single: WorkerPool) -> None:
         class Big:
             pass
 
@@ -167,11 +168,11 @@ class TestWork:
         gone = weakref.ref(big)
         single.submit(lambda big=big: None).result(PATIENCE_S)  # type: ignore[misc]
         del big
-        # What a thread has just done it forgets before it takes up the next piece.
+        # A thread drops its references to a piece of work before it takes the next.
         single.submit(lambda: None).result(PATIENCE_S)
         assert gone() is None
 
-    def test_cores_are_shared_among_what_runs(self, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cores_are_shared_by_running_work(self, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
         given: list[int] = []
         monkeypatch.setattr(workers, "set_blas_threads", given.append)
         monkeypatch.setattr(pool, "_cores", 8)
@@ -182,7 +183,7 @@ class TestWork:
         gate.open.set()
         assert given == [8, 8, 8, 4]
 
-    def test_but_not_with_what_is_done(self, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_finished_work_has_no_share_of_the_cores(self, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
         given: list[int] = []
         monkeypatch.setattr(workers, "set_blas_threads", given.append)
         monkeypatch.setattr(pool, "_cores", 8)
@@ -190,7 +191,7 @@ class TestWork:
         followed = threading.Event()
 
         def follow(_: Future[Any]) -> None:
-            """Runs on the thread that answers; the other one takes up what is submitted here."""
+            """Run on the thread that resolves the future; the other one takes what is submitted here."""
             pool.submit(lambda: None).result(PATIENCE_S)
             followed.set()
 
@@ -199,12 +200,12 @@ class TestWork:
         assert followed.wait(PATIENCE_S)
         assert given == [8, 8]
 
-    def test_there_is_a_core(self) -> None:
+    def test_there_is_at_least_one_thread(self) -> None:
         assert core_count() >= 1
         assert WorkerPool("cpu", 0).size == 1
 
     @pytest.mark.parametrize(("share", "cores"), [("1", 1), ("1,4", 1), ("999", None), ("", None), ("all", None)])
-    def test_share_of_a_launcher_is_kept_to(
+    def test_a_launchers_share_of_the_cores_is_respected(
         self, share: str, cores: int | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -213,8 +214,8 @@ class TestWork:
         assert core_count() == (cores or own)
 
 
-class TestEnd:
-    def test_what_was_submitted_is_done(self) -> None:
+class TestClosing:
+    def test_pending_work_is_finished(self) -> None:
         pool = WorkerPool("cpu", 1)
         gate, first = hold(pool)
         later = [pool.submit(lambda i=i: i, short=i % 2 == 0) for i in range(6)]  # type: ignore[misc]
@@ -225,7 +226,7 @@ class TestEnd:
         assert not closing.is_alive()
         assert [first.result(0), *(future.result(0) for future in later)] == ["done", *range(6)]
 
-    def test_the_threads_are_gone(self) -> None:
+    def test_the_threads_end(self) -> None:
         pool = WorkerPool("cpu", 3)
         threads = pool._threads
         pool.submit(lambda: np.array(mx.ones(5) + 1)).result(PATIENCE_S)
@@ -248,7 +249,7 @@ class TestEnd:
         before = len(os.listdir("/proc/self/task"))
         for _ in range(10):
             use()
-        # MLX's own pool of threads may begin meanwhile; one per stream would be twenty more.
+        # MLX's own thread pool may start meanwhile; a thread for each stream would be twenty more.
         assert len(os.listdir("/proc/self/task")) < before + 10
 
     def test_work_may_close_its_own_pool(self) -> None:
@@ -257,7 +258,7 @@ class TestEnd:
         pool._threads[0].join(PATIENCE_S)
         assert not pool._threads[0].is_alive()
 
-    def test_an_interpreter_that_ends_waits_for_what_runs(self) -> None:
+    def test_an_exiting_interpreter_waits_for_running_work(self) -> None:
         printed = run_python(
             """
             import threading, time
@@ -276,7 +277,7 @@ class TestEnd:
         )
         assert printed == "done\n"
 
-    def test_a_forked_child_may_not_use_it_and_ends(self) -> None:
+    def test_a_forked_child_is_refused_and_exits(self) -> None:
         printed = run_python(
             """
             import os, signal
