@@ -40,7 +40,7 @@ from akidb_mlx_plugin.stores.compatibility import (
     make_stamp,
     without_stamp,
 )
-from akidb_mlx_plugin.stores.documents import CHUNK_CHARACTERS, split_documents
+from akidb_mlx_plugin.stores.documents import CHUNK_CHARACTERS, ChunkSize, split_documents
 from akidb_mlx_plugin.stores.settings import settings_of
 from akidb_mlx_plugin.stores.upsert import Upsert
 
@@ -541,7 +541,7 @@ class TestBackground:
 )
 def test_chunks_hold_everything_in_order_within_bounds(sizes: list[int], size: int) -> None:
     documents = [Document(id=str(i), text="x" * length) for i, length in enumerate(sizes)]
-    chunks = list(split_documents(iter(documents), lambda: size))
+    chunks = list(split_documents(iter(documents), ChunkSize(size)))
     assert [document for chunk in chunks for document in chunk] == documents
     for chunk in chunks:
         assert 0 < len(chunk) <= size

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Document, Vector
 
 
@@ -139,9 +138,9 @@ def is_same_value(one: Any, other: Any) -> bool:
 
 
 def known_vector(document: Document, stored: StoredDocument | None) -> Vector | None:
-    """Return the vector that a document brings, or the one that is stored for its text; None: neither."""
+    """Return the vector that a checked document brings, or the one that is stored for its text; None if neither."""
     if document.vector is not None:
-        return as_vector(document.vector, f"the vector of document {document.id!r}")
+        return np.asarray(document.vector, dtype=np.float32)
     if stored is not None and stored.text == document.text:
         return stored.vector
     return None

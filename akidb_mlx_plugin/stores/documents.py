@@ -11,6 +11,25 @@ from akidb_mlx_plugin.validation import check_unicode
 
 # A chunk is full at this many characters however few documents they are: memory stays bounded by it.
 CHUNK_CHARACTERS = 1_000_000
+# Chunks take about this long: the bar moves, and a process that is killed loses little. Up to so many documents, which
+# is enough that texts of one length meet and a write is worth its commit; the first chunk shows how fast the model is.
+_CHUNK_S = 10.0
+_FIRST_CHUNK, _SMALLEST_CHUNK, LARGEST_CHUNK = 256, 32, 1024
+
+
+class ChunkSize:
+    """Most documents of a chunk: a given number, or what the model embeds in ten seconds."""
+
+    def __init__(self, given: int | None = None) -> None:
+        """Start with the given number, or with a guess."""
+        self.documents = given or _FIRST_CHUNK
+        self._is_fixed = given is not None
+
+    def adapt(self, texts: int, seconds: float) -> None:
+        """Learn how long the model took."""
+        if not self._is_fixed:
+            size = LARGEST_CHUNK if seconds <= 0 else round(texts / seconds * _CHUNK_S)
+            self.documents = max(_SMALLEST_CHUNK, min(size, LARGEST_CHUNK))
 
 
 class DocumentCheck:
@@ -86,14 +105,14 @@ class DocumentCheck:
             )
 
 
-def split_documents(documents: Iterable[Document], size: Callable[[], int]) -> Iterator[list[Document]]:
+def split_documents(documents: Iterable[Document], size: ChunkSize) -> Iterator[list[Document]]:
     """Yield chunks of documents, of about `CHUNK_CHARACTERS` characters at most, in order.
 
     Args:
         documents: a sequence, or a stream of any length.
-        size: asked before each document for the most there may be in a chunk.
+        size: may change meanwhile.
     Raises:
-        InvalidInputError: something in between that is no Document.
+        InvalidInputError: something in between that is not a Document.
     """
     chunk: list[Document] = []
     characters = 0
@@ -102,7 +121,7 @@ def split_documents(documents: Iterable[Document], size: Callable[[], int]) -> I
             raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
         chunk.append(document)
         characters += len(document.text) if isinstance(document.text, str) else 0
-        if len(chunk) >= size() or characters >= CHUNK_CHARACTERS:
+        if len(chunk) >= size.documents or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
     if chunk:

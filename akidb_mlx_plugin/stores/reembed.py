@@ -6,7 +6,7 @@ import re
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, UpsertError
 from akidb_mlx_plugin.stores.base import Source, Target
-from akidb_mlx_plugin.stores.documents import split_documents
+from akidb_mlx_plugin.stores.documents import ChunkSize, split_documents
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 
@@ -80,7 +80,7 @@ def _check_complete(source: Source, target: Target) -> None:
     """Read both again: every document there, with its text and metadata, and no other."""
     missing: list[str] = []
     count = 0
-    for page in split_documents(source.read_all(), lambda: _PAGE):
+    for page in split_documents(source.read_all(), ChunkSize(_PAGE)):
         stored = target.read([document.id for document in page])
         for document in page:
             found = stored.get(document.id)
