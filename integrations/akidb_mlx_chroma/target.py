@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from uuid import UUID
 
@@ -191,6 +191,7 @@ class ChromaTarget(Target):
         Chroma's upsert merges: metadata keys that are not given stay, and so does a text. A key goes by being None; a
         text goes with its record alone, for which another one is added.
         """
+        documents = [replace(document, metadata=plain_metadata(document)) for document in documents]
         with self._lock:
             ids = [document.id for document in documents]
             found = self._wait(self._collection.get(ids=ids, include=["metadatas", "documents"]))
@@ -204,7 +205,7 @@ class ChromaTarget(Target):
                 self._add_without_text([documents[index] for index in losing], vectors[losing])
             new = [d for index, d in enumerate(documents) if d.id not in metadata or index in losing]
             if new:
-                columns = ([d.id for d in new], [d.text for d in new], [plain_metadata(d) for d in new])
+                columns = ([d.id for d in new], [d.text for d in new], [d.metadata for d in new])
                 clear_strays(self._collection, self._wait, *columns)
 
     def _upsert(self, documents: Sequence[Document], vectors: Vector, old: Mapping[str, Any]) -> None:
@@ -223,7 +224,7 @@ class ChromaTarget(Target):
             RuntimeError: another process puts the text back again and again.
         """
         ids = [document.id for document in documents]
-        metadatas: list[Any] = [_without_nulls(plain_metadata(document)) for document in documents]
+        metadatas: list[Any] = [_without_nulls(document.metadata) for document in documents]
         for _ in range(_TRIES):
             with taken_out(self._collection, self._wait, ids) as uris:
                 self._wait(
@@ -276,12 +277,12 @@ def _replacing(document: Document, old: Mapping[str, Any]) -> dict[str, Any] | N
     """Return metadata under which nothing of the old shines through; None: there is none, old or new.
 
     Args:
-        document: goes to the database.
+        document: goes to the database, with plain metadata.
         old: metadata of the records that are there, by id.
     """
     is_without_uri = isinstance(document, RecordDocument) and document.uri is None and document.id in old
     nulls = {**dict.fromkeys(old.get(document.id) or ()), **({_URI_KEY: None} if is_without_uri else {})}
-    return {**nulls, **(plain_metadata(document) or {})} or None
+    return {**nulls, **(document.metadata or {})} or None
 
 
 def _without_nulls(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:

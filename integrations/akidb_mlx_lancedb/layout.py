@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
 from akidb_mlx_lancedb.keys import is_key_type, make_key
 from akidb_mlx_lancedb.rows import Row
-from akidb_mlx_lancedb.values import check_value, is_text, to_json
+from akidb_mlx_lancedb.values import check_json, check_value, is_text
 from akidb_mlx_lancedb.vectors import check_vector_column, find_vector_column, refuse_overflow
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.compatibility import as_vector
@@ -45,29 +46,29 @@ class TableLayout:
     functions: tuple[Mapping[str, Any], ...]
     stored: Mapping[str, Any] | None
 
-    @property
+    @cached_property
     def dimension(self) -> int:
         """Width of the vector column; 0: it takes any."""
         vector_type = self.schema.field(self.vector).type
         return int(vector_type.list_size) if pa.types.is_fixed_size_list(vector_type) else 0
 
-    @property
+    @cached_property
     def fields(self) -> list[pa.Field]:
         """The columns that metadata goes to by name."""
         own = (self.id, self.text, self.vector, JSON_COLUMN if self.has_json else None)
         return [field for field in self.schema if field.name not in own]
 
-    @property
+    @cached_property
     def metadata_names(self) -> list[str]:
         """Every column but those of id, text and vector."""
         return [name for name in self.schema.names if name not in (self.id, self.text, self.vector)]
 
-    @property
+    @cached_property
     def has_json(self) -> bool:
         """Whether metadata without a column of its own can be kept."""
         return JSON_COLUMN in self.schema.names and isinstance(self.schema.field(JSON_COLUMN).type, pa.JsonType)
 
-    @property
+    @cached_property
     def derived(self) -> dict[str, str]:
         """The other columns that functions fill, and the columns those read."""
         entries = [entry for entry in self.functions if entry["vector_column"] != self.vector]
@@ -105,15 +106,13 @@ class TableLayout:
         if not isinstance(document.metadata, Row):
             self._check_metadata(what, document.metadata or {})
 
-    def dump_json(self, metadata: Mapping[str, Any]) -> str | None:
-        """Return what has no column of its own as JSON; None: nothing.
+    def without_column(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the metadata that has no column of its own and goes into the JSON column."""
+        return {key: value for key, value in metadata.items() if key not in self._field_names and value is not None}
 
-        Raises:
-            ValueError: something that would not read back equal.
-        """
-        columns = {field.name for field in self.fields}
-        rest = {key: value for key, value in metadata.items() if key not in columns and value is not None}
-        return json.dumps(to_json(rest), ensure_ascii=False, allow_nan=False) if rest else None
+    @cached_property
+    def _field_names(self) -> frozenset[str]:
+        return frozenset(field.name for field in self.fields)
 
     def _check_metadata(self, what: str, metadata: Mapping[str, Any]) -> None:
         own = {self.id, self.text, self.vector}
@@ -135,7 +134,7 @@ class TableLayout:
                     as_vector(value, f"{field.name!r} of {what}")
         if self.has_json:
             try:
-                self.dump_json(metadata)
+                check_json(self.without_column(metadata))
             except ValueError as error:
                 raise InvalidInputError(f"the metadata of {what} cannot be kept as JSON: {error}") from error
 

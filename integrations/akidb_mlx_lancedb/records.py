@@ -13,7 +13,7 @@ from lancedb.embeddings import get_registry
 from akidb_mlx_lancedb.keys import key_array
 from akidb_mlx_lancedb.layout import JSON_COLUMN, TableLayout
 from akidb_mlx_lancedb.rows import Page, Row, as_type, join_rows
-from akidb_mlx_lancedb.values import make_array
+from akidb_mlx_lancedb.values import dump_json, make_array
 from akidb_mlx_lancedb.vectors import vector_array
 from akidb_mlx_plugin.stores.base import StoredDocument
 from akidb_mlx_plugin.types import Document, Vector
@@ -104,7 +104,8 @@ def _metadata_columns(layout: TableLayout, documents: Sequence[Document]) -> dic
         for field in layout.fields
     }
     if layout.has_json:
-        columns[JSON_COLUMN] = pa.array([layout.dump_json(metadata) for metadata in given], pa.json_())
+        rest = [layout.without_column(metadata) for metadata in given]
+        columns[JSON_COLUMN] = pa.array([dump_json(values) if values else None for values in rest], pa.json_())
     return columns
 
 
