@@ -408,7 +408,7 @@ class TestKilled:
 import sys
 import chromadb
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, upsert
-from akidb_mlx_chroma.target import ChromaTarget
+from akidb_mlx_chroma.store import ChromaTarget
 from akidb_mlx_plugin import Document
 
 die_in_write(ChromaTarget, 6)

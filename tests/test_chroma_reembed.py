@@ -10,7 +10,7 @@ import chromadb
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, acreate_collection, areembed, aupsert, reembed
 from akidb_mlx_chroma.reembedding import valid_name
-from akidb_mlx_chroma.target import ChromaTarget
+from akidb_mlx_chroma.store import ChromaTarget
 from chromadb import Schema
 from chromadb.api import ClientAPI
 from chromadb.api.types import (

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-import akidb_mlx_lancedb.records
+import akidb_mlx_lancedb.documents
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -314,7 +314,9 @@ class TestEveryColumn:
         made = reembed(table, new, name="next")
         made.update(where="id = 'a'", values={"score": 1.0})
         mocked: list[str] = []
-        monkeypatch.setattr(akidb_mlx_lancedb.records, "_fill_derived", lambda layout, rows: mocked.append("w") or rows)
+        monkeypatch.setattr(
+            akidb_mlx_lancedb.documents, "_fill_derived", lambda layout, rows: mocked.append("w") or rows
+        )
         assert reembed(table, new, name="next").to_arrow()["score"][0].as_py() != 1.0
         assert mocked == ["w"]
 

@@ -402,7 +402,7 @@ class TestKilled:
 import sys
 import lancedb
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, upsert
-from akidb_mlx_lancedb.target import LanceTarget
+from akidb_mlx_lancedb.store import LanceTarget
 from akidb_mlx_plugin import Document
 
 die_in_write(LanceTarget, 6)

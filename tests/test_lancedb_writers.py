@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import akidb_mlx_lancedb.target
+import akidb_mlx_lancedb.store
 import lancedb
 import pytest
 from akidb_mlx_lancedb import MLXEmbeddings, aupsert, create_table, reembed, table_schema, upsert
@@ -99,13 +99,13 @@ class TestOldHandles:
 
     def test_reembed_sees_a_change_during_the_run(self, db: Any, docs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         upsert(docs, [Document("a", "a"), Document("b", "b")])
-        write = akidb_mlx_lancedb.target.LanceTarget.write
+        write = akidb_mlx_lancedb.store.LanceTarget.write
 
         def change(self: Any, documents: Any, vectors: Any) -> None:
             write(self, documents, vectors)
             db.open_table("docs").update(where="id = 'a'", values={"text": "changed"})
 
-        monkeypatch.setattr(akidb_mlx_lancedb.target.LanceTarget, "write", change)
+        monkeypatch.setattr(akidb_mlx_lancedb.store.LanceTarget, "write", change)
         new = MLXEmbeddings.create(mode="mock", dimension=16)
         with pytest.raises(UpsertError, match=r"1 of 2 documents.*'a' for one") as raised:
             reembed(docs, new, name="next")
@@ -181,7 +181,7 @@ class TestThreads:
         def no_lock(table: Any) -> Iterator[None]:
             yield
 
-        monkeypatch.setattr(akidb_mlx_lancedb.target, "write_lock", no_lock)
+        monkeypatch.setattr(akidb_mlx_lancedb.store, "write_lock", no_lock)
         docs.set_unenforced_primary_key("id")
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda i: upsert(docs, [Document("page", f"edit {i}")]), range(8)))

@@ -31,11 +31,11 @@ from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_
 from akidb_mlx_ray import TextEmbedder, embed_dataset, write_chroma, write_lancedb
 from akidb_mlx_ray.chroma import BulkCollection, Server, connect
 from akidb_mlx_ray.dataset import Workers, embedder_arguments
+from akidb_mlx_ray.estimate import plan
 from akidb_mlx_ray.jsonl import read_jsonl
 from akidb_mlx_ray.lancedb import BulkTable
-from akidb_mlx_ray.planning import plan
+from akidb_mlx_ray.pipeline import BulkTarget, typed_errors
 from akidb_mlx_ray.results import Failure, Tally
-from akidb_mlx_ray.runs import BulkTarget, typed_errors
 from chromadb.config import Settings
 from host_helpers import MINILM, run_python
 from ray_fixtures import RunningCluster

@@ -182,8 +182,8 @@ class TestBothHosts:
     def test_what_is_missing_at_the_end_is_told(
         self, host: Host, source: Any, new: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        target = akidb_mlx_chroma.target.ChromaTarget if host.module is akidb_mlx_chroma else None
-        target = target or akidb_mlx_lancedb.target.LanceTarget
+        target = akidb_mlx_chroma.store.ChromaTarget if host.module is akidb_mlx_chroma else None
+        target = target or akidb_mlx_lancedb.store.LanceTarget
         write = target.write
 
         def lose(self: Any, documents: Any, vectors: Any) -> None:
@@ -201,7 +201,7 @@ _KILLED = {
     akidb_mlx_chroma: """
 import sys, chromadb
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, reembed, upsert
-from akidb_mlx_chroma.target import ChromaTarget as target
+from akidb_mlx_chroma.store import ChromaTarget as target
 from akidb_mlx_plugin import Document
 make = lambda dimension: MLXEmbeddingFunction(mode="mock", dimension=dimension)
 source = create_collection(chromadb.PersistentClient(sys.argv[1]), "docs", make(8))
@@ -209,7 +209,7 @@ source = create_collection(chromadb.PersistentClient(sys.argv[1]), "docs", make(
     akidb_mlx_lancedb: """
 import sys, lancedb
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, reembed, upsert
-from akidb_mlx_lancedb.target import LanceTarget as target
+from akidb_mlx_lancedb.store import LanceTarget as target
 from akidb_mlx_plugin import Document
 make = lambda dimension: MLXEmbeddings.create(mode="mock", dimension=dimension)
 source = create_table(lancedb.connect(sys.argv[1]), "docs", make(8))

@@ -19,7 +19,7 @@ from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 if TYPE_CHECKING:
-    from akidb_mlx_ray.planning import Plan
+    from akidb_mlx_ray.estimate import Plan
     from akidb_mlx_ray.results import BulkResult
 
 _PATIENCE_S = 10.0
@@ -77,7 +77,7 @@ def bulk(
     try:
         import ray
         from akidb_mlx_ray.dataset import Workers
-        from akidb_mlx_ray.planning import Plan
+        from akidb_mlx_ray.estimate import Plan
 
         from akidb_mlx_plugin.cli.bulk_job import BulkJob, run_through_client
     except ImportError as error:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import ray
 import ray.data
 from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.estimate import Plan, plan
 from akidb_mlx_ray.jsonl import read_jsonl
-from akidb_mlx_ray.planning import Plan, plan
+from akidb_mlx_ray.pipeline import Options, run, typed_errors
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult
-from akidb_mlx_ray.runs import Options, run, typed_errors
 from ray.exceptions import RayError
 
 from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress

@@ -11,7 +11,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from akidb_mlx_ray.runs import BulkTarget
+    from akidb_mlx_ray.pipeline import BulkTarget
 
 _CHROMA_PORT = 8000
 _FORMS = "lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE or chroma://HOST:PORT/NAME"

@@ -79,7 +79,7 @@ def _search_table(
 ) -> list[dict[str, Any]]:
     db = open_lancedb(source, name)
     from akidb_mlx_lancedb import MLXEmbeddings, open_table, validate_table
-    from akidb_mlx_lancedb.target import function_at_hand, open_layout
+    from akidb_mlx_lancedb.store import function_at_hand, open_layout
 
     with host_errors(source):
         own = None

@@ -17,7 +17,7 @@ from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_w
 from akidb_mlx_chroma.creation import as_host_type
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.recovery import recover
-from akidb_mlx_chroma.target import ChromaTarget, function_at_hand, read_space
+from akidb_mlx_chroma.store import ChromaTarget, function_at_hand, read_space
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
 from akidb_mlx_plugin.stores.compatibility import check_query_vector, check_space

@@ -24,7 +24,7 @@ from chromadb.errors import InvalidArgumentError
 
 from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records
 from akidb_mlx_chroma.metadata import KEPT_BY_KEY, KEPT_ID_KEY, KEPT_KEY
-from akidb_mlx_chroma.strays import clear_strays
+from akidb_mlx_chroma.stray_lists import clear_strays
 
 PREFIX = "akidb_mlx:kept:"
 # Written and deleted at once, so that the database itself fixes the dimension from the beginning.

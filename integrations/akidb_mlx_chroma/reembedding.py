@@ -18,7 +18,7 @@ from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_w
 from akidb_mlx_chroma.creation import bind_function
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.schemas import schema_for_new_vectors
-from akidb_mlx_chroma.target import ChromaSource, ChromaTarget, read_model
+from akidb_mlx_chroma.store import ChromaSource, ChromaTarget, read_model
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.stores.compatibility import make_stamp, without_stamp
 from akidb_mlx_plugin.stores.reembed import SOURCE_KEY, check_source, default_name, reembed_documents

@@ -6,8 +6,8 @@ from akidb_mlx_lancedb.function import MLXEmbeddings
 from akidb_mlx_plugin._lazy import import_when_asked
 
 if TYPE_CHECKING:
+    from akidb_mlx_lancedb.creation import table_schema
     from akidb_mlx_lancedb.reembedding import reembed
-    from akidb_mlx_lancedb.schema import table_schema
     from akidb_mlx_lancedb.tables import aupsert, create_table, open_table, upsert, validate_table
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _HELPERS = ("aupsert", "create_table", "open_table", "upsert", "validate_table")
-_ELSEWHERE = {"reembed": "reembedding", "table_schema": "schema"}
+_ELSEWHERE = {"reembed": "reembedding", "table_schema": "creation"}
 __getattr__ = import_when_asked(__name__, {**dict.fromkeys(_HELPERS, "tables"), **_ELSEWHERE})
 
 

@@ -10,9 +10,9 @@ from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.function import MLXEmbeddings
 from akidb_mlx_lancedb.handles import find_table, refresh, refuse_checked_out
-from akidb_mlx_lancedb.layout import ALIAS, FUNCTIONS_KEY, TableLayout
+from akidb_mlx_lancedb.schema import ALIAS, FUNCTIONS_KEY, TableLayout
+from akidb_mlx_lancedb.store import LanceSource, LanceTarget, open_layout
 from akidb_mlx_lancedb.tables import validate_table
-from akidb_mlx_lancedb.target import LanceSource, LanceTarget, open_layout
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.compatibility import make_stamp
 from akidb_mlx_plugin.stores.reembed import SOURCE_KEY, check_source, default_name, reembed_documents

@@ -12,11 +12,11 @@ from lancedb.db import AsyncConnection
 from lancedb.pydantic import LanceModel
 from lancedb.table import AsyncTable
 
+from akidb_mlx_lancedb.creation import check_any, table_schema
 from akidb_mlx_lancedb.function import MLXEmbeddings
 from akidb_mlx_lancedb.handles import find_table, read_schema
-from akidb_mlx_lancedb.layout import TableLayout, read_layout, read_layouts
-from akidb_mlx_lancedb.schema import check_any, table_schema
-from akidb_mlx_lancedb.target import LanceTarget, function_at_hand, read_space
+from akidb_mlx_lancedb.schema import TableLayout, read_layout, read_layouts
+from akidb_mlx_lancedb.store import LanceTarget, function_at_hand, read_space
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
 from akidb_mlx_plugin.stores.compatibility import as_vector, check_query_vector, check_space

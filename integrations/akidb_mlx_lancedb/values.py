@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from akidb_mlx_lancedb.moments import count_units
+from akidb_mlx_lancedb.temporal import count_units
 from akidb_mlx_plugin.validation import check_unicode
 
 _LOWEST_JSON_INTEGER, _HIGHEST_JSON_INTEGER = -(2**63), 2**64 - 1

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, get_collection
 from akidb_mlx_chroma.metadata import check_key
-from akidb_mlx_chroma.target import function_at_hand, read_space
+from akidb_mlx_chroma.store import function_at_hand, read_space
 from chromadb.api import ClientAPI
 from chromadb.config import Settings
 from chromadb.errors import NotFoundError
@@ -24,8 +24,8 @@ from ray.data import Dataset, TaskPoolStrategy
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_ray.dataset import Workers, iterate
+from akidb_mlx_ray.pipeline import BulkTarget, Options, check_service, run
 from akidb_mlx_ray.results import BulkResult
-from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
 
 _PORT = 8000
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")

@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
 from akidb_mlx_lancedb.handles import find_table
-from akidb_mlx_lancedb.layout import read_layout
+from akidb_mlx_lancedb.schema import read_layout
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.index import BTree
 from ray.data import Dataset
 
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_ray.columns import is_string
 from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.pipeline import BulkTarget, Options, check_service, run
 from akidb_mlx_ray.results import BulkResult
-from akidb_mlx_ray.rows import is_string
-from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
 
 # Rows that an interruption can cost, and what one file of the table holds: a hundredth of the run, within limits.
 _COMMIT_SHARE = 100

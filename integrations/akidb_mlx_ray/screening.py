@@ -17,9 +17,9 @@ import ray
 from ray.data import Dataset
 
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_ray.columns import Columns
 from akidb_mlx_ray.dataset import iterate
 from akidb_mlx_ray.rejects import RejectFile
-from akidb_mlx_ray.rows import Columns
 
 # More are no slips of a few rows but a column that tells nothing apart.
 _MAX_REPEATED = 100_000

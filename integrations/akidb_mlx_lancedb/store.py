@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.table import AsyncTable
 
+from akidb_mlx_lancedb.documents import bad_vectors, has_metadata, make_rows, read_documents, read_rows
 from akidb_mlx_lancedb.function import MLXEmbeddings, settings_of_fields
 from akidb_mlx_lancedb.handles import read_schema, refresh, refuse_checked_out, run_sync, write_lock
 from akidb_mlx_lancedb.keys import key_literal
-from akidb_mlx_lancedb.layout import ALIAS, TableLayout, read_layout
-from akidb_mlx_lancedb.records import bad_vectors, has_metadata, make_rows, read_documents, read_rows
+from akidb_mlx_lancedb.schema import ALIAS, TableLayout, read_layout
 from akidb_mlx_lancedb.vectors import as_stored
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService

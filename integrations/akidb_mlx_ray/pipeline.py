@@ -16,10 +16,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_ray.columns import Columns
 from akidb_mlx_ray.dataset import Workers, embedder_arguments, map_embedder, refuse_client
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult, Tally
-from akidb_mlx_ray.rows import Columns
 from akidb_mlx_ray.screening import keep_good, screen
 
 _ADVICE = re.compile(r"\s*Failed to apply UDF transform after")

@@ -13,9 +13,9 @@ import ray
 from ray.data import Dataset
 
 from akidb_mlx_ray.dataset import Workers, iterate
+from akidb_mlx_ray.pipeline import BulkTarget, columns_of, embed, typed_errors
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import Tally
-from akidb_mlx_ray.runs import BulkTarget, columns_of, embed, typed_errors
 from akidb_mlx_ray.screening import keep_good, screen
 
 # Texts that are embedded to see how long it takes: so many for each worker, as long as that is not too many for all.

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from lancedb.embeddings import get_registry
 
 from akidb_mlx_lancedb.keys import key_array
-from akidb_mlx_lancedb.layout import JSON_COLUMN, TableLayout
 from akidb_mlx_lancedb.rows import Page, Row, as_type, join_rows
+from akidb_mlx_lancedb.schema import JSON_COLUMN, TableLayout
 from akidb_mlx_lancedb.values import dump_json, make_array
 from akidb_mlx_lancedb.vectors import vector_array
 from akidb_mlx_plugin.stores.base import StoredDocument

@@ -14,11 +14,11 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.errors import NotFoundError
 
 from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records, take
-from akidb_mlx_chroma.folders import is_local, warn_of_other_writers
+from akidb_mlx_chroma.folder_locks import is_local, warn_of_other_writers
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.metadata import has_sparse_vector, is_same_metadata, plain_metadata
 from akidb_mlx_chroma.recovery import is_kept, read_pages, recover, taken_out
-from akidb_mlx_chroma.strays import clear_strays
+from akidb_mlx_chroma.stray_lists import clear_strays
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.base import Source, StoredDocument, Target
 from akidb_mlx_plugin.stores.compatibility import StoredSpace, check_space
