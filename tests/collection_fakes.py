@@ -11,7 +11,7 @@ import numpy as np
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.providers.mock import MockProvider
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stores.base import StoredDocument, Target
+from akidb_mlx_plugin.stores.base import Store, StoredDocument
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Document, Vector
 
 DIMENSION = 8
@@ -48,7 +48,7 @@ class Write:
     thread: str
 
 
-class MemoryTarget(Target):
+class MemoryStore(Store):
     """Keeps documents in a dictionary; `before_write` runs at the start of each write."""
 
     def __init__(self, service: EmbeddingService | None, *, max_rows: int | None = None, dimension: int = DIMENSION):

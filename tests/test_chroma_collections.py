@@ -408,10 +408,10 @@ class TestKilled:
 import sys
 import chromadb
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, upsert
-from akidb_mlx_chroma.store import ChromaTarget
+from akidb_mlx_chroma.store import ChromaStore
 from akidb_mlx_plugin import Document
 
-die_in_write(ChromaTarget, 6)
+die_in_write(ChromaStore, 6)
 function = MLXEmbeddingFunction(mode="mock", dimension=8)
 collection = create_collection(chromadb.PersistentClient(sys.argv[1]), "docs", function)
 upsert(collection, [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5000)], batch_size=500)

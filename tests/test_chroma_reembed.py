@@ -10,7 +10,7 @@ import chromadb
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, acreate_collection, areembed, aupsert, reembed
 from akidb_mlx_chroma.reembedding import valid_name
-from akidb_mlx_chroma.store import ChromaTarget
+from akidb_mlx_chroma.store import ChromaStore
 from chromadb import Schema
 from chromadb.api import ClientAPI
 from chromadb.api.types import (
@@ -111,13 +111,13 @@ def test_the_closing_comparison_sees_what_a_write_has_lost(
         "type": {"ids": ["a"], "metadatas": [{"b": 1}]},
         "uri": {"ids": ["b"], "uris": ["file:///other"]},
     }
-    write = ChromaTarget.write
+    write = ChromaStore.write
 
-    def lose(self: ChromaTarget, documents: Any, vectors: Any) -> None:
+    def lose(self: ChromaStore, documents: Any, vectors: Any) -> None:
         write(self, documents, vectors)
         self._collection.update(**changes[lost])
 
-    monkeypatch.setattr(ChromaTarget, "write", lose)
+    monkeypatch.setattr(ChromaStore, "write", lose)
     with pytest.raises(UpsertError, match="1 of 4 documents") as raised:
         reembed(source, new)
     assert raised.value.not_written == changes[lost]["ids"]

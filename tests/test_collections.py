@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from collection_fakes import DIMENSION, CountingProvider, MemoryTarget, counting_service
+from collection_fakes import DIMENSION, CountingProvider, MemoryStore, counting_service
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,15 +33,15 @@ from akidb_mlx_plugin.batching.queue import QueueFullError
 from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
 from akidb_mlx_plugin.stores.compatibility import (
-    StoredSpace,
+    StoredVectors,
     as_vector,
+    check_compatible,
     check_query_vector,
-    check_space,
     make_stamp,
     without_stamp,
 )
 from akidb_mlx_plugin.stores.documents import CHUNK_CHARACTERS, ChunkSize, split_documents
-from akidb_mlx_plugin.stores.settings import settings_of
+from akidb_mlx_plugin.stores.settings import stored_settings
 from akidb_mlx_plugin.stores.upsert import Upsert
 
 PATIENCE_S = 30
@@ -71,12 +71,12 @@ def service(provider: CountingProvider) -> Iterator[EmbeddingService]:
 
 
 @pytest.fixture
-def target(service: EmbeddingService) -> MemoryTarget:
-    return MemoryTarget(service)
+def store(service: EmbeddingService) -> MemoryStore:
+    return MemoryStore(service)
 
 
 class TestFilling:
-    def test_texts_vectors_and_both(self, target: MemoryTarget, provider: CountingProvider) -> None:
+    def test_texts_vectors_and_both(self, store: MemoryStore, provider: CountingProvider) -> None:
         given_vector = [float(i) for i in range(1, DIMENSION + 1)]
         documents = [
             Document(id="text", text="a text", metadata={"n": 1}),
@@ -84,33 +84,33 @@ class TestFilling:
             Document(id="both", text="another", vector=np.asarray(given_vector, dtype=np.float64)),
             Document(id="empty", text=""),
         ]
-        response = Upsert(target, documents).run()
+        response = Upsert(store, documents).run()
         assert (response.inserted, response.embeddings_generated, response.skipped) == (4, 2, 0)
         assert response.total_tokens == 3
         assert response.duration_ms > 0
         assert provider.texts == ["a text", ""]
         made = hash_texts(["a text", ""], DIMENSION)
         for id_, vector in [("text", made[0]), ("vector", given_vector), ("both", given_vector), ("empty", made[1])]:
-            stored = target.rows[id_].vector
+            stored = store.rows[id_].vector
             assert stored is not None
             np.testing.assert_array_equal(stored, np.asarray(vector, dtype=np.float32))
-        assert target.rows["both"].text == "another"
-        assert target.rows["text"].metadata == {"n": 1}
+        assert store.rows["both"].text == "another"
+        assert store.rows["text"].metadata == {"n": 1}
 
-    def test_no_documents(self, target: MemoryTarget) -> None:
-        assert Upsert(target, []).run().inserted == 0
-        assert Upsert(target, iter([])).run().inserted == 0
+    def test_no_documents(self, store: MemoryStore) -> None:
+        assert Upsert(store, []).run().inserted == 0
+        assert Upsert(store, iter([])).run().inserted == 0
 
-    def test_writes_keep_to_the_limit_and_the_order(self, target: MemoryTarget, provider: CountingProvider) -> None:
-        target.max_rows = 30
-        Upsert(target, texts(250), batch_size=100).run()
-        assert [len(write.ids) for write in target.writes] == [30, 30, 30, 10, 30, 30, 30, 10, 30, 20]
-        assert [id_ for write in target.writes for id_ in write.ids] == [d.id for d in texts(250)]
-        assert len({write.thread for write in target.writes}) == 1
+    def test_writes_keep_to_the_limit_and_the_order(self, store: MemoryStore, provider: CountingProvider) -> None:
+        store.max_rows = 30
+        Upsert(store, texts(250), batch_size=100).run()
+        assert [len(write.ids) for write in store.writes] == [30, 30, 30, 10, 30, 30, 30, 10, 30, 20]
+        assert [id_ for write in store.writes for id_ in write.ids] == [d.id for d in texts(250)]
+        assert len({write.thread for write in store.writes}) == 1
         assert provider.texts == [d.text for d in texts(250)]
 
-    def test_the_first_vector_tells_the_dimension_where_nobody_does(self, target: MemoryTarget) -> None:
-        free = MemoryTarget(None, dimension=0)
+    def test_the_first_vector_tells_the_dimension_where_nobody_does(self, store: MemoryStore) -> None:
+        free = MemoryStore(None, dimension=0)
         with pytest.raises(DimensionMismatchError, match="'b' has a vector of 3 dimensions") as raised:
             Upsert(free, [Document(id="a", vector=[1, 2]), Document(id="b", vector=[1, 2, 3])]).run()
         assert (raised.value.expected, raised.value.actual) == (2, 3)
@@ -125,7 +125,7 @@ class TestFilling:
         provider.before = hold
         with counting_service(provider, queue_size=60) as service:
             others = fill_queue(service)
-            upsert = threading.Thread(target=Upsert(MemoryTarget(service), texts(55)).run)
+            upsert = threading.Thread(target=Upsert(MemoryStore(service), texts(55)).run)
             upsert.start()
             upsert.join(0.3)
             assert upsert.is_alive()
@@ -135,10 +135,10 @@ class TestFilling:
             assert all(other.result().embeddings.shape == (50, DIMENSION) for other in others)
         assert provider.texts.count("text 54") == 1
 
-    def test_a_bar_is_drawn_when_asked_for(self, target: MemoryTarget, capsys: pytest.CaptureFixture[str]) -> None:
-        Upsert(target, texts(5)).run()
+    def test_a_bar_is_drawn_when_asked_for(self, store: MemoryStore, capsys: pytest.CaptureFixture[str]) -> None:
+        Upsert(store, texts(5)).run()
         assert capsys.readouterr() == ("", "")
-        Upsert(target, texts(50), show_progress=True).run()
+        Upsert(store, texts(50), show_progress=True).run()
         shown = capsys.readouterr().err
         assert "collection 'memory'" in shown
         assert "50/50" in shown
@@ -146,8 +146,8 @@ class TestFilling:
 
 class TestChunks:
     @pytest.mark.parametrize(("texts_per_s", "expected"), [(1, 32), (20, 200), (1e6, 1024)])
-    def test_last_ten_seconds_whatever_the_model(self, target: MemoryTarget, texts_per_s: float, expected: int) -> None:
-        service = target.service
+    def test_last_ten_seconds_whatever_the_model(self, store: MemoryStore, texts_per_s: float, expected: int) -> None:
+        service = store.service
         assert service is not None
         submit = service.submit
 
@@ -159,37 +159,37 @@ class TestChunks:
             return future
 
         service.submit = timed  # type: ignore[method-assign]
-        Upsert(target, texts(5000)).run()
-        sizes = [len(write.ids) for write in target.writes]
+        Upsert(store, texts(5000)).run()
+        sizes = [len(write.ids) for write in store.writes]
         assert sizes[0] == 256
         assert set(sizes[2:-1]) == {expected}
 
-    def test_a_size_that_is_given_stays(self, target: MemoryTarget) -> None:
-        Upsert(target, texts(100), batch_size=7).run()
-        assert {len(write.ids) for write in target.writes[:-1]} == {7}
+    def test_a_size_that_is_given_stays(self, store: MemoryStore) -> None:
+        Upsert(store, texts(100), batch_size=7).run()
+        assert {len(write.ids) for write in store.writes[:-1]} == {7}
 
 
 class TestOverlap:
     def test_a_chunk_is_embedded_while_the_one_before_is_written(
-        self, target: MemoryTarget, provider: CountingProvider
+        self, store: MemoryStore, provider: CountingProvider
     ) -> None:
         embedding_second = threading.Event()
         provider.before = lambda batch: embedding_second.set() if batch == 1 else None
         together: list[bool] = []
-        target.before_write = lambda number: together.append(embedding_second.wait(PATIENCE_S)) if not number else None
-        Upsert(target, texts(30), batch_size=10).run()
+        store.before_write = lambda number: together.append(embedding_second.wait(PATIENCE_S)) if not number else None
+        Upsert(store, texts(30), batch_size=10).run()
         assert together == [True]
 
-    def test_a_stream_is_taken_as_it_is_written(self, target: MemoryTarget) -> None:
+    def test_a_stream_is_taken_as_it_is_written(self, store: MemoryStore) -> None:
         taken = itertools.count()
         ahead: list[int] = []
 
         def stream() -> Iterator[Document]:
             for document in texts(2000):
-                ahead.append(next(taken) - len(target.rows))
+                ahead.append(next(taken) - len(store.rows))
                 yield document
 
-        assert Upsert(target, stream(), batch_size=100).run().inserted == 2000
+        assert Upsert(store, stream(), batch_size=100).run().inserted == 2000
         # One chunk written, one embedded, one read, and the first document of the next.
         assert max(ahead) <= 400
 
@@ -219,140 +219,138 @@ class TestRefusals:
         ],
     )
     def test_one_bad_document_stops_all(
-        self, target: MemoryTarget, provider: CountingProvider, document: Any, message: str
+        self, store: MemoryStore, provider: CountingProvider, document: Any, message: str
     ) -> None:
         with pytest.raises(InvalidInputError if "holds 8" not in message else DimensionMismatchError, match=message):
-            Upsert(target, [*texts(3), document, *texts(900, start=3)], batch_size=2).run()
-        assert (provider.texts, target.rows) == ([], {})
+            Upsert(store, [*texts(3), document, *texts(900, start=3)], batch_size=2).run()
+        assert (provider.texts, store.rows) == ([], {})
 
     @pytest.mark.parametrize("documents", [None, 5, "text", b"text", Document(id="a", text="a")])
-    def test_what_is_no_list_of_documents(self, target: MemoryTarget, documents: Any) -> None:
+    def test_what_is_no_list_of_documents(self, store: MemoryStore, documents: Any) -> None:
         with pytest.raises(InvalidInputError, match="list or stream of Document"):
-            Upsert(target, documents)
+            Upsert(store, documents)
 
     @pytest.mark.parametrize("size", [0, -1, 2.5, True, "10"])
-    def test_what_is_no_batch_size(self, target: MemoryTarget, size: Any) -> None:
+    def test_what_is_no_batch_size(self, store: MemoryStore, size: Any) -> None:
         with pytest.raises(InvalidInputError, match="batch_size"):
-            Upsert(target, [], batch_size=size)
+            Upsert(store, [], batch_size=size)
 
     def test_a_text_where_nothing_can_embed_it(self) -> None:
         for service in (None, EmbeddingService(mode="user_provided", dimension=DIMENSION)):
-            target = MemoryTarget(service)
+            store = MemoryStore(service)
             with pytest.raises(InvalidInputError, match="'b' has a text and no vector"):
-                Upsert(target, [Document(id="a", vector=[1.0] * DIMENSION), Document(id="b", text="b")]).run()
-            assert target.rows == {}
-            assert Upsert(target, [Document(id="a", text="a", vector=[1.0] * DIMENSION)]).run().inserted == 1
+                Upsert(store, [Document(id="a", vector=[1.0] * DIMENSION), Document(id="b", text="b")]).run()
+            assert store.rows == {}
+            assert Upsert(store, [Document(id="a", text="a", vector=[1.0] * DIMENSION)]).run().inserted == 1
 
     def test_a_bad_document_in_a_stream_stops_before_its_chunk(
-        self, target: MemoryTarget, provider: CountingProvider
+        self, store: MemoryStore, provider: CountingProvider
     ) -> None:
         stream = iter([*texts(250), Document(id="bad", vector=[1.0]), *texts(50, start=250)])
         with pytest.raises(UpsertError, match="'bad' has a vector of 1 dimensions") as raised:
-            Upsert(target, stream, batch_size=100).run()
+            Upsert(store, stream, batch_size=100).run()
         assert isinstance(raised.value.__cause__, DimensionMismatchError)
         assert "text 200" not in provider.texts
-        assert set(raised.value.written) == set(target.rows)
-        assert raised.value.written_count == len(target.rows)
+        assert set(raised.value.written) == set(store.rows)
+        assert raised.value.written_count == len(store.rows)
         assert "bad" in raised.value.not_written
 
-    def test_a_bad_document_at_the_head_of_a_stream(self, target: MemoryTarget) -> None:
+    def test_a_bad_document_at_the_head_of_a_stream(self, store: MemoryStore) -> None:
         with pytest.raises(InvalidInputError, match="neither text nor vector"):
-            Upsert(target, iter([Document(id="x")])).run()
+            Upsert(store, iter([Document(id="x")])).run()
 
 
 class TestFailures:
-    def test_a_failed_write_says_what_is_in(self, target: MemoryTarget, provider: CountingProvider) -> None:
+    def test_a_failed_write_says_what_is_in(self, store: MemoryStore, provider: CountingProvider) -> None:
         def fail(number: int) -> None:
             if number == 3:
                 raise OSError("disk full")
 
-        target.before_write = fail
+        store.before_write = fail
         documents = texts(500)
         with pytest.raises(UpsertError, match="300 documents are in, 200 are not, from 'd300' on: disk full") as raised:
-            Upsert(target, documents, batch_size=100).run()
+            Upsert(store, documents, batch_size=100).run()
         assert raised.value.written == [d.id for d in documents[:300]]
         assert raised.value.not_written == [d.id for d in documents[300:]]
         assert raised.value.written_count == 300
         assert isinstance(raised.value.__cause__, OSError)
 
-        target.before_write = lambda number: None
+        store.before_write = lambda number: None
         before = len(provider.texts)
-        response = Upsert(target, documents, batch_size=100, skip_unchanged=True).run()
+        response = Upsert(store, documents, batch_size=100, skip_unchanged=True).run()
         assert (response.inserted, response.skipped, response.embeddings_generated) == (200, 300, 200)
         assert sorted(provider.texts[before:]) == sorted(f"text {i}" for i in range(300, 500))
-        assert len(target.rows) == 500
+        assert len(store.rows) == 500
 
-    def test_part_of_a_chunk_may_be_in(self, target: MemoryTarget) -> None:
+    def test_part_of_a_chunk_may_be_in(self, store: MemoryStore) -> None:
         def fail(number: int) -> None:
             if number == 1:
                 raise OSError("disk full")
 
-        target.max_rows = 4
-        target.before_write = fail
+        store.max_rows = 4
+        store.before_write = fail
         with pytest.raises(UpsertError) as raised:
-            Upsert(target, texts(10)).run()
+            Upsert(store, texts(10)).run()
         assert raised.value.written == ["d0", "d1", "d2", "d3"]
         assert raised.value.not_written == [f"d{i}" for i in range(4, 10)]
 
-    def test_a_model_that_fails_midway(self, target: MemoryTarget, provider: CountingProvider) -> None:
+    def test_a_model_that_fails_midway(self, store: MemoryStore, provider: CountingProvider) -> None:
         def fail(batch: int) -> None:
             if batch == 2:
                 raise MemoryError("no memory for this batch")
 
         provider.before = fail
         with pytest.raises(UpsertError, match="no memory for this batch") as raised:
-            Upsert(target, texts(500), batch_size=100).run()
-        assert set(raised.value.written) == set(target.rows)
+            Upsert(store, texts(500), batch_size=100).run()
+        assert set(raised.value.written) == set(store.rows)
         assert set(raised.value.written) | set(raised.value.not_written) == {d.id for d in texts(500)}
 
-    def test_a_model_that_cannot_be_had_is_told_as_it_is(
-        self, target: MemoryTarget, provider: CountingProvider
-    ) -> None:
+    def test_a_model_that_cannot_be_had_is_told_as_it_is(self, store: MemoryStore, provider: CountingProvider) -> None:
         def fail(batch: int) -> None:
             raise InvalidInputError("no such model")
 
         provider.before = fail
         with pytest.raises(InvalidInputError, match="no such model"):
-            Upsert(target, texts(5)).run()
+            Upsert(store, texts(5)).run()
 
-    def test_a_stream_that_breaks(self, target: MemoryTarget) -> None:
+    def test_a_stream_that_breaks(self, store: MemoryStore) -> None:
         def stream() -> Iterator[Document]:
             yield from texts(300)
             raise ConnectionError("the feed broke")
 
         with pytest.raises(UpsertError, match="the feed broke") as raised:
-            Upsert(target, stream(), batch_size=100).run()
-        assert set(raised.value.written) == set(target.rows)
+            Upsert(store, stream(), batch_size=100).run()
+        assert set(raised.value.written) == set(store.rows)
         assert set(raised.value.written) | set(raised.value.not_written) >= {d.id for d in texts(300)}
 
-    def test_a_chunk_of_a_stream_may_be_longer_than_what_is_remembered(self, target: MemoryTarget) -> None:
+    def test_a_chunk_of_a_stream_may_be_longer_than_what_is_remembered(self, store: MemoryStore) -> None:
         def fail(number: int) -> None:
             if number == 3:
                 raise OSError("disk full")
 
-        target.max_rows = 5000
-        target.before_write = fail
+        store.max_rows = 5000
+        store.before_write = fail
         stream = (Document(f"d{i}", vector=[1.0] * DIMENSION) for i in range(18_000))
         with pytest.raises(UpsertError, match=r"15000 documents are in, .* from 'd15000' on") as raised:
-            Upsert(target, stream, batch_size=18_000).run()
+            Upsert(store, stream, batch_size=18_000).run()
         assert raised.value.not_written == [f"d{i}" for i in range(15_000, 18_000)]
         assert raised.value.written == [f"d{i}" for i in range(5_000, 15_000)]
         assert raised.value.written_count == 15_000
 
-    def test_a_later_document_of_a_stream_that_is_not_in_yet(self, target: MemoryTarget) -> None:
+    def test_a_later_document_of_a_stream_that_is_not_in_yet(self, store: MemoryStore) -> None:
         def fail(number: int) -> None:
             if number == 1:
                 raise OSError("disk full")
 
-        target.before_write = fail
+        store.before_write = fail
         with pytest.raises(UpsertError) as raised:
-            Upsert(target, iter([*texts(2), Document("d1", "newer"), *texts(1, start=2)]), batch_size=2).run()
+            Upsert(store, iter([*texts(2), Document("d1", "newer"), *texts(1, start=2)]), batch_size=2).run()
         assert (raised.value.written, raised.value.not_written) == (["d0"], ["d1", "d2"])
 
     @pytest.mark.parametrize("batch_size", [1, 10])
-    def test_a_cancel_just_before_the_model_is_asked(self, target: MemoryTarget, batch_size: int) -> None:
-        upsert = Upsert(target, texts(10), batch_size=batch_size)
-        service = target.service
+    def test_a_cancel_just_before_the_model_is_asked(self, store: MemoryStore, batch_size: int) -> None:
+        upsert = Upsert(store, texts(10), batch_size=batch_size)
+        service = store.service
         assert service is not None
         submit = service.submit
 
@@ -363,16 +361,16 @@ class TestFailures:
         service.submit = cancelled_meanwhile  # type: ignore[method-assign]
         with pytest.raises(UpsertError, match=r"0 documents are in, 10 are not.*cancelled\. Running it again is safe"):
             upsert.run()
-        assert target.rows == {}
+        assert store.rows == {}
 
-    def test_a_cancel_while_the_last_batch_is_embedded(self, target: MemoryTarget, provider: CountingProvider) -> None:
-        upsert = Upsert(target, texts(10))
+    def test_a_cancel_while_the_last_batch_is_embedded(self, store: MemoryStore, provider: CountingProvider) -> None:
+        upsert = Upsert(store, texts(10))
         provider.before = lambda batch: upsert.cancel()
         with pytest.raises(UpsertError, match="was cancelled"):
             upsert.run()
-        assert target.rows == {}
+        assert store.rows == {}
 
-    def test_an_interrupt_waits_for_the_write(self, target: MemoryTarget) -> None:
+    def test_an_interrupt_waits_for_the_write(self, store: MemoryStore) -> None:
         writing = threading.Event()
         finish = threading.Event()
 
@@ -385,24 +383,24 @@ class TestFailures:
             assert writing.wait(PATIENCE_S)
             raise KeyboardInterrupt
 
-        target.before_write = slow
+        store.before_write = slow
         with pytest.raises(KeyboardInterrupt):
-            Upsert(target, stream(), batch_size=5).run()
-        assert len(target.rows) >= 5
+            Upsert(store, stream(), batch_size=5).run()
+        assert len(store.rows) >= 5
 
 
 class TestSkipping:
     @pytest.fixture
-    def filled(self, target: MemoryTarget, provider: CountingProvider) -> MemoryTarget:
+    def filled(self, store: MemoryStore, provider: CountingProvider) -> MemoryStore:
         documents = [Document(id=f"d{i}", text=f"text {i}", metadata={"n": i, "none": None}) for i in range(10)]
-        Upsert(target, [*documents, Document(id="v", vector=[1.0] * DIMENSION)]).run()
-        target.rows = {
+        Upsert(store, [*documents, Document(id="v", vector=[1.0] * DIMENSION)]).run()
+        store.rows = {
             id_: type(row)(row.text, row.vector, {k: v for k, v in row.metadata.items() if v is not None})
-            for id_, row in target.rows.items()
+            for id_, row in store.rows.items()
         }
-        target.writes.clear()
+        store.writes.clear()
         provider.batches.clear()
-        return target
+        return store
 
     @pytest.mark.parametrize(
         ("document", "embedded", "written"),
@@ -421,7 +419,7 @@ class TestSkipping:
         ],
     )
     def test_only_what_changed(
-        self, filled: MemoryTarget, provider: CountingProvider, document: Document, embedded: int, written: int
+        self, filled: MemoryStore, provider: CountingProvider, document: Document, embedded: int, written: int
     ) -> None:
         response = Upsert(filled, [document], skip_unchanged=True).run()
         assert (response.embeddings_generated, len(provider.texts)) == (embedded, embedded)
@@ -433,23 +431,23 @@ class TestSkipping:
         elif document.text is not None:
             np.testing.assert_array_equal(stored.vector, hash_texts([document.text], DIMENSION)[0])
 
-    def test_without_it_everything_is_written(self, filled: MemoryTarget, provider: CountingProvider) -> None:
+    def test_without_it_everything_is_written(self, filled: MemoryStore, provider: CountingProvider) -> None:
         assert Upsert(filled, texts(10)).run().embeddings_generated == 10
 
-    def test_the_last_of_two_in_a_stream_counts(self, filled: MemoryTarget) -> None:
+    def test_the_last_of_two_in_a_stream_counts(self, filled: MemoryStore) -> None:
         stored = Document(id="d1", text="text 1", metadata={"n": 1})
         stream = iter([Document(id="d1", text="other"), *texts(1, start=50), stored, *texts(3, start=51)])
         Upsert(filled, stream, batch_size=2, skip_unchanged=True).run()
         assert filled.rows["d1"].text == "text 1"
 
-    def test_a_row_without_its_vector_is_embedded(self, filled: MemoryTarget) -> None:
+    def test_a_row_without_its_vector_is_embedded(self, filled: MemoryStore) -> None:
         filled.rows["d1"] = type(filled.rows["d1"])("text 1", None, {"n": 1})
         assert Upsert(filled, [Document("d1", "text 1", metadata={"n": 1})], skip_unchanged=True).run().inserted == 1
         assert filled.rows["d1"].vector is not None
 
 
 class TestBackground:
-    async def test_cancelling_ends_it_after_the_write(self, target: MemoryTarget, provider: CountingProvider) -> None:
+    async def test_cancelling_ends_it_after_the_write(self, store: MemoryStore, provider: CountingProvider) -> None:
         begun = asyncio.Event()
         loop = asyncio.get_running_loop()
         release = threading.Event()
@@ -459,18 +457,18 @@ class TestBackground:
             release.wait(PATIENCE_S)
 
         provider.before = hold
-        task = asyncio.create_task(run_in_background(lambda: Upsert(target, texts(100), batch_size=10)))
+        task = asyncio.create_task(run_in_background(lambda: Upsert(store, texts(100), batch_size=10)))
         await begun.wait()
         task.cancel()
         loop.call_later(0.05, release.set)
         with pytest.raises(asyncio.CancelledError):
             await task
-        writes = len(target.writes)
+        writes = len(store.writes)
         await asyncio.sleep(0.1)
-        assert len(target.writes) == writes <= 1
+        assert len(store.writes) == writes <= 1
 
     async def test_a_cancelled_task_tells_what_is_in(
-        self, target: MemoryTarget, caplog: pytest.LogCaptureFixture
+        self, store: MemoryStore, caplog: pytest.LogCaptureFixture
     ) -> None:
         written = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -483,10 +481,10 @@ class TestBackground:
                 loop.call_soon_threadsafe(written.set)
                 release.wait(PATIENCE_S)
 
-        target.before_write = hold
+        store.before_write = hold
         caplog.set_level("INFO", "akidb_mlx_plugin.stores.async_upsert")
         documents = texts(100)
-        task = asyncio.create_task(run_in_background(lambda: Upsert(target, documents, batch_size=10)))
+        task = asyncio.create_task(run_in_background(lambda: Upsert(store, documents, batch_size=10)))
         await written.wait()
         task.cancel()
         loop.call_later(0.05, release.set)
@@ -494,14 +492,14 @@ class TestBackground:
             await task
         cause = raised.value.__cause__
         assert isinstance(cause, UpsertError)
-        assert cause.written == list(target.rows) == [document.id for document in documents[:30]]
+        assert cause.written == list(store.rows) == [document.id for document in documents[:30]]
         assert cause.not_written == [document.id for document in documents[30:]]
         assert [record.getMessage() for record in caplog.records] == [
             "an upsert was cancelled: 30 documents are in, not all"
         ]
 
     async def test_a_task_cancelled_in_its_last_write_tells_that_all_is_in(
-        self, target: MemoryTarget, caplog: pytest.LogCaptureFixture
+        self, store: MemoryStore, caplog: pytest.LogCaptureFixture
     ) -> None:
         writing = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -511,27 +509,27 @@ class TestBackground:
             loop.call_soon_threadsafe(writing.set)
             release.wait(PATIENCE_S)
 
-        target.before_write = hold
+        store.before_write = hold
         caplog.set_level("INFO", "akidb_mlx_plugin.stores.async_upsert")
-        task = asyncio.create_task(run_in_background(lambda: Upsert(target, texts(10))))
+        task = asyncio.create_task(run_in_background(lambda: Upsert(store, texts(10))))
         await writing.wait()
         task.cancel()
         loop.call_later(0.05, release.set)
         with pytest.raises(asyncio.CancelledError) as raised:
             await task
         assert raised.value.__cause__ is None
-        assert len(target.rows) == 10
+        assert len(store.rows) == 10
         assert [record.getMessage() for record in caplog.records] == [
             "an upsert was cancelled: 10 documents are in, all"
         ]
 
-    async def test_errors_come_as_they_are(self, target: MemoryTarget) -> None:
+    async def test_errors_come_as_they_are(self, store: MemoryStore) -> None:
         with pytest.raises(InvalidInputError, match="neither text nor vector"):
-            await run_in_background(lambda: Upsert(target, [Document(id="x")]))
+            await run_in_background(lambda: Upsert(store, [Document(id="x")]))
 
     async def test_several_at_once(self, service: EmbeddingService) -> None:
-        targets = [MemoryTarget(service) for _ in range(8)]
-        jobs = [run_in_background(lambda target=target: Upsert(target, texts(50))) for target in targets]
+        stores = [MemoryStore(service) for _ in range(8)]
+        jobs = [run_in_background(lambda store=store: Upsert(store, texts(50))) for store in stores]
         assert [response.inserted for response in await asyncio.gather(*jobs)] == [50] * 8
 
 
@@ -568,40 +566,40 @@ class TestSpaces:
     @pytest.mark.parametrize("encode", [lambda value: value, str, lambda value: str(value).encode()])
     def test_a_function_that_fits(self, mock: EmbeddingService, encode: Callable[[Any], Any]) -> None:
         stamp = {key: encode(value) for key, value in make_stamp(self.INFO).items()}
-        assert check_space(StoredSpace("c", stamp, dimension=8), mock) == 8
-        assert check_space(StoredSpace("c", stamp), mock) == 8
-        assert check_space(StoredSpace("c", stamp), None) == 8
-        assert check_space(StoredSpace("c"), mock) == 8
-        assert check_space(StoredSpace("c"), None) == 0
+        assert check_compatible(StoredVectors("c", stamp, dimension=8), mock) == 8
+        assert check_compatible(StoredVectors("c", stamp), mock) == 8
+        assert check_compatible(StoredVectors("c", stamp), None) == 8
+        assert check_compatible(StoredVectors("c"), mock) == 8
+        assert check_compatible(StoredVectors("c"), None) == 0
 
     @pytest.mark.parametrize(
         "stored",
         [
-            StoredSpace("collection 'c'", dimension=16),
-            StoredSpace("collection 'c'", {"akidb_mlx:model": "minilm-l6-v2", "akidb_mlx:dimension": 16}),
-            StoredSpace("collection 'c'", {}, {"mode": "mock", "dimension": 16}, dimension=16),
+            StoredVectors("collection 'c'", dimension=16),
+            StoredVectors("collection 'c'", {"akidb_mlx:model": "minilm-l6-v2", "akidb_mlx:dimension": 16}),
+            StoredVectors("collection 'c'", {}, {"mode": "mock", "dimension": 16}, dimension=16),
         ],
     )
-    def test_another_dimension(self, mock: EmbeddingService, stored: StoredSpace) -> None:
+    def test_another_dimension(self, mock: EmbeddingService, stored: StoredVectors) -> None:
         with pytest.raises(
             DimensionMismatchError, match=r"holds vectors of 16 dimensions.* mock makes 8.*reembed"
         ) as e:
-            check_space(stored, mock)
+            check_compatible(stored, mock)
         assert (e.value.expected, e.value.actual) == (16, 8)
 
     def test_both_models_are_named(self, mock: EmbeddingService) -> None:
         stamp = {"akidb_mlx:model": "minilm-l6-v2", "akidb_mlx:dimension": 8, "akidb_mlx:fingerprint": "abc"}
         with pytest.raises(DimensionMismatchError, match=r"minilm-l6-v2 \(8 dimensions\).*mock \(8 dimensions\)"):
-            check_space(StoredSpace("c", stamp, dimension=8), mock)
+            check_compatible(StoredVectors("c", stamp, dimension=8), mock)
 
     def test_settings_tell_where_there_is_no_stamp(self, mock: EmbeddingService) -> None:
-        same = settings_of(mock.config)
-        assert check_space(StoredSpace("c", settings=same), mock) == 8
+        same = stored_settings(mock.config)
+        assert check_compatible(StoredVectors("c", settings=same), mock) == 8
         # Another name for the same space, told by what it makes.
-        assert check_space(StoredSpace("c", settings={**same, "normalize": False}), mock) == 8
+        assert check_compatible(StoredVectors("c", settings={**same, "normalize": False}), mock) == 8
         other = {"model": "minilm-l6-v2", "mode": "mlx", "dimension": 384}
         with pytest.raises(DimensionMismatchError, match="minilm-l6-v2"):
-            check_space(StoredSpace("c", settings=other), mock)
+            check_compatible(StoredVectors("c", settings=other), mock)
 
     @pytest.mark.parametrize("is_stamped", [True, False])
     @pytest.mark.parametrize(
@@ -637,38 +635,38 @@ class TestSpaces:
 
         maker = make(**made_with)
         stamp = make_stamp(maker.model_info()) if is_stamped else {}
-        stored = StoredSpace("collection 'c'", stamp, settings_of(maker.config), dimension=8)
+        stored = StoredVectors("collection 'c'", stamp, stored_settings(maker.config), dimension=8)
         if is_same:
-            assert check_space(stored, make(**opened_with)) == 8
+            assert check_compatible(stored, make(**opened_with)) == 8
             return
         with pytest.raises(DimensionMismatchError, match="cannot be compared") as raised:
-            check_space(stored, make(**opened_with))
+            check_compatible(stored, make(**opened_with))
         assert maker.model_info().model in str(raised.value)
 
     def test_a_model_that_is_not_here_is_another_model(self, mock: EmbeddingService) -> None:
         settings = {"model": "somebody/unknown-model", "mode": "mlx"}
         with pytest.raises(DimensionMismatchError, match=r"somebody/unknown-model.*mock"):
-            check_space(StoredSpace("c", settings=settings), mock)
+            check_compatible(StoredVectors("c", settings=settings), mock)
 
     def test_a_model_that_cannot_be_had_now(self, mock: EmbeddingService, monkeypatch: pytest.MonkeyPatch) -> None:
         def offline() -> ModelInfo:
             raise DownloadError("no network")
 
         monkeypatch.setattr(mock, "model_info", offline)
-        own = StoredSpace("c", settings=settings_of(mock.config), dimension=8)
-        assert check_space(own, mock) == 8
+        own = StoredVectors("c", settings=stored_settings(mock.config), dimension=8)
+        assert check_compatible(own, mock) == 8
         for stored in (replace(own, dimension=0), replace(own, settings={"mode": "mock", "dimension": 9})):
             with pytest.raises(DownloadError):
-                check_space(stored, mock)
+                check_compatible(stored, mock)
 
     def test_a_dimension_that_was_fixed_past_us(self, mock: EmbeddingService) -> None:
         with pytest.raises(DimensionMismatchError, match=r"made for vectors of 8 .*brought 3.*make a new one"):
-            check_space(StoredSpace("c", make_stamp(self.INFO), dimension=3), mock)
+            check_compatible(StoredVectors("c", make_stamp(self.INFO), dimension=3), mock)
 
     @pytest.mark.parametrize("dimension", ["many", -3, b"x", [8]])
     def test_a_stamp_that_is_no_stamp(self, mock: EmbeddingService, dimension: Any) -> None:
         with pytest.raises(InvalidInputError, match="akidb_mlx:dimension"):
-            check_space(StoredSpace("c", {"akidb_mlx:dimension": dimension}), mock)
+            check_compatible(StoredVectors("c", {"akidb_mlx:dimension": dimension}), mock)
 
     def test_a_query_vector(self) -> None:
         check_query_vector("c", 3, [1, 2, 3])
@@ -684,7 +682,7 @@ class TestSpaces:
         assert as_vector(np.asarray(numbers, dtype=np.float64), "v").dtype == np.float32
 
 
-def test_a_response_of_another_width_is_refused(target: MemoryTarget, provider: CountingProvider) -> None:
+def test_a_response_of_another_width_is_refused(store: MemoryStore, provider: CountingProvider) -> None:
     embed = provider.embed_batch
 
     def wider(request: Any) -> BatchEmbeddingResponse:
@@ -693,8 +691,8 @@ def test_a_response_of_another_width_is_refused(target: MemoryTarget, provider: 
 
     provider.embed_batch = wider  # type: ignore[method-assign]
     with pytest.raises(DimensionMismatchError):
-        Upsert(target, texts(3)).run()
-    assert target.rows == {}
+        Upsert(store, texts(3)).run()
+    assert store.rows == {}
 
 
 @pytest.mark.parametrize(

@@ -315,7 +315,7 @@ class TestEveryColumn:
         made.update(where="id = 'a'", values={"score": 1.0})
         mocked: list[str] = []
         monkeypatch.setattr(
-            akidb_mlx_lancedb.documents, "_fill_derived", lambda layout, rows: mocked.append("w") or rows
+            akidb_mlx_lancedb.documents, "_fill_derived", lambda schema, rows: mocked.append("w") or rows
         )
         assert reembed(table, new, name="next").to_arrow()["score"][0].as_py() != 1.0
         assert mocked == ["w"]

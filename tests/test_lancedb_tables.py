@@ -402,10 +402,10 @@ class TestKilled:
 import sys
 import lancedb
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, upsert
-from akidb_mlx_lancedb.store import LanceTarget
+from akidb_mlx_lancedb.store import LanceStore
 from akidb_mlx_plugin import Document
 
-die_in_write(LanceTarget, 6)
+die_in_write(LanceStore, 6)
 table = create_table(lancedb.connect(sys.argv[1]), "docs", MLXEmbeddings.create(mode="mock", dimension=8))
 upsert(table, [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5000)], batch_size=500)
             """,

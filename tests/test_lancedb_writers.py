@@ -99,13 +99,13 @@ class TestOldHandles:
 
     def test_reembed_sees_a_change_during_the_run(self, db: Any, docs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         upsert(docs, [Document("a", "a"), Document("b", "b")])
-        write = akidb_mlx_lancedb.store.LanceTarget.write
+        write = akidb_mlx_lancedb.store.LanceStore.write
 
         def change(self: Any, documents: Any, vectors: Any) -> None:
             write(self, documents, vectors)
             db.open_table("docs").update(where="id = 'a'", values={"text": "changed"})
 
-        monkeypatch.setattr(akidb_mlx_lancedb.store.LanceTarget, "write", change)
+        monkeypatch.setattr(akidb_mlx_lancedb.store.LanceStore, "write", change)
         new = MLXEmbeddings.create(mode="mock", dimension=16)
         with pytest.raises(UpsertError, match=r"1 of 2 documents.*'a' for one") as raised:
             reembed(docs, new, name="next")

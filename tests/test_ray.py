@@ -31,10 +31,10 @@ from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_
 from akidb_mlx_ray import TextEmbedder, embed_dataset, write_chroma, write_lancedb
 from akidb_mlx_ray.chroma import BulkCollection, Server, connect
 from akidb_mlx_ray.dataset import Workers, embedder_arguments
-from akidb_mlx_ray.estimate import plan
+from akidb_mlx_ray.estimate import estimate
 from akidb_mlx_ray.jsonl import read_jsonl
 from akidb_mlx_ray.lancedb import BulkTable
-from akidb_mlx_ray.pipeline import BulkTarget, typed_errors
+from akidb_mlx_ray.pipeline import BulkStore, typed_errors
 from akidb_mlx_ray.results import Failure, Tally
 from chromadb.config import Settings
 from host_helpers import MINILM, run_python
@@ -177,8 +177,8 @@ class AtOnce:
         yield self.rows
 
 
-def find_missing(target: BulkTarget, ids: list[str]) -> list[str]:
-    found: Any = target.drop_present(AtOnce(pa.table({"id": ids})))  # type: ignore[arg-type]
+def find_missing(store: BulkStore, ids: list[str]) -> list[str]:
+    found: Any = store.drop_present(AtOnce(pa.table({"id": ids})))  # type: ignore[arg-type]
     return found.rows["id"].to_pylist()
 
 
@@ -188,8 +188,8 @@ def test_table_that_was_made_anew_is_looked_up_as_it_is_now(tmp_path: Path) -> N
     versions, missing = set(), []
     for present in ("a", "b"):
         create_table(db, "docs", function).add([{"id": present, "text": present}])
-        target = BulkTable(str(tmp_path), "docs", function=function)
-        missing += find_missing(target, ["a", "b"])
+        store = BulkTable(str(tmp_path), "docs", function=function)
+        missing += find_missing(store, ["a", "b"])
         versions.add(db.open_table("docs").version)
         db.drop_table("docs")
     assert missing == ["b", "a"]
@@ -199,12 +199,12 @@ def test_table_that_was_made_anew_is_looked_up_as_it_is_now(tmp_path: Path) -> N
 def test_collection_that_was_made_anew_is_looked_up_and_written_to(chroma_port: int, name: str) -> None:
     server = Server("127.0.0.1", chroma_port)
     for present in ("a", "b"):
-        target = BulkCollection(server, name, function=MLXEmbeddingFunction(**MOCK))
-        target.make({})
+        store = BulkCollection(server, name, function=MLXEmbeddingFunction(**MOCK))
+        store.make({})
         vector = pa.array([[1.0] * 8], pa.list_(pa.float32(), 8))
         rows: Any = AtOnce(pa.table({"id": [present], "text": [present], "vector": vector}))
-        assert target.write(rows, 1) == 1
-        assert find_missing(target, ["a", "b"]) == [id_ for id_ in ("a", "b") if id_ != present]
+        assert store.write(rows, 1) == 1
+        assert find_missing(store, ["a", "b"]) == [id_ for id_ in ("a", "b") if id_ != present]
         connect(server).delete_collection(name)
 
 
@@ -450,11 +450,11 @@ def test_columns_of_another_type_are_refused_before_a_row_is_read(
     has: pa.DataType, given: pa.DataType, fits: bool, tmp_path: Path
 ) -> None:
     create_table(lancedb.connect(tmp_path), "docs", MLXEmbeddings.create(**MOCK), schema=pa.schema([("y", has)]))
-    target = BulkTable(str(tmp_path), "docs")
+    store = BulkTable(str(tmp_path), "docs")
     with ExitStack() as expected:
         if not fits:
             expected.enter_context(pytest.raises(InvalidInputError, match="in column 'y', and the rows have"))
-        target.check_columns({"id": pa.string(), "text": pa.string(), "y": given})
+        store.check_columns({"id": pa.string(), "text": pa.string(), "y": given})
 
 
 def test_a_workers_environment_has_no_say_in_what_a_collection_stores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -592,8 +592,8 @@ def test_embedder_alone_names_the_row_without_text() -> None:
 
 
 def test_plan_counts_and_writes_nothing(tmp_path: Path) -> None:
-    target = BulkTable(str(tmp_path), "docs", function=MLXEmbeddings.create(name=MINILM))
-    made = plan(corpus(), target, Workers(2), Path("docs.rejected.jsonl"))
+    store = BulkTable(str(tmp_path), "docs", function=MLXEmbeddings.create(name=MINILM))
+    made = estimate(corpus(), store, Workers(2), Path("docs.rejected.jsonl"))
     assert (made.rows, made.to_write, made.already_there, made.rejected) == (300, 300, 0, {})
     assert made.sample >= 100
     assert made.tokens == pytest.approx(EmbeddingService(MINILM).embed_batch(TEXTS).usage.total_tokens, rel=0.3)
@@ -602,7 +602,7 @@ def test_plan_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert "docs" not in lancedb.connect(tmp_path)
 
 
-def test_large_table_gets_an_index_of_ids_by_a_run_and_not_by_its_plan(
+def test_large_table_gets_an_index_of_ids_by_a_run_and_not_by_its_estimate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("akidb_mlx_ray.lancedb._INDEXED_ROWS", 3)
@@ -610,7 +610,7 @@ def test_large_table_gets_an_index_of_ids_by_a_run_and_not_by_its_plan(
     table = create_table(lancedb.connect(tmp_path), "docs", function, schema=pa.schema([("year", pa.int64())]))
     table.add([{"id": f"d{i}", "text": TEXTS[i], "year": i} for i in range(4)])
     before = table.version
-    made = plan(corpus(6), BulkTable(str(tmp_path), "docs"), Workers(), Path("docs.rejected.jsonl"))
+    made = estimate(corpus(6), BulkTable(str(tmp_path), "docs"), Workers(), Path("docs.rejected.jsonl"))
     table.checkout_latest()
     assert (made.to_write, made.already_there) == (2, 4)
     assert (table.version, table.list_indices()) == (before, [])
@@ -625,12 +625,12 @@ def test_large_index_of_ids_learns_of_new_ones(tmp_path: Path, monkeypatch: pyte
     table = create_table(lancedb.connect(tmp_path), "docs", MLXEmbeddings.create(**MOCK))
     for start in (0, 4):
         table.add([{"id": f"d{i}", "text": TEXTS[i]} for i in range(start, start + 4)])
-        target = BulkTable(str(tmp_path), "docs")
-        target.make({})
+        store = BulkTable(str(tmp_path), "docs")
+        store.make({})
         table.checkout_latest()
         (index,) = table.list_indices()
         assert table.index_stats(index.name).num_indexed_rows == start + 4
-        assert find_missing(target, [f"d{i}" for i in range(start + 6)]) == [f"d{start + 4}", f"d{start + 5}"]
+        assert find_missing(store, [f"d{i}" for i in range(start + 6)]) == [f"d{start + 4}", f"d{start + 5}"]
 
 
 def write_parquet(path: Path, count: int) -> None:

@@ -182,14 +182,14 @@ class TestBothHosts:
     def test_what_is_missing_at_the_end_is_told(
         self, host: Host, source: Any, new: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        target = akidb_mlx_chroma.store.ChromaTarget if host.module is akidb_mlx_chroma else None
-        target = target or akidb_mlx_lancedb.store.LanceTarget
-        write = target.write
+        store = akidb_mlx_chroma.store.ChromaStore if host.module is akidb_mlx_chroma else None
+        store = store or akidb_mlx_lancedb.store.LanceStore
+        write = store.write
 
         def lose(self: Any, documents: Any, vectors: Any) -> None:
             write(self, documents[:-2], vectors[:-2])
 
-        monkeypatch.setattr(target, "write", lose)
+        monkeypatch.setattr(store, "write", lose)
         with pytest.raises(UpsertError, match="2 of 300 documents") as raised:
             host.module.reembed(source, new, batch_size=300)
         assert raised.value.not_written == ["d298", "d299"]
@@ -201,7 +201,7 @@ _KILLED = {
     akidb_mlx_chroma: """
 import sys, chromadb
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, reembed, upsert
-from akidb_mlx_chroma.store import ChromaTarget as target
+from akidb_mlx_chroma.store import ChromaStore as store
 from akidb_mlx_plugin import Document
 make = lambda dimension: MLXEmbeddingFunction(mode="mock", dimension=dimension)
 source = create_collection(chromadb.PersistentClient(sys.argv[1]), "docs", make(8))
@@ -209,7 +209,7 @@ source = create_collection(chromadb.PersistentClient(sys.argv[1]), "docs", make(
     akidb_mlx_lancedb: """
 import sys, lancedb
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, reembed, upsert
-from akidb_mlx_lancedb.store import LanceTarget as target
+from akidb_mlx_lancedb.store import LanceStore as store
 from akidb_mlx_plugin import Document
 make = lambda dimension: MLXEmbeddings.create(mode="mock", dimension=dimension)
 source = create_table(lancedb.connect(sys.argv[1]), "docs", make(8))
@@ -226,7 +226,7 @@ def test_a_killed_run_is_finished_by_the_second(
         _KILLED[module]
         + """
 upsert(source, [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5000)])
-die_in_write(target, 6)
+die_in_write(store, 6)
 reembed(source, make(16), name="next", batch_size=500)
 """,
         tmp_path / "db",

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.registry import list_models
-from akidb_mlx_plugin.stores.settings import SETTINGS, check_same_space, check_settings, config_of, settings_of
+from akidb_mlx_plugin.stores.settings import (
+    SETTINGS,
+    check_same_settings,
+    check_settings,
+    config_from_stored,
+    stored_settings,
+)
 
 MINILM = {**dict.fromkeys(SETTINGS), "model": "minilm-l6-v2", "mode": "mlx", "dimension": 384, "normalize": True}
 TEXTS = st.none() | st.text(max_size=20)
@@ -42,9 +48,9 @@ def deep(levels: int) -> Any:
 class TestThereAndBack:
     @given(CONFIGURATIONS)
     def test_any_space_of_a_model(self, settings: dict[str, Any]) -> None:
-        kept = json.loads(json.dumps(settings_of(config_of(settings))))
+        kept = json.loads(json.dumps(stored_settings(config_from_stored(settings))))
         assert kept.keys() == set(SETTINGS)
-        assert settings_of(config_of(kept)) == kept
+        assert stored_settings(config_from_stored(kept)) == kept
         given = {**dict.fromkeys(SETTINGS), **settings}
         if settings["model"] == "minilm-l6-v2":
             if given["normalize"] is None:
@@ -66,33 +72,33 @@ class TestThereAndBack:
     )
     def test_the_other_modes(self, arguments: dict[str, Any], expected: dict[str, Any]) -> None:
         config = EmbeddingConfig.from_arguments(**arguments)
-        kept = settings_of(config)
+        kept = stored_settings(config)
         assert expected.items() <= kept.items()
-        assert config_of(kept) == config
+        assert config_from_stored(kept) == config
 
     @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
     def test_the_registrys_defaults_are_spelled_out(self, spec: Any) -> None:
         """Another default in a later version must change no existing collection."""
         for model in (spec.name, spec.repo):
-            kept = settings_of(EmbeddingConfig.from_arguments(model))
+            kept = stored_settings(EmbeddingConfig.from_arguments(model))
             assert (kept["dimension"], kept["normalize"]) == (spec.dimension, True)
 
     def test_what_the_checkpoint_says_is_left_to_it(self) -> None:
-        kept = settings_of(EmbeddingConfig.from_arguments("org/model"))
+        kept = stored_settings(EmbeddingConfig.from_arguments("org/model"))
         assert (kept["dimension"], kept["normalize"], kept["pooling"]) == (None, None, None)
 
     def test_unit_length_that_was_stored_stays(self) -> None:
         """It was written down for every model once."""
         old = {"model": "org/model", "mode": "mlx", "dimension": None, "normalize": True, "query_prompt": None}
-        assert config_of(old).mlx.normalize is True
-        assert settings_of(config_of(old))["normalize"] is True
+        assert config_from_stored(old).mlx.normalize is True
+        assert stored_settings(config_from_stored(old))["normalize"] is True
 
     def test_several_poolings_of_a_model_by_name_have_their_own_length(self) -> None:
         config = EmbeddingConfig.from_arguments("minilm-l6-v2", pooling=("cls", "mean"))
-        assert settings_of(config)["dimension"] is None
+        assert stored_settings(config)["dimension"] is None
 
     def test_missing_settings_have_their_defaults(self) -> None:
-        assert settings_of(config_of({"model": "minilm-l6-v2"})) == MINILM
+        assert stored_settings(config_from_stored({"model": "minilm-l6-v2"})) == MINILM
 
 
 class TestThisMachine:
@@ -100,12 +106,12 @@ class TestThisMachine:
         config = EmbeddingConfig.load(
             overrides={"mlx": {"model": "minilm-l6-v2", "cache_dir": tmp_path, "device": "cpu", "batch_size": 3}}
         )
-        assert settings_of(config) == MINILM
+        assert stored_settings(config) == MINILM
 
     def test_and_comes_from_it_when_read_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AKIDB_MODEL_CACHE_DIR", str(tmp_path))
         monkeypatch.setenv("AKIDB_EMBEDDING__MLX__DEVICE", "cpu")
-        config = config_of(MINILM)
+        config = config_from_stored(MINILM)
         assert (config.mlx.cache_dir, config.mlx.device) == (tmp_path, "cpu")
 
     def test_but_nothing_that_makes_the_space(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,25 +125,25 @@ class TestThisMachine:
             "MLX__POOLING": "cls",
         }.items():
             monkeypatch.setenv(f"AKIDB_EMBEDDING__{key}", value)
-        assert settings_of(config_of(MINILM)) == MINILM
+        assert stored_settings(config_from_stored(MINILM)) == MINILM
         # As a collection has them that is older than this setting.
         older = {key: value for key, value in MINILM.items() if key != "pooling"}
-        assert settings_of(config_of(older)) == MINILM
-        assert settings_of(config_of(older, stored=False)) == {**MINILM, "pooling": "cls"}
+        assert stored_settings(config_from_stored(older)) == MINILM
+        assert stored_settings(config_from_stored(older, stored=False)) == {**MINILM, "pooling": "cls"}
 
     def test_a_relative_folder_is_stored_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who reopens the database may stand elsewhere, and find no model or another one."""
         (tmp_path / "below").mkdir()
         monkeypatch.chdir(tmp_path / "below")
         for model, folder in (("./m", "below/m"), ("../m", "m"), (".", "below"), ("..", "")):
-            assert settings_of(EmbeddingConfig.from_arguments(model))["model"] == str(tmp_path / folder)
+            assert stored_settings(EmbeddingConfig.from_arguments(model))["model"] == str(tmp_path / folder)
         (tmp_path / "below").rmdir()
-        assert settings_of(EmbeddingConfig.from_arguments("./m"))["model"] == "./m"
+        assert stored_settings(EmbeddingConfig.from_arguments("./m"))["model"] == "./m"
 
     @pytest.mark.parametrize("model", [" ", "~nobody-of-that-name/m", "/" + "x" * 5000, "a\0b"])
     def test_settings_look_at_no_file(self, model: str) -> None:
         """A database that asks for the settings takes any exception for a function of the old kind."""
-        assert settings_of(EmbeddingConfig.from_arguments(model))["model"] == model
+        assert stored_settings(EmbeddingConfig.from_arguments(model))["model"] == model
 
 
 class TestStrangers:
@@ -171,7 +177,7 @@ class TestStrangers:
         ],
     )
     def test_unusable_settings(self, settings: Any, message: str) -> None:
-        for use in (check_settings, config_of):
+        for use in (check_settings, config_from_stored):
             with pytest.raises(InvalidInputError, match=message) as raised:
                 use(settings)
             assert len(str(raised.value)) < 500
@@ -188,10 +194,10 @@ class TestStrangers:
 
 class TestSameSpace:
     def test_equal_settings_pass(self) -> None:
-        check_same_space(MINILM, dict(MINILM))
+        check_same_settings(MINILM, dict(MINILM))
 
     def test_a_setting_that_is_missing_is_its_default(self) -> None:
-        check_same_space({key: value for key, value in MINILM.items() if value is not None}, MINILM)
+        check_same_settings({key: value for key, value in MINILM.items() if value is not None}, MINILM)
 
     @pytest.mark.parametrize(
         "change",
@@ -208,4 +214,4 @@ class TestSameSpace:
     def test_any_change_is_told_with_both_values(self, change: dict[str, Any]) -> None:
         ((key, value),) = change.items()
         with pytest.raises(InvalidInputError, match=rf"{key}: {MINILM[key]!r} -> {value!r}\); .*reembed"):
-            check_same_space(MINILM, {**MINILM, **change})
+            check_same_settings(MINILM, {**MINILM, **change})

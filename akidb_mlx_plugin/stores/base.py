@@ -31,7 +31,7 @@ class StoredDocument:
     metadata: Mapping[str, Any]
 
 
-class Target(ABC):
+class Store(ABC):
     """A collection or table that documents go to. Calls come from one thread at a time, reads beside writes.
 
     Attributes:

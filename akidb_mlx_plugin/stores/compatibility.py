@@ -21,7 +21,7 @@ from akidb_mlx_plugin.errors import (
     ModelNotFoundError,
 )
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
-from akidb_mlx_plugin.stores.settings import SETTINGS, config_of, settings_of
+from akidb_mlx_plugin.stores.settings import SETTINGS, config_from_stored, stored_settings
 from akidb_mlx_plugin.types import ModelInfo
 
 MODEL_KEY = "akidb_mlx:model"
@@ -37,13 +37,13 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class StoredSpace:
+class StoredVectors:
     """What a database says of a collection's vectors.
 
     Attributes:
         label: the collection, as messages call it: "collection 'docs'".
         metadata: the collection's own, with the stamp or without; values may be text, numbers or bytes.
-        settings: of our embedding function, as `stored.settings_of` wrote them; None: it has no such function.
+        settings: of our embedding function, as `settings.stored_settings` wrote them; None: it has no such function.
         dimension: what the database itself holds every vector against; 0: nothing yet.
     """
 
@@ -77,16 +77,16 @@ def without_stamp(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if not key.startswith(_PREFIX)}
 
 
-def stored_service(settings: Mapping[str, Any]) -> EmbeddingService:
+def service_from_stored(settings: Mapping[str, Any]) -> EmbeddingService:
     """Return the service that stored settings ask for; nothing outside the registry is downloaded on their word.
 
     Raises:
         InvalidInputError: settings this version does not know or cannot use.
     """
-    return shared_service(config_of(settings), trusted=False)
+    return shared_service(config_from_stored(settings), trusted=False)
 
 
-def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
+def check_compatible(stored: StoredVectors, service: EmbeddingService | None) -> int:
     """Hold a function against a collection before anything is embedded; loads no weights.
 
     Args:
@@ -110,7 +110,7 @@ def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
         raise DimensionMismatchError(
             f"{holds}, and {info.model} makes {info.dimension}; {_REMEDY}", expected=held, actual=info.dimension
         )
-    if not _same_space(stored, stamp, service, info):
+    if not _are_comparable(stored, stamp, service, info):
         raise DimensionMismatchError(
             f"{stored.label} holds vectors of {model or 'another model'} ({_length(held)}), and the function at hand "
             f"is {info.model} ({_length(info.dimension)}), of other weights, prompts or settings: their vectors cannot "
@@ -129,7 +129,7 @@ def has_same_normalization(one: Mapping[str, Any], other: Mapping[str, Any]) -> 
     if any(one.get(key) != other.get(key) for key in SETTINGS if key != "normalize"):
         return False
     try:
-        return len({stored_service(settings).model_info().fingerprint for settings in (one, other)}) == 1
+        return len({service_from_stored(settings).model_info().fingerprint for settings in (one, other)}) == 1
     except EmbeddingError:
         return False
 
@@ -181,7 +181,7 @@ def as_vector(vector: object, what: str) -> np.ndarray[Any, np.dtype[np.float32]
     return row
 
 
-def _read_stamp(stored: StoredSpace) -> _Stamp:
+def _read_stamp(stored: StoredVectors) -> _Stamp:
     values = {key: stored.metadata.get(key, "") for key in (MODEL_KEY, DIMENSION_KEY, FINGERPRINT_KEY)}
     texts = {
         key: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for key, value in values.items()
@@ -197,7 +197,7 @@ def _read_stamp(stored: StoredSpace) -> _Stamp:
     return _Stamp(str(texts[MODEL_KEY] or ""), dimension, str(texts[FINGERPRINT_KEY] or ""))
 
 
-def _check_fixed(stored: StoredSpace, stamp: _Stamp) -> None:
+def _check_fixed(stored: StoredVectors, stamp: _Stamp) -> None:
     if stored.dimension and stamp.dimension and stored.dimension != stamp.dimension:
         raise DimensionMismatchError(
             f"{stored.label} was made for vectors of {stamp.dimension} dimensions ({stamp.model}), but its first "
@@ -208,7 +208,7 @@ def _check_fixed(stored: StoredSpace, stamp: _Stamp) -> None:
         )
 
 
-def _describe(service: EmbeddingService, stored: StoredSpace, held: int) -> ModelInfo | None:
+def _describe(service: EmbeddingService, stored: StoredVectors, held: int) -> ModelInfo | None:
     """Return what a function makes; None: it is the collection's own, and its model cannot be had now.
 
     Such a collection can still be given vectors; whoever brings a text is told what is the matter before any write.
@@ -216,40 +216,48 @@ def _describe(service: EmbeddingService, stored: StoredSpace, held: int) -> Mode
     try:
         return service.model_info()
     except DownloadError:
-        if held and stored.settings and settings_of(config_of(stored.settings)) == settings_of(service.config):
+        if (
+            held
+            and stored.settings
+            and stored_settings(config_from_stored(stored.settings)) == stored_settings(service.config)
+        ):
             return None
         raise
 
 
-def _same_space(stored: StoredSpace, stamp: _Stamp, service: EmbeddingService, info: ModelInfo) -> bool:
+def _are_comparable(stored: StoredVectors, stamp: _Stamp, service: EmbeddingService, info: ModelInfo) -> bool:
     """Tell whether vectors can be compared: by fingerprint, else by settings; what is not known is believed."""
     fingerprint, is_brought = stamp.fingerprint, stamp.fingerprint.startswith(f"{_BROUGHT}:")
     if not fingerprint and stored.settings is not None:
-        config = config_of(stored.settings)
-        if settings_of(config) == settings_of(service.config):
+        config = config_from_stored(stored.settings)
+        if stored_settings(config) == stored_settings(service.config):
             return True
         is_brought = config.mode == _BROUGHT
         try:
             # One model may go by several names: its short one, its repository, its folder.
-            fingerprint = stored_service(stored.settings).model_info().fingerprint
+            fingerprint = service_from_stored(stored.settings).model_info().fingerprint
         except ModelNotFoundError:
-            return _is_moved(stored.settings, settings_of(service.config))
+            return _is_moved(stored.settings, stored_settings(service.config))
         except EmbeddingError:
             return False
     if fingerprint and info.fingerprint:
         return fingerprint == info.fingerprint
-    return _same_name(stamp.model or _settings_model(stored), is_brought, info.model, service.config.mode == _BROUGHT)
+    return _have_same_name(
+        stamp.model or _settings_model(stored), is_brought, info.model, service.config.mode == _BROUGHT
+    )
 
 
 def _is_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Return whether settings differ in the place of a folder alone: one that is gone has no weights to compare."""
     models = [str(settings.get("model") or "") for settings in (old, new)]
     is_folder = all(os.path.isabs(model) for model in models)
-    others = [{**settings_of(config_of({**settings, "model": None})), "model": None} for settings in (old, new)]
+    others = [
+        {**stored_settings(config_from_stored({**settings, "model": None})), "model": None} for settings in (old, new)
+    ]
     return is_folder and os.path.basename(models[0]) == os.path.basename(models[1]) and others[0] == others[1]
 
 
-def _same_name(stored: str, is_stored_brought: bool, model: str, is_brought: bool) -> bool:
+def _have_same_name(stored: str, is_stored_brought: bool, model: str, is_brought: bool) -> bool:
     """Tell by names whether vectors can be compared, where some are brought from outside and may have none."""
     if not stored or not (is_stored_brought or is_brought):
         return True
@@ -257,7 +265,7 @@ def _same_name(stored: str, is_stored_brought: bool, model: str, is_brought: boo
     return stored == model or (is_stored_brought and is_brought and _BROUGHT in (stored, model))
 
 
-def _settings_model(stored: StoredSpace) -> str:
+def _settings_model(stored: StoredVectors) -> str:
     if stored.settings is None:
         return ""
     return str(stored.settings.get("model") or stored.settings.get("mode") or "")

@@ -27,7 +27,7 @@ _LONGEST_VECTOR = 2**20
 _SHORT = Repr()
 
 
-def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
+def stored_settings(config: EmbeddingConfig) -> dict[str, Any]:
     """Return what is stored of a configuration: JSON values, every one spelled out.
 
     The model's default dimension and normalization are written down where they are known without a download, so that
@@ -44,13 +44,13 @@ def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
     return {"model": model, "mode": config.mode, **unused, "dimension": section.dimension, "normalize": True}
 
 
-def config_of(
+def config_from_stored(
     settings: Mapping[str, Any], machine: Mapping[str, Any] | None = None, *, stored: bool = True
 ) -> EmbeddingConfig:
     """Return the configuration for stored settings, with this machine's values for what is not stored.
 
     Args:
-        settings: as `settings_of` returns them.
+        settings: as `stored_settings` returns them.
         machine: values of the caller's own for what is not stored, such as the device.
         stored: whether a database has them. It may be older than the setting `pooling`, which is None then, whatever
             this machine's environment says.
@@ -90,7 +90,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     _check_types(settings)
 
 
-def check_same_space(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_same_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse a change of settings that would mix two vector spaces in one collection.
 
     Raises:

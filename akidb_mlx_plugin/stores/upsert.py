@@ -17,7 +17,7 @@ import numpy as np
 
 from akidb_mlx_plugin.batching.queue import QueueFullError
 from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.stores.base import StoredDocument, Target, known_vector
+from akidb_mlx_plugin.stores.base import Store, StoredDocument, known_vector
 from akidb_mlx_plugin.stores.documents import ChunkSize, DocumentCheck, split_documents
 from akidb_mlx_plugin.stores.outcome import Chunk, Outcome
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Document, UpsertResponse, Vector
@@ -69,7 +69,7 @@ class Upsert:
 
     def __init__(
         self,
-        target: Target,
+        store: Store,
         documents: Iterable[Document],
         *,
         show_progress: bool = False,
@@ -80,7 +80,7 @@ class Upsert:
         """Prepare an upsert; nothing is read yet.
 
         Args:
-            target: where the documents go.
+            store: where the documents go.
             documents: a sequence, or a stream of any length.
             show_progress: draw a bar.
             batch_size: documents embedded and written together. Defaults to what the model embeds in ten seconds.
@@ -95,16 +95,16 @@ class Upsert:
             not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
         ):
             raise InvalidInputError(f"batch_size must be a positive whole number, got {batch_size!r}")
-        self._target = target
+        self._store = store
         self._documents = documents
         self._show_progress = show_progress
         self._total = len(documents) if isinstance(documents, Sized) else total
         self._size = ChunkSize(batch_size)
         self._skip_unchanged = skip_unchanged
         self._check = DocumentCheck(
-            target.label, target.dimension, can_embed=target.can_embed, check_host=target.check_document
+            store.label, store.dimension, can_embed=store.can_embed, check_host=store.check_document
         )
-        self._outcome = Outcome(target.label, documents)
+        self._outcome = Outcome(store.label, documents)
         self._cancelled = threading.Event()
         self._embedding: Future[BatchEmbeddingResponse] | None = None
 
@@ -123,7 +123,7 @@ class Upsert:
                 if self._show_progress:
                     from akidb_mlx_plugin.progress import progress_bar
 
-                    self._outcome.advance = stack.enter_context(progress_bar(self._target.label, self._total))
+                    self._outcome.advance = stack.enter_context(progress_bar(self._store.label, self._total))
                 # Left after the write that is under way, whatever happens.
                 writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="akidb-mlx-writer"))
                 batches = stack.enter_context(closing(self._embed(self._prepare(self._take_chunks()))))
@@ -162,7 +162,7 @@ class Upsert:
             for document in chunk.documents:
                 old = stored.get(document.id)
                 vector = known_vector(document, old)
-                if old is not None and vector is not None and self._target.is_unchanged(old, document, vector):
+                if old is not None and vector is not None and self._store.is_unchanged(old, document, vector):
                     self._outcome.add_skipped(chunk, document)
                 else:
                     batch.documents.append(document)
@@ -172,7 +172,7 @@ class Upsert:
     def _read_stored(self, chunk: Chunk) -> dict[str, StoredDocument]:
         """Return what is stored, except for what a chunk before this one is about to replace."""
         coming = self._outcome.list_before(chunk)
-        return self._target.read([document.id for document in chunk.documents if document.id not in coming])
+        return self._store.read([document.id for document in chunk.documents if document.id not in coming])
 
     def _embed(self, batches: Iterable[_Batch]) -> Generator[tuple[_Batch, Vector]]:
         """Yield each batch with all its vectors; the next one is prepared while the model works on it."""
@@ -193,7 +193,7 @@ class Upsert:
     def _submit(self, batch: _Batch) -> Future[BatchEmbeddingResponse] | None:
         """Send the texts that lack a vector to the model, as soon as its queue has room; None if there are none."""
         texts = [batch.documents[index].text or "" for index in batch.missing]
-        service = self._target.service
+        service = self._store.service
         while texts and service is not None:
             self._refuse_cancelled()
             try:
@@ -231,10 +231,10 @@ class Upsert:
 
     def _write_batch(self, batch: _Batch, rows: Vector) -> None:
         """Runs on the writer's thread."""
-        size = self._target.max_rows or max(1, len(rows))
+        size = self._store.max_rows or max(1, len(rows))
         for start in range(0, len(rows), size):
             part = batch.documents[start : start + size]
-            self._target.write(part, rows[start : start + size])
+            self._store.write(part, rows[start : start + size])
             self._outcome.add_written(batch.chunk, part)
 
     def _refuse_cancelled(self) -> None:

@@ -21,7 +21,7 @@ _NO_INDEX_YET = "Nothing found on disk"
 _PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-def take(result: Any) -> Any:
+def run_sync(result: Any) -> Any:
     """Return what a synchronous call gave: it is there already."""
     return result
 

@@ -13,14 +13,14 @@ from chromadb.api.models.Collection import Collection
 from chromadb.api.types import DataLoader
 from chromadb.errors import ChromaError
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, take, wait_on
+from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, run_sync, wait_on
 from akidb_mlx_chroma.creation import as_host_type
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.recovery import recover
-from akidb_mlx_chroma.store import ChromaTarget, function_at_hand, read_space
+from akidb_mlx_chroma.store import ChromaStore, read_stored_vectors, resolve_function
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
-from akidb_mlx_plugin.stores.compatibility import check_query_vector, check_space
+from akidb_mlx_plugin.stores.compatibility import check_compatible, check_query_vector
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import Document, UpsertResponse
 
@@ -79,7 +79,7 @@ def validate_collection(
         InvalidInputError: stored settings or a vector that cannot be used.
     """
     refuse_async(collection, "await avalidate_collection(...) instead")
-    label, dimension = _validate(collection, embedding_function, take)
+    label, dimension = _validate(collection, embedding_function, run_sync)
     if query_vector is not None:
         check_query_vector(label, dimension, query_vector)
 
@@ -130,7 +130,7 @@ def upsert(
     """
     refuse_async(collection, "await aupsert(...) instead")
     return Upsert(
-        ChromaTarget(collection),
+        ChromaStore(collection),
         documents,
         show_progress=show_progress,
         batch_size=batch_size,
@@ -158,7 +158,7 @@ async def aupsert(
     wait = wait_on(asyncio.get_running_loop())
     return await run_in_background(
         lambda: Upsert(
-            ChromaTarget(collection, wait),
+            ChromaStore(collection, wait),
             documents,
             show_progress=show_progress,
             batch_size=batch_size,
@@ -176,8 +176,8 @@ def _open(
 ) -> AnyCollection:
     if function is None:
         collection: AnyCollection = wait(client.get_collection(name))
-        stored = read_space(collection, wait)
-        function = function_at_hand(collection, stored)
+        stored = read_stored_vectors(collection, wait)
+        function = resolve_function(collection, stored)
         if function is None:
             raise InvalidInputError(
                 f"{stored.label} stores no function of this package; name the one that its vectors were made with, "
@@ -195,6 +195,6 @@ def _open(
 
 def _validate(collection: AnyCollection, function: MLXEmbeddingFunction | None, wait: Wait) -> tuple[str, int]:
     """Return what messages call a collection, and the dimension of its vectors, if a function fits it."""
-    stored = read_space(collection, wait)
-    function = function or function_at_hand(collection, stored)
-    return stored.label, check_space(stored, function.service if function else None)
+    stored = read_stored_vectors(collection, wait)
+    function = function or resolve_function(collection, stored)
+    return stored.label, check_compatible(stored, function.service if function else None)

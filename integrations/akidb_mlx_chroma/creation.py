@@ -13,13 +13,13 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import DataLoader, EmbeddingFunction, Schema
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_waiting, take, wait_on
+from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_waiting, run_sync, wait_on
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.recovery import PROBE, fix_dimension, recover
 from akidb_mlx_chroma.schemas import schema_with
-from akidb_mlx_chroma.store import read_model, read_space
+from akidb_mlx_chroma.store import read_model, read_stored_vectors
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.stores.compatibility import check_space, make_stamp
+from akidb_mlx_plugin.stores.compatibility import check_compatible, make_stamp
 
 
 def create_collection(
@@ -85,7 +85,7 @@ async def acreate_collection(
     return cast(AsyncCollection, made)
 
 
-def bind_function(collection: AnyCollection, function: MLXEmbeddingFunction, wait: Wait = take) -> None:
+def bind_function(collection: AnyCollection, function: MLXEmbeddingFunction, wait: Wait = run_sync) -> None:
     """Check that a function fits a collection, and have the database hold it to that from now on.
 
     The collection's dimension is fixed if no write has done so yet, and the function is stored where none is.
@@ -94,8 +94,8 @@ def bind_function(collection: AnyCollection, function: MLXEmbeddingFunction, wai
         DimensionMismatchError: they do not fit.
         InvalidInputError: the collection stores the function of another package, or none and takes none.
     """
-    stored = read_space(collection, wait)
-    dimension = check_space(stored, function.service)
+    stored = read_stored_vectors(collection, wait)
+    dimension = check_compatible(stored, function.service)
     if stored.settings is None:
         _store_function(collection, function, wait)
     recover(collection, wait)
@@ -126,14 +126,14 @@ def _store_function(collection: AnyCollection, function: MLXEmbeddingFunction, w
         # By then it is stored: the client fails at its own copy of the schema, which servers before 1.5 do not have.
         if isinstance(error, EmbeddingError) or "Schema is missing" not in str(error):
             raise
-    stored = read_space(collection, wait)
+    stored = read_stored_vectors(collection, wait)
     if stored.settings is None:
         raise InvalidInputError(
             f"{label} stores no embedding function, and this Chroma server takes none for a collection that exists: "
             "open it with get_collection(client, name, embedding_function), or make a new one"
         )
     # Another process may have been quicker, with another function.
-    check_space(stored, function.service)
+    check_compatible(stored, function.service)
 
 
 def _create(

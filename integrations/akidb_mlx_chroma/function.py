@@ -14,7 +14,7 @@ from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.registry import check_name
-from akidb_mlx_plugin.stores.settings import check_same_space, check_settings, config_of, settings_of
+from akidb_mlx_plugin.stores.settings import check_same_settings, check_settings, config_from_stored, stored_settings
 from akidb_mlx_plugin.types import Kind, ModelInfo
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def get_config(self) -> dict[str, Any]:
         """Return what a collection stores: model, mode, dimension, normalize, pooling and prompts, all spelled out."""
-        return settings_of(self._config)
+        return stored_settings(self._config)
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> MLXEmbeddingFunction:
@@ -167,7 +167,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         Raises:
             InvalidInputError: settings this version does not know or cannot use.
         """
-        return MLXEmbeddingFunction._from_embedding_config(config_of(config), trusted=False)
+        return MLXEmbeddingFunction._from_embedding_config(config_from_stored(config), trusted=False)
 
     @staticmethod
     def validate_config(config: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
         """Raise InvalidInputError where a change would mix two vector spaces in one collection."""
         try:
-            check_same_space(old_config, new_config)
+            check_same_settings(old_config, new_config)
         except InvalidInputError as error:
             from akidb_mlx_plugin.stores.compatibility import has_same_normalization
 

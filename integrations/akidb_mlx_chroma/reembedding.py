@@ -14,11 +14,11 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import EmbeddingFunction, Schema
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, take, wait_on
+from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, run_sync, wait_on
 from akidb_mlx_chroma.creation import bind_function
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.schemas import schema_for_new_vectors
-from akidb_mlx_chroma.store import ChromaSource, ChromaTarget, read_model
+from akidb_mlx_chroma.store import ChromaSource, ChromaStore, read_model
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.stores.compatibility import make_stamp, without_stamp
 from akidb_mlx_plugin.stores.reembed import SOURCE_KEY, check_source, default_name, reembed_documents
@@ -134,7 +134,7 @@ def _reembed(
     name: str | None,
     show_progress: bool,
     batch_size: int | None,
-    wait: Wait = take,
+    wait: Wait = run_sync,
 ) -> tuple[AnyCollection, UpsertResponse]:
     info = function.model_info()
     new_name = name or valid_name(default_name(source.name, info))
@@ -144,7 +144,7 @@ def _reembed(
     check_source(f"collection {new_name!r}", (collection.metadata or {}).get(SOURCE_KEY), str(source.id))
     bind_function(collection, function, wait)
     response = reembed_documents(
-        ChromaSource(source, wait), ChromaTarget(collection, wait), show_progress=show_progress, batch_size=batch_size
+        ChromaSource(source, wait), ChromaStore(collection, wait), show_progress=show_progress, batch_size=batch_size
     )
     return collection, response
 

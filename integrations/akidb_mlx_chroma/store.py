@@ -13,15 +13,15 @@ import numpy as np
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.errors import NotFoundError
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records, take
+from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records, run_sync
 from akidb_mlx_chroma.folder_locks import is_local, warn_of_other_writers
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.metadata import has_sparse_vector, is_same_metadata, plain_metadata
 from akidb_mlx_chroma.recovery import is_kept, read_pages, recover, taken_out
 from akidb_mlx_chroma.stray_lists import clear_strays
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.stores.base import Source, StoredDocument, Target
-from akidb_mlx_plugin.stores.compatibility import StoredSpace, check_space
+from akidb_mlx_plugin.stores.base import Source, Store, StoredDocument
+from akidb_mlx_plugin.stores.compatibility import StoredVectors, check_compatible
 from akidb_mlx_plugin.types import Document, Vector
 
 _PAGE = 1000
@@ -56,7 +56,7 @@ class StoredRecord(StoredDocument):
     uri: str | None = None
 
 
-def read_model(collection: AnyCollection, wait: Wait = take) -> Any:
+def read_model(collection: AnyCollection, wait: Wait = run_sync) -> Any:
     """Ask the database what it says of a collection now; the object at hand may be older.
 
     Raises:
@@ -87,7 +87,7 @@ def read_model(collection: AnyCollection, wait: Wait = take) -> Any:
     ) from cause
 
 
-def read_space(collection: AnyCollection, wait: Wait = take) -> StoredSpace:
+def read_stored_vectors(collection: AnyCollection, wait: Wait = run_sync) -> StoredVectors:
     """Return what the database says of a collection's vectors now.
 
     Raises:
@@ -100,7 +100,7 @@ def read_space(collection: AnyCollection, wait: Wait = take) -> StoredSpace:
     settings = stored.get("config")
     if is_ours and not isinstance(settings, Mapping | None):
         raise InvalidInputError(f"collection {model.name!r} stores settings that are not a mapping: {settings!r:.80}")
-    return StoredSpace(
+    return StoredVectors(
         label=f"collection {model.name!r}",
         metadata=model.metadata or {},
         settings=settings or {} if is_ours else None,
@@ -108,7 +108,7 @@ def read_space(collection: AnyCollection, wait: Wait = take) -> StoredSpace:
     )
 
 
-def function_at_hand(collection: AnyCollection, stored: StoredSpace) -> MLXEmbeddingFunction | None:
+def resolve_function(collection: AnyCollection, stored: StoredVectors) -> MLXEmbeddingFunction | None:
     """Return the function that a collection embeds with: its opener's, else the one it stores.
 
     Raises:
@@ -122,10 +122,10 @@ def function_at_hand(collection: AnyCollection, stored: StoredSpace) -> MLXEmbed
     return MLXEmbeddingFunction.build_from_config(cast("dict[str, Any]", stored.settings))
 
 
-class ChromaTarget(Target):
+class ChromaStore(Store):
     """A collection that documents are written to, by the synchronous client or the asynchronous one."""
 
-    def __init__(self, collection: AnyCollection, wait: Wait = take) -> None:
+    def __init__(self, collection: AnyCollection, wait: Wait = run_sync) -> None:
         """Check that a collection fits its function, and bring back what a process that died had taken out.
 
         Nothing is embedded.
@@ -134,13 +134,13 @@ class ChromaTarget(Target):
             DimensionMismatchError: the function does not fit the collection.
             InvalidInputError: the stored settings cannot be used.
         """
-        stored = read_space(collection, wait)
-        function = function_at_hand(collection, stored)
+        stored = read_stored_vectors(collection, wait)
+        function = resolve_function(collection, stored)
         self._collection = collection
         self._wait = wait
         self.label = stored.label
         self.service = function.service if function else None
-        self.dimension = check_space(stored, self.service)
+        self.dimension = check_compatible(stored, self.service)
         limit = int(wait(collection._client.get_max_batch_size()))
         self.max_rows = limit if limit > 0 else _PAGE
         is_async = isinstance(collection, AsyncCollection)
@@ -248,7 +248,7 @@ class ChromaTarget(Target):
 class ChromaSource(Source):
     """A collection that documents are read from."""
 
-    def __init__(self, collection: AnyCollection, wait: Wait = take) -> None:
+    def __init__(self, collection: AnyCollection, wait: Wait = run_sync) -> None:
         """Note the collection, and bring back what a process that died had taken out."""
         self.label = f"collection {collection.name!r}"
         self._collection = collection

@@ -20,7 +20,7 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.registry import check_name
-from akidb_mlx_plugin.stores.settings import config_of, settings_of
+from akidb_mlx_plugin.stores.settings import config_from_stored, stored_settings
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
 from akidb_mlx_plugin.validation import list_inputs
 
@@ -132,13 +132,13 @@ class MLXEmbeddings(TextEmbeddingFunction):
     ) -> MLXEmbeddings:
         if "model" in settings:
             raise InvalidInputError(f"the model goes in as name=, got model={settings['model']!r}")
-        config = config_of(settings_of_fields(settings), machine, stored=not trusted)
+        config = config_from_stored(settings_from_fields(settings), machine, stored=not trusted)
         return cls._from_embedding_config(config, trusted=trusted)
 
     @classmethod
     def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddings:
         """Make a function with every field given, because LanceDB stores only what `create` was given."""
-        fields = fields_of_settings(settings_of(config))
+        fields = fields_from_settings(stored_settings(config))
         for key, value in fields.items():
             if isinstance(value, str) and value.startswith("$var:"):
                 raise InvalidInputError(
@@ -156,7 +156,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         from akidb_mlx_plugin.service import shared_service
 
         if self._config is None:
-            self._config = config_of(settings_of_fields(self.model_dump()))
+            self._config = config_from_stored(settings_from_fields(self.model_dump()))
         return shared_service(self._config, trusted=self._trusted)
 
     def model_info(self) -> ModelInfo:
@@ -184,7 +184,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
     def safe_model_dump(self) -> dict[str, Any]:
         """Return what a table stores: every field, also of a function that was not made by `create`."""
-        return fields_of_settings(settings_of(self.service.config))
+        return fields_from_settings(stored_settings(self.service.config))
 
     def VectorField(self, **options: Any) -> Any:  # noqa: N802 - LanceDB's name
         """Return the vector column's field; a column of another width is refused where the model class is written.
@@ -270,7 +270,7 @@ def _warn_of_metric(model: str, metric: str) -> None:
         )
 
 
-def settings_of_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return stored settings for a function's fields: the model's name goes by another key there."""
     settings = {key: value for key, value in fields.items() if key != "max_retries"}
     if "name" in settings:
@@ -279,6 +279,6 @@ def settings_of_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def fields_of_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def fields_from_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a function's fields for stored settings."""
     return {("name" if key == "model" else key): value for key, value in settings.items()}

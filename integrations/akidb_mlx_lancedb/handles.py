@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from lancedb.background_loop import LOOP
+from lancedb.db import AsyncConnection
 from lancedb.table import AsyncTable
 
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -33,10 +34,21 @@ def read_schema(table: Any) -> Any:
     return run_sync(table.schema()) if isinstance(table, AsyncTable) else table.schema
 
 
+def refuse_asynchronous(db: Any, remedy: str) -> None:
+    """Raise InvalidInputError for an asynchronous connection; the message ends with the remedy."""
+    if isinstance(db, AsyncConnection) or inspect.iscoroutinefunction(getattr(db, "open_table", None)):
+        raise InvalidInputError(f"this needs a synchronous connection; {remedy}")
+
+
+def namespace_arguments(namespace_path: Sequence[str]) -> dict[str, Any]:
+    """Return the argument that names a namespace; not every connection takes one."""
+    return {"namespace_path": list(namespace_path)} if namespace_path else {}
+
+
 def find_table(db: Any, name: str, namespace_path: Sequence[str] = ()) -> Any:
     """Open a table; None: there is none of that name."""
     try:
-        return db.open_table(name, **({"namespace_path": list(namespace_path)} if namespace_path else {}))
+        return db.open_table(name, **namespace_arguments(namespace_path))
     except Exception as error:  # of another type for each kind of connection
         # `name in db` fails on connections to a namespace.
         if "not found" in str(error).lower():

@@ -25,12 +25,12 @@ JSON_COLUMN = "metadata"
 
 
 @dataclass(frozen=True)
-class TableLayout:
+class TableSchema:
     """The columns of a table.
 
     Attributes:
         label: the table, as messages call it: "table 'notes'".
-        schema: all of them; a JSON column has the type in which it is written.
+        arrow: the schema of all of them; a JSON column has the type in which it is written.
         id: distinguishes documents; "" where nobody asked.
         text: None: the table keeps no texts.
         vector: filled by the function, or by whoever writes.
@@ -39,7 +39,7 @@ class TableLayout:
     """
 
     label: str
-    schema: pa.Schema
+    arrow: pa.Schema
     id: str
     text: str | None
     vector: str
@@ -49,24 +49,24 @@ class TableLayout:
     @cached_property
     def dimension(self) -> int:
         """Width of the vector column; 0: it takes any."""
-        vector_type = self.schema.field(self.vector).type
+        vector_type = self.arrow.field(self.vector).type
         return int(vector_type.list_size) if pa.types.is_fixed_size_list(vector_type) else 0
 
     @cached_property
     def fields(self) -> list[pa.Field]:
         """The columns that metadata goes to by name."""
         own = (self.id, self.text, self.vector, JSON_COLUMN if self.has_json else None)
-        return [field for field in self.schema if field.name not in own]
+        return [field for field in self.arrow if field.name not in own]
 
     @cached_property
     def metadata_names(self) -> list[str]:
         """Every column but those of id, text and vector."""
-        return [name for name in self.schema.names if name not in (self.id, self.text, self.vector)]
+        return [name for name in self.arrow.names if name not in (self.id, self.text, self.vector)]
 
     @cached_property
     def has_json(self) -> bool:
         """Whether metadata without a column of its own can be kept."""
-        return JSON_COLUMN in self.schema.names and isinstance(self.schema.field(JSON_COLUMN).type, pa.JsonType)
+        return JSON_COLUMN in self.arrow.names and isinstance(self.arrow.field(JSON_COLUMN).type, pa.JsonType)
 
     @cached_property
     def derived(self) -> dict[str, str]:
@@ -89,20 +89,20 @@ class TableLayout:
         """Raise InvalidInputError for a document that does not fit the columns."""
         what = f"document {document.id!r}"
         try:
-            make_key(document.id, self.schema.field(self.id).type)
+            make_key(document.id, self.arrow.field(self.id).type)
         except ValueError as error:
-            kind = self.schema.field(self.id).type
+            kind = self.arrow.field(self.id).type
             raise InvalidInputError(
                 f"{what} does not fit column {self.id!r} of {self.label}, {kind}: {error}"
             ) from None
-        if document.text is None and self.text is not None and not self.schema.field(self.text).nullable:
+        if document.text is None and self.text is not None and not self.arrow.field(self.text).nullable:
             raise InvalidInputError(f"{what} has no text, and column {self.text!r} of {self.label} takes no null")
         if document.text is not None and self.text is None:
             raise InvalidInputError(
                 f"{what} has a text, and {self.label} has no column for it; name one with text=, or leave it out"
             )
         if document.vector is not None:
-            refuse_overflow(document.vector, self.schema.field(self.vector), f"the vector of {what}")
+            refuse_overflow(document.vector, self.arrow.field(self.vector), f"the vector of {what}")
         if not isinstance(document.metadata, Row):
             self._check_metadata(what, document.metadata or {})
 
@@ -118,7 +118,7 @@ class TableLayout:
         own = {self.id, self.text, self.vector}
         if taken := [key for key in metadata if key in own]:
             raise InvalidInputError(f"the metadata of {what} has the key {taken[0]!r}, a column that is not metadata")
-        unknown = [key for key in metadata if key not in self.schema.names]
+        unknown = [key for key in metadata if key not in self.arrow.names]
         if unknown and not self.has_json:
             raise InvalidInputError(
                 f"{what} has the metadata {unknown[0]!r}, and {self.label} has no such column; add it with "
@@ -139,14 +139,14 @@ class TableLayout:
                 raise InvalidInputError(f"the metadata of {what} cannot be kept as JSON: {error}") from error
 
 
-def read_layout(
-    name: str, schema: pa.Schema, on: str | None, *, text: str | None = None, vector: str | None = None
-) -> TableLayout:
+def read_table_schema(
+    name: str, arrow: pa.Schema, on: str | None, *, text: str | None = None, vector: str | None = None
+) -> TableSchema:
     """Find out what a table's columns are.
 
     Args:
         name: of the table.
-        schema: as LanceDB gives it.
+        arrow: the schema as LanceDB gives it.
         on: the column that distinguishes documents; None: it does not matter.
         text, vector: columns of the caller's choice; None: those of the table's function, else the usual names.
     Raises:
@@ -154,34 +154,34 @@ def read_layout(
             read.
     """
     label = f"table {name!r}"
-    functions = _read_functions(label, schema)
+    functions = _read_functions(label, arrow)
     if on is not None:
-        _check_id_column(label, schema, on)
-        _refuse_blobs(label, schema)
+        _check_id_column(label, arrow, on)
+        _refuse_blobs(label, arrow)
     for column in (text, vector):
-        if column is not None and column not in schema.names:
-            raise InvalidInputError(f"{label} has no column {column!r}; it has {', '.join(schema.names)}")
+        if column is not None and column not in arrow.names:
+            raise InvalidInputError(f"{label} has no column {column!r}; it has {', '.join(arrow.names)}")
     entry = _choose(label, functions, text, vector)
     taken = {str(other["vector_column"]) for other in functions if other is not entry}
-    vector = vector or (entry["vector_column"] if entry else find_vector_column(label, schema, taken))
-    text = text or (entry["source_column"] if entry else "text" if "text" in schema.names else None)
+    vector = vector or (entry["vector_column"] if entry else find_vector_column(label, arrow, taken))
+    text = text or (entry["source_column"] if entry else "text" if "text" in arrow.names else None)
     is_ours = bool(entry and entry.get("name") == ALIAS)
-    if text is not None and not is_text(schema.field(text).type):
+    if text is not None and not is_text(arrow.field(text).type):
         if is_ours:
-            raise InvalidInputError(f"column {text!r} of {label} holds {schema.field(text).type}, which are no texts")
+            raise InvalidInputError(f"column {text!r} of {label} holds {arrow.field(text).type}, which are no texts")
         # Another's function may embed pictures.
         text = None
-    check_vector_column(label, schema.field(vector))
+    check_vector_column(label, arrow.field(vector))
     stored = (entry.get("model") or {}) if entry and is_ours else None
-    return TableLayout(label, _writable(schema), on or "", text, vector, functions, stored)
+    return TableSchema(label, _writable(arrow), on or "", text, vector, functions, stored)
 
 
-def read_layouts(name: str, schema: pa.Schema) -> list[TableLayout]:
-    """Return a layout for each column that a function of this package fills; for none, that of the vector column."""
-    ours = [entry for entry in _read_functions(f"table {name!r}", schema) if entry.get("name") == ALIAS]
+def read_table_schemas(name: str, arrow: pa.Schema) -> list[TableSchema]:
+    """Return a schema for each column that a function of this package fills; for none, that of the vector column."""
+    ours = [entry for entry in _read_functions(f"table {name!r}", arrow) if entry.get("name") == ALIAS]
     if not ours:
-        return [read_layout(name, schema, None)]
-    return [read_layout(name, schema, None, vector=entry["vector_column"]) for entry in ours]
+        return [read_table_schema(name, arrow, None)]
+    return [read_table_schema(name, arrow, None, vector=entry["vector_column"]) for entry in ours]
 
 
 def _choose(
@@ -215,21 +215,21 @@ def _check_value(what: str, field: pa.Field, value: Any) -> None:
         ) from error
 
 
-def _check_id_column(label: str, schema: pa.Schema, on: str) -> None:
-    if on not in schema.names:
+def _check_id_column(label: str, arrow: pa.Schema, on: str) -> None:
+    if on not in arrow.names:
         raise InvalidInputError(
             f"{label} has no column {on!r} to distinguish documents by; name one with on= (--on), or add one with "
             f"table.add_columns({{{on!r}: 'uuid()'}})"
         )
-    if not is_key_type(schema.field(on).type):
+    if not is_key_type(arrow.field(on).type):
         raise InvalidInputError(
-            f"column {on!r} of {label} holds {schema.field(on).type}; ids are strings, whole numbers or UUIDs"
+            f"column {on!r} of {label} holds {arrow.field(on).type}; ids are strings, whole numbers or UUIDs"
         )
 
 
-def _refuse_blobs(label: str, schema: pa.Schema) -> None:
+def _refuse_blobs(label: str, arrow: pa.Schema) -> None:
     """Refuse columns that LanceDB gives back as descriptions of what they hold, which nobody could write again."""
-    for field in schema:
+    for field in arrow:
         metadata = field.metadata or {}
         if metadata.get(b"ARROW:extension:name") == b"lance.blob.v2" or b"lance-encoding:blob" in metadata:
             raise InvalidInputError(
@@ -238,9 +238,9 @@ def _refuse_blobs(label: str, schema: pa.Schema) -> None:
             )
 
 
-def _read_functions(label: str, schema: pa.Schema) -> tuple[Mapping[str, Any], ...]:
+def _read_functions(label: str, arrow: pa.Schema) -> tuple[Mapping[str, Any], ...]:
     try:
-        entries = json.loads((schema.metadata or {}).get(FUNCTIONS_KEY) or b"[]")
+        entries = json.loads((arrow.metadata or {}).get(FUNCTIONS_KEY) or b"[]")
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{label} stores embedding functions that cannot be read: {error}") from error
     if not isinstance(entries, list):
@@ -249,7 +249,7 @@ def _read_functions(label: str, schema: pa.Schema) -> tuple[Mapping[str, Any], .
         if not isinstance(entry, dict):
             raise InvalidInputError(f"{label} stores {entry!r:.80} as an embedding function, not a mapping")
         for key in ("source_column", "vector_column"):
-            if entry.get(key) not in schema.names:
+            if entry.get(key) not in arrow.names:
                 raise InvalidInputError(
                     f"{label} has no column {entry.get(key)!r:.80}, which its stored function names"
                 )
@@ -267,12 +267,12 @@ def _read_functions(label: str, schema: pa.Schema) -> tuple[Mapping[str, Any], .
     return tuple(entries)
 
 
-def _writable(schema: pa.Schema) -> pa.Schema:
+def _writable(arrow: pa.Schema) -> pa.Schema:
     """Return the schema with JSON columns in the type they are written in: LanceDB shows what it keeps inside."""
     fields = [
         pa.field(field.name, pa.json_(), field.nullable)
         if (field.metadata or {}).get(b"ARROW:extension:name") == b"lance.json"
         else field
-        for field in schema
+        for field in arrow
     ]
-    return pa.schema(fields, metadata=schema.metadata)
+    return pa.schema(fields, metadata=arrow.metadata)

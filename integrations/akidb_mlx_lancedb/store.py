@@ -10,49 +10,49 @@ import pyarrow.compute as pc
 from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.documents import bad_vectors, has_metadata, make_rows, read_documents, read_rows
-from akidb_mlx_lancedb.function import MLXEmbeddings, settings_of_fields
+from akidb_mlx_lancedb.function import MLXEmbeddings, settings_from_fields
 from akidb_mlx_lancedb.handles import read_schema, refresh, refuse_checked_out, run_sync, write_lock
 from akidb_mlx_lancedb.keys import key_literal
-from akidb_mlx_lancedb.schema import ALIAS, TableLayout, read_layout
+from akidb_mlx_lancedb.schema import ALIAS, TableSchema, read_table_schema
 from akidb_mlx_lancedb.vectors import as_stored
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stores.base import Source, StoredDocument, Target
-from akidb_mlx_plugin.stores.compatibility import StoredSpace, check_space, without_stamp
+from akidb_mlx_plugin.stores.base import Source, Store, StoredDocument
+from akidb_mlx_plugin.stores.compatibility import StoredVectors, check_compatible, without_stamp
 from akidb_mlx_plugin.types import Document, Vector
 
 _PAGE = 1000
 
 
-def open_layout(table: Any, on: str | None, *, text: str | None = None, vector: str | None = None) -> TableLayout:
-    """Ask a table, synchronous or not, for its columns; arguments as `read_layout`."""
-    return read_layout(table.name, read_schema(table), on, text=text, vector=vector)
+def open_table_schema(table: Any, on: str | None, *, text: str | None = None, vector: str | None = None) -> TableSchema:
+    """Ask a table, synchronous or not, for its columns; arguments as `read_table_schema`."""
+    return read_table_schema(table.name, read_schema(table), on, text=text, vector=vector)
 
 
-def read_space(table: Any, layout: TableLayout) -> StoredSpace:
+def read_stored_vectors(table: Any, schema: TableSchema) -> StoredVectors:
     """Return what a table says of its vectors; a column without a width is known by its first vector."""
-    metadata = {key.decode("utf-8", "replace"): value for key, value in (layout.schema.metadata or {}).items()}
-    if sum(entry.get("name") == ALIAS for entry in layout.functions) > 1:
+    metadata = {key.decode("utf-8", "replace"): value for key, value in (schema.arrow.metadata or {}).items()}
+    if sum(entry.get("name") == ALIAS for entry in schema.functions) > 1:
         # The stamp speaks of one column, and does not say which.
         metadata = without_stamp(metadata)
-    dimension = layout.dimension
+    dimension = schema.dimension
     if not dimension:
-        rows = _select(table, [layout.vector], f"`{layout.vector}` IS NOT NULL", limit=1)
-        dimension = len(rows[layout.vector][0]) if rows.num_rows else 0
-    settings = settings_of_fields(layout.stored) if layout.stored is not None else None
-    return StoredSpace(layout.label, metadata, settings, dimension)
+        rows = _select(table, [schema.vector], f"`{schema.vector}` IS NOT NULL", limit=1)
+        dimension = len(rows[schema.vector][0]) if rows.num_rows else 0
+    settings = settings_from_fields(schema.stored) if schema.stored is not None else None
+    return StoredVectors(schema.label, metadata, settings, dimension)
 
 
-def function_at_hand(layout: TableLayout) -> MLXEmbeddings | None:
+def resolve_function(schema: TableSchema) -> MLXEmbeddings | None:
     """Return the function that a table stores.
 
     Raises:
         InvalidInputError: the stored settings cannot be used.
     """
-    return MLXEmbeddings.from_stored(layout.stored) if layout.stored is not None else None
+    return MLXEmbeddings.from_stored(schema.stored) if schema.stored is not None else None
 
 
-class LanceTarget(Target):
+class LanceStore(Store):
     """A table that documents are written to, synchronous or not."""
 
     def __init__(
@@ -79,23 +79,23 @@ class LanceTarget(Target):
         refuse_checked_out(table)
         refresh(table)
         self._table = table
-        self._layout = open_layout(table, on, text=text, vector=vector)
-        function = embedding_function or function_at_hand(self._layout)
-        self.label = self._layout.label
+        self._schema = open_table_schema(table, on, text=text, vector=vector)
+        function = embedding_function or resolve_function(self._schema)
+        self.label = self._schema.label
         self.service: EmbeddingService | None = function.service if function else None
-        self.dimension = check_space(read_space(table, self._layout), self.service)
+        self.dimension = check_compatible(read_stored_vectors(table, self._schema), self.service)
 
     def check_document(self, document: Document) -> None:
         """Raise InvalidInputError for a document that does not fit the columns."""
-        self._layout.check_document(document)
+        self._schema.check_document(document)
 
     def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
         """Return whether a row has what would be written of a document beside its text and vector."""
-        return has_metadata(self._layout, stored, document)
+        return has_metadata(self._schema, stored, document)
 
     def is_unchanged(self, stored: StoredDocument, document: Document, vector: Vector) -> bool:
         """Return whether a document with its vector is stored already, as the columns keep it."""
-        kept = as_stored(vector, self._layout.schema.field(self._layout.vector))
+        kept = as_stored(vector, self._schema.arrow.field(self._schema.vector))
         return super().is_unchanged(stored, document, kept)
 
     def count(self) -> int:
@@ -106,32 +106,32 @@ class LanceTarget(Target):
     def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
         """Return what is stored of these documents, by id."""
         refresh(self._table)
-        layout = self._layout
+        schema = self._schema
         found: dict[str, StoredDocument] = {}
-        id_type = layout.schema.field(layout.id).type
+        id_type = schema.arrow.field(schema.id).type
         for start in range(0, len(ids), _PAGE):
             literals = ", ".join(key_literal(id_, id_type) for id_ in ids[start : start + _PAGE])
-            found |= read_rows(layout, _select(self._table, layout.schema.names, f"`{layout.id}` IN ({literals})"))
+            found |= read_rows(schema, _select(self._table, schema.arrow.names, f"`{schema.id}` IN ({literals})"))
         return found
 
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
         """Insert documents, replacing those with the same ids, in one commit."""
-        rows = make_rows(self._layout, documents, vectors)
+        rows = make_rows(self._schema, documents, vectors)
         with write_lock(self._table):
             # A merge sees the rows that its handle sees.
             refresh(self._table)
-            merge = self._table.merge_insert(self._layout.id).when_matched_update_all().when_not_matched_insert_all()
-            run_sync(merge.execute(rows, on_bad_vectors=bad_vectors(self._layout, rows)))
+            merge = self._table.merge_insert(self._schema.id).when_matched_update_all().when_not_matched_insert_all()
+            run_sync(merge.execute(rows, on_bad_vectors=bad_vectors(self._schema, rows)))
 
 
 class LanceSource(Source):
     """A table that documents are read from."""
 
-    def __init__(self, table: Any, layout: TableLayout) -> None:
+    def __init__(self, table: Any, schema: TableSchema) -> None:
         """Note the table and its columns."""
-        self.label = layout.label
+        self.label = schema.label
         self._table = table
-        self._layout = layout
+        self._schema = schema
 
     def count(self) -> int:
         """Return how many rows there are."""
@@ -139,7 +139,7 @@ class LanceSource(Source):
 
     def check_ids(self) -> None:
         """Raise InvalidInputError for a row without an id, and for two of one id; only ids are in memory meanwhile."""
-        column = self._layout.id
+        column = self._schema.id
         ids = _select(self._table, [column], None)[column].combine_chunks()
         if ids.null_count:
             raise InvalidInputError(
@@ -158,17 +158,17 @@ class LanceSource(Source):
 
     def find_without_text(self) -> str | None:
         """Return the id of a row that has no text; None: all have one."""
-        layout = self._layout
-        where = f"`{layout.text}` IS NULL" if layout.text else None
-        rows = _select(self._table, [layout.id], where, limit=1)
-        return str(rows[layout.id][0]) if rows.num_rows else None
+        schema = self._schema
+        where = f"`{schema.text}` IS NULL" if schema.text else None
+        rows = _select(self._table, [schema.id], where, limit=1)
+        return str(rows[schema.id][0]) if rows.num_rows else None
 
     def read_all(self) -> Iterator[Document]:
         """Yield every row of the newest version as a document without its vector, a page at a time."""
         refresh(self._table)
-        names = [name for name in self._layout.schema.names if name != self._layout.vector]
+        names = [name for name in self._schema.arrow.names if name != self._schema.vector]
         for page in self._table.search().select(names).to_batches(_PAGE):
-            yield from read_documents(self._layout, pa.Table.from_batches([page]))
+            yield from read_documents(self._schema, pa.Table.from_batches([page]))
 
 
 def _select(table: Any, names: Sequence[str], where: str | None, limit: int | None = None) -> pa.Table:

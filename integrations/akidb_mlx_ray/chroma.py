@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, get_collection
 from akidb_mlx_chroma.metadata import check_key
-from akidb_mlx_chroma.store import function_at_hand, read_space
+from akidb_mlx_chroma.store import read_stored_vectors, resolve_function
 from chromadb.api import ClientAPI
 from chromadb.config import Settings
 from chromadb.errors import NotFoundError
@@ -24,7 +24,7 @@ from ray.data import Dataset, TaskPoolStrategy
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_ray.dataset import Workers, iterate
-from akidb_mlx_ray.pipeline import BulkTarget, Options, check_service, run
+from akidb_mlx_ray.pipeline import BulkStore, Options, check_service, run
 from akidb_mlx_ray.results import BulkResult
 
 _PORT = 8000
@@ -93,12 +93,12 @@ def write_chroma(
         As `write_lancedb`; EmbeddingError as well if no server answers.
     """
     server = Server(host, port, ssl, tuple((headers or {}).items()), tenant, database)
-    target = BulkCollection(server, collection, on, embedding_function, text_column, vector_column, writers)
+    store = BulkCollection(server, collection, on, embedding_function, text_column, vector_column, writers)
     path = Path(rejects) if rejects else Path(f"{collection}.rejected.jsonl")
-    return run(ds, target, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
+    return run(ds, store, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
 
 
-class BulkCollection(BulkTarget):
+class BulkCollection(BulkStore):
     """A collection that may not exist yet."""
 
     def __init__(
@@ -126,7 +126,7 @@ class BulkCollection(BulkTarget):
         self._collection: chromadb.Collection | None = None
         try:
             self._collection = get_collection(self._client, name, function)
-            function = function or function_at_hand(self._collection, read_space(self._collection))
+            function = function or resolve_function(self._collection, read_stored_vectors(self._collection))
         except NotFoundError:
             self.trusted = True
         self._function = function or MLXEmbeddingFunction()

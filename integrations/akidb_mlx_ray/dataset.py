@@ -17,7 +17,7 @@ from akidb_mlx_plugin.cache import default_cache_dir
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stores.settings import settings_of
+from akidb_mlx_plugin.stores.settings import stored_settings
 from akidb_mlx_plugin.types import Kind
 from akidb_mlx_ray.embedder import TextEmbedder
 
@@ -151,7 +151,7 @@ def embedder_arguments(config: EmbeddingConfig) -> dict[str, Any]:
     mlx = config.mlx
     # The default cache lies in another place on a node with another home, and workers are at home in another folder.
     cache_dir = str(mlx.cache_dir.resolve()) if mlx.cache_dir != default_cache_dir() else None
-    return {"settings": settings_of(config), "device": mlx.device, "cache_dir": cache_dir}
+    return {"settings": stored_settings(config), "device": mlx.device, "cache_dir": cache_dir}
 
 
 def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) -> Dataset:

@@ -22,7 +22,7 @@ from akidb_mlx_plugin.errors import (
     ServiceUnavailableError,
 )
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stores.settings import config_of
+from akidb_mlx_plugin.stores.settings import config_from_stored
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Kind, Vector
 from akidb_mlx_ray.results import Failure, Tally
 
@@ -97,7 +97,7 @@ class TextEmbedder:
             document_task=document_task,
         )
         if settings is not None:
-            stored = config_of(settings)
+            stored = config_from_stored(settings)
             mlx = stored.mlx.model_copy(update={"device": config.mlx.device, "cache_dir": config.mlx.cache_dir})
             config = stored.model_copy(update={"mlx": mlx})
         self._service = EmbeddingService(config, trusted=trusted)

@@ -13,7 +13,7 @@ import ray
 from ray.data import Dataset
 
 from akidb_mlx_ray.dataset import Workers, iterate
-from akidb_mlx_ray.pipeline import BulkTarget, columns_of, embed, typed_errors
+from akidb_mlx_ray.pipeline import BulkStore, columns_of, embed, typed_errors
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import Tally
 from akidb_mlx_ray.screening import keep_good, screen
@@ -28,14 +28,14 @@ _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """What a run would take.
 
     Attributes:
         rows: in the dataset.
         rejected: rows that could not be embedded, by reason.
         rejects: the file that says which; None: there are none.
-        already_there: rows whose ids the target has.
+        already_there: rows whose ids the store has.
         to_write: rows that it would get.
         sample: texts that were embedded to find out.
         tokens: of the rows to be written, from the sample.
@@ -56,22 +56,22 @@ class Plan:
     disk_bytes: int
 
 
-def plan(ds: Dataset, target: BulkTarget, workers: Workers, rejects_path: Path) -> Plan:
+def estimate(ds: Dataset, store: BulkStore, workers: Workers, rejects_path: Path) -> Estimate:
     """Look at every row, embed a few of them with the workers of the run, and reckon.
 
     Raises:
         As the run itself, for what it would refuse.
     """
-    with RejectFile(rejects_path) as rejects, typed_errors(target.label):
+    with RejectFile(rejects_path) as rejects, typed_errors(store.label):
         given = columns_of(ds)
-        target.columns.check_schema(given)
-        target.check_columns(given)
-        screening = screen(ds, target.columns, rejects)
+        store.columns.check_schema(given)
+        store.check_columns(given)
+        screening = screen(ds, store.columns, rejects)
         good = screening.rows - sum(rejects.counts.values())
-        missing = target.drop_present(keep_good(ds, target.columns, screening))
+        missing = store.drop_present(keep_good(ds, store.columns, screening))
         candidates = _gather(missing.map_batches(_draw, batch_format="pyarrow", batch_size=None))
         if candidates is None:
-            return Plan(screening.rows, rejects.counts, rejects.path, good, 0, 0, 0, 0.0, 0.0, 0)
+            return Estimate(screening.rows, rejects.counts, rejects.path, good, 0, 0, 0, 0.0, 0.0, 0)
         to_write = int(pc.sum(candidates[_BLOCK_ROWS]).as_py())
         size = min(_SAMPLE * workers.concurrency, _MAX_SAMPLE)
         chosen = np.sort(np.random.default_rng(0).permutation(candidates.num_rows)[:size])
@@ -79,15 +79,15 @@ def plan(ds: Dataset, target: BulkTarget, workers: Workers, rejects_path: Path) 
         tally = Tally()
         # All workers at the same time, as in the run: those of one machine slow each other down.
         share = replace(workers, batch_size=min(workers.batch_size, -(-len(sample) // workers.concurrency)))
-        embed(ray.data.from_arrow(sample), target, share, tally).materialize()
+        embed(ray.data.from_arrow(sample), store, share, tally).materialize()
         reports, _ = tally.read()
     texts = sum(report.texts for report in reports)
     seconds = sum(report.seconds for report in reports)
     rate = texts / seconds * workers.concurrency if seconds else 0.0
-    row_bytes = sample.drop_columns([c for c in (target.columns.vector,) if c in sample.column_names]).nbytes / len(
+    row_bytes = sample.drop_columns([c for c in (store.columns.vector,) if c in sample.column_names]).nbytes / len(
         sample
     )
-    return Plan(
+    return Estimate(
         rows=screening.rows,
         rejected=rejects.counts,
         rejects=rejects.path,
@@ -97,7 +97,7 @@ def plan(ds: Dataset, target: BulkTarget, workers: Workers, rejects_path: Path) 
         tokens=round(sum(report.tokens for report in reports) / len(sample) * to_write),
         texts_per_second=rate,
         seconds=to_write * texts / len(sample) / rate if rate else 0.0,
-        disk_bytes=round(to_write * (row_bytes + target.columns.dimension * _FLOAT_BYTES)),
+        disk_bytes=round(to_write * (row_bytes + store.columns.dimension * _FLOAT_BYTES)),
     )
 
 

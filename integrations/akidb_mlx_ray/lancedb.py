@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
 from akidb_mlx_lancedb.handles import find_table
-from akidb_mlx_lancedb.schema import read_layout
+from akidb_mlx_lancedb.schema import read_table_schema
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.index import BTree
 from ray.data import Dataset
@@ -26,7 +26,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_ray.columns import is_string
 from akidb_mlx_ray.dataset import Workers
-from akidb_mlx_ray.pipeline import BulkTarget, Options, check_service, run
+from akidb_mlx_ray.pipeline import BulkStore, Options, check_service, run
 from akidb_mlx_ray.results import BulkResult
 
 # Rows that an interruption can cost, and what one file of the table holds: a hundredth of the run, within limits.
@@ -86,14 +86,12 @@ def write_lancedb(
         DimensionMismatchError: the function, or a vector of the dataset's own, does not fit the table; likewise.
         EmbeddingError: the run ended midway. The same call goes on from there.
     """
-    target = BulkTable(
-        str(uri), table, on, embedding_function, text_column, vector_column, commit_rows, storage_options
-    )
+    store = BulkTable(str(uri), table, on, embedding_function, text_column, vector_column, commit_rows, storage_options)
     path = Path(rejects) if rejects else Path(f"{table}.rejected.jsonl")
-    return run(ds, target, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
+    return run(ds, store, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
 
 
-class BulkTable(BulkTarget):
+class BulkTable(BulkStore):
     """A table that may not exist yet."""
 
     def __init__(
@@ -122,9 +120,9 @@ class BulkTable(BulkTarget):
         self._table: Any = _open_checked(self._db, name, function)
         self.trusted = function is not None or self._table is None
         if self._table is not None:
-            layout = read_layout(name, self._table.schema, on)
-            _check_names(self.label, layout.text, text_column, layout.vector, vector_column)
-            function = function or MLXEmbeddings.from_stored(layout.stored or {})
+            schema = read_table_schema(name, self._table.schema, on)
+            _check_names(self.label, schema.text, text_column, schema.vector, vector_column)
+            function = function or MLXEmbeddings.from_stored(schema.stored or {})
         self._function = function or MLXEmbeddings.from_config(EmbeddingConfig.load())
         self.service = self._function.service
         self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)

@@ -27,7 +27,7 @@ _RAYS_OWN = re.compile(r"ray\.exceptions\.")
 _NAMED_ERROR = re.compile(r"[A-Za-z_.]+(Error|Exception|Invalid)\b.*: ")
 
 
-class BulkTarget(ABC):
+class BulkStore(ABC):
     """A table or collection that a dataset goes to; it may not exist yet.
 
     Attributes:
@@ -76,24 +76,24 @@ class Options:
     rejects: Path
 
 
-def run(ds: Dataset, target: BulkTarget, workers: Workers, options: Options) -> BulkResult:
-    """Write what a target lacks of a dataset."""
+def run(ds: Dataset, store: BulkStore, workers: Workers, options: Options) -> BulkResult:
+    """Write what a store lacks of a dataset."""
     begun = time.perf_counter()
-    with RejectFile(options.rejects) as rejects, typed_errors(target.label):
+    with RejectFile(options.rejects) as rejects, typed_errors(store.label):
         given = columns_of(ds)
-        target.columns.check_schema(given)
-        target.check_columns(given)
-        screening = screen(ds, target.columns, rejects)
+        store.columns.check_schema(given)
+        store.check_columns(given)
+        screening = screen(ds, store.columns, rejects)
         if options.strict and rejects.counts:
             raise InvalidInputError(
                 f"{_spell(rejects.counts)}; see {rejects.path}. Nothing was written: mend the data, or leave such "
                 "rows out by running without strict"
             )
-        target.make(given)
-        missing = target.drop_present(keep_good(ds, target.columns, screening))
+        store.make(given)
+        missing = store.drop_present(keep_good(ds, store.columns, screening))
         tally = Tally()
         good = screening.rows - sum(rejects.counts.values())
-        written = target.write(embed(missing, target, workers, tally), good)
+        written = store.write(embed(missing, store, workers, tally), good)
         reports, failures = tally.read()
         for failure in failures:
             rejects.add(failure.id, failure.text, failure.reason)
@@ -137,15 +137,15 @@ def columns_of(ds: Dataset) -> dict[str, Any]:
     return dict(zip(schema.names, schema.types, strict=True))
 
 
-def embed(ds: Dataset, target: BulkTarget, workers: Workers, tally: Tally) -> Dataset:
-    """Return good rows with their vectors, of the target's function; what is done is counted in the tally."""
-    columns = target.columns
+def embed(ds: Dataset, store: BulkStore, workers: Workers, tally: Tally) -> Dataset:
+    """Return good rows with their vectors, of the store's function; what is done is counted in the tally."""
+    columns = store.columns
     arguments = {
-        **embedder_arguments(target.service.config),
+        **embedder_arguments(store.service.config),
         "text_column": columns.text,
         "vector_column": columns.vector,
         "id_column": columns.id,
-        "trusted": target.trusted,
+        "trusted": store.trusted,
         "tally": tally,
     }
     return map_embedder(ds, arguments, workers)
