@@ -182,6 +182,29 @@ class EmbeddingService:
         request = _make_request(texts, kind, normalize, dimension, prompt)
         return self._queue.submit(request, deadline_ms=_check_deadline(deadline_ms))
 
+    def submit_when_room(
+        self,
+        text: str | Sequence[str],
+        *,
+        kind: Kind = "document",
+        normalize: bool | None = None,
+        dimension: int | None = None,
+        prompt: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> Future[BatchEmbeddingResponse]:
+        """Queue texts as `submit` does, but wait in line for room where the queue is full instead of being refused.
+
+        For bulk work, which can wait where a search cannot. Arguments and errors as `embed_batch`; the deadline counts
+        from the moment there is room.
+
+        Returns:
+            At once, a future of the response. It fails with `ServiceUnavailableError` if the service is closed
+            meanwhile; cancelling it leaves the line.
+        """
+        texts = [text] if isinstance(text, str) else text
+        request = _make_request(texts, kind, normalize, dimension, prompt)
+        return self._queue.submit_when_room(request, deadline_ms=_check_deadline(deadline_ms))
+
     async def aembed_batch(
         self,
         texts: Sequence[str],

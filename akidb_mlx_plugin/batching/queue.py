@@ -118,12 +118,26 @@ class BatchQueue:
             InvalidInputError: it failed the check.
             ServiceUnavailableError: full, closed, or forked.
         """
+        return self._submit(request, deadline_ms, refuse_full=True)
+
+    def submit_when_room(
+        self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None
+    ) -> Future[BatchEmbeddingResponse]:
+        """Queue a request as `submit` does, but wait for room in a full queue instead of being refused.
+
+        Returns at once as well: waiting for the future waits for room too, and cancelling it ends that.
+        """
+        return self._submit(request, deadline_ms, refuse_full=False)
+
+    def _submit(
+        self, request: BatchEmbeddingRequest, deadline_ms: float | None, *, refuse_full: bool
+    ) -> Future[BatchEmbeddingResponse]:
         self._guard.enter()
         now = self._clock.now()
         ticket = Ticket(request, now, now + self._time_allowed_s(request, deadline_ms))
         try:
             self._check(request)
-            self._admit(ticket)
+            self._admit(ticket, refuse_full=refuse_full)
         except EmbeddingError as error:
             self._observer.request_ended(request, self._clock.now() - now, None, error)
             raise
@@ -201,10 +215,11 @@ class BatchQueue:
                 return
         action()
 
-    def _admit(self, ticket: Ticket) -> None:
+    def _admit(self, ticket: Ticket, *, refuse_full: bool) -> None:
         with self._changed:
             self._refuse_closed()
-            self._refuse_full(ticket)
+            if refuse_full:
+                self._refuse_full(ticket)
             self._ensure_worker()
             self._lanes.add(ticket)
             self._ledger.enter(ticket)
