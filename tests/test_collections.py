@@ -149,7 +149,7 @@ class TestChunks:
     def test_last_ten_seconds_whatever_the_model(self, store: MemoryStore, texts_per_s: float, expected: int) -> None:
         service = store.service
         assert service is not None
-        submit = service.submit
+        submit = service.submit_when_room
 
         def timed(request: Any, **options: Any) -> Any:
             response = submit(request, **options).result()
@@ -158,7 +158,7 @@ class TestChunks:
             future.set_result(taken)
             return future
 
-        service.submit = timed  # type: ignore[method-assign]
+        service.submit_when_room = timed  # type: ignore[method-assign]
         Upsert(store, texts(5000)).run()
         sizes = [len(write.ids) for write in store.writes]
         assert sizes[0] == 256
@@ -352,13 +352,13 @@ class TestFailures:
         upsert = Upsert(store, texts(10), batch_size=batch_size)
         service = store.service
         assert service is not None
-        submit = service.submit
+        submit = service.submit_when_room
 
         def cancelled_meanwhile(request: Any, **options: Any) -> Any:
             upsert.cancel()
             return submit(request, **options)
 
-        service.submit = cancelled_meanwhile  # type: ignore[method-assign]
+        service.submit_when_room = cancelled_meanwhile  # type: ignore[method-assign]
         with pytest.raises(UpsertError, match=r"0 documents are in, 10 are not.*cancelled\. Running it again is safe"):
             upsert.run()
         assert store.rows == {}

@@ -15,14 +15,11 @@ from itertools import chain
 
 import numpy as np
 
-from akidb_mlx_plugin.batching.queue import QueueFullError
 from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.stores.base import Store, StoredDocument, known_vector
 from akidb_mlx_plugin.stores.documents import ChunkSize, DocumentCheck, split_documents
 from akidb_mlx_plugin.stores.outcome import Chunk, Outcome
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Document, UpsertResponse, Vector
-
-_FULL_QUEUE_WAIT_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -191,17 +188,11 @@ class Upsert:
                 self._embedding.cancel()
 
     def _submit(self, batch: _Batch) -> Future[BatchEmbeddingResponse] | None:
-        """Send the texts that lack a vector to the model, as soon as its queue has room; None if there are none."""
+        """Send the texts that lack a vector to the model; None if there are none."""
         texts = [batch.documents[index].text or "" for index in batch.missing]
         service = self._store.service
-        while texts and service is not None:
-            self._refuse_cancelled()
-            try:
-                return service.submit(texts)
-            except QueueFullError:
-                # Other callers' texts; a bulk load can wait where a search could not.
-                self._cancelled.wait(_FULL_QUEUE_WAIT_S)
-        return None
+        # A bulk load can wait for room in the queue, where a search could not.
+        return service.submit_when_room(texts) if texts and service is not None else None
 
     def _collect(self, batch: _Batch) -> Vector:
         """Wait for the vectors of the batch that is at the model, and return them with those that were given."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What a model was trained to be compared by, in Chroma's words; for "manhattan" it has none, and l2 is the nearest.
 _SPACES: dict[str, Space] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2", "manhattan": "l2"}
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @register_embedding_function
@@ -218,7 +218,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         self._space_is_guessed = False
         space = _SPACES[self.model_info().compared_by]
         if space != "cosine":
-            _log.warning(
+            logger.warning(
                 "%s was not on this machine when Chroma asked for the distance of a collection, and got 'cosine'; its "
                 "vectors are to be compared by %r. If that collection is new, delete it and create it again, or give "
                 "configuration={'hnsw': {'space': %r}}",

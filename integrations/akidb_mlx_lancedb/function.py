@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from lancedb.embeddings.registry import register
 from lancedb.pydantic import FixedSizeListMixin
 from pydantic import GetCoreSchemaHandler, PrivateAttr
 
+from akidb_mlx_lancedb.trust import is_reading_table
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.registry import check_name
@@ -35,7 +35,7 @@ _DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
     "manhattan": "l2",
 }
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # Arguments that belong to a machine: a table does not store them.
 _MACHINE = ("device", "cache_dir")
 
@@ -93,10 +93,8 @@ class MLXEmbeddings(TextEmbeddingFunction):
             InvalidInputError: an unknown argument, or a value that cannot be used.
             ModelNotFoundError: a misspelt name, which a table would store for good.
         """
-        # LanceDB calls this with what a table stores, and that is data from a stranger: no model outside the registry
-        # is downloaded on its word. A caller of one's own may ask for any.
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "lancedb":
-            return cls._make(settings, trusted=False)
+        if is_reading_table():
+            return cls.from_stored(settings)
         machine = {key: settings.pop(key) for key in _MACHINE if key in settings}
         if unknown := [key for key in settings if key not in cls.model_fields and key != "model"]:
             close = difflib.get_close_matches(unknown[0], [*cls.model_fields, *_MACHINE], n=1)
@@ -261,7 +259,7 @@ class _WidthCheck:
 def _warn_of_metric(model: str, metric: str) -> None:
     """Say once per model that LanceDB's default metric is not the model's."""
     if metric != "l2":
-        _log.warning(
+        logger.warning(
             "the vectors of %s are not of unit length and are to be compared by %s, and LanceDB's default is l2: "
             "search by table.search(...).distance_type(%r), make indexes with that metric, or give normalize=True",
             model,
