@@ -106,7 +106,7 @@ class TestWhatStoresNoFunction:
         assert chroma.get_collection(name).configuration_json["embedding_function"]["name"] == "akidb_mlx"
         filled = chroma.create_collection(f"{name}-2", embedding_function=theirs)
         filled.add(ids=["a"], documents=["a"])
-        with pytest.raises(InvalidInputError, match="nobody knows what its vectors mean"):
+        with pytest.raises(InvalidInputError, match="it is unknown what its vectors mean"):
             create_collection(chroma, filled.name, mock, get_or_create=True)
         assert upsert(get_collection(chroma, filled.name, mock), [Document("b", "b")]).inserted == 1
 
@@ -141,7 +141,7 @@ class TestSchemas:
             create_collection(chroma, name, mock, schema=Schema(), configuration=configuration)
         for theirs in (MLXEmbeddingFunction(mode="mock", dimension=16), Unstorable()):
             schema = Schema().create_index(config=VectorIndexConfig(embedding_function=theirs))
-            with pytest.raises(InvalidInputError, match="leave the one in the schema out"):
+            with pytest.raises(InvalidInputError, match="leave out the one in the schema"):
                 create_collection(chroma, name, mock, schema=schema)
         with pytest.raises(NotFoundError):
             chroma.get_collection(name)

@@ -304,5 +304,5 @@ def test_keys() -> None:
 
 @pytest.mark.parametrize("key", ["akidb_mlx:dimension", "akidb_mlx:kept:1"])
 def test_ids_of_our_own_are_refused(docs: chromadb.Collection, key: str) -> None:
-    with pytest.raises(InvalidInputError, match="own; give the document another"):
+    with pytest.raises(InvalidInputError, match="reserved by this package"):
         upsert(docs, [Document(key, "a")])

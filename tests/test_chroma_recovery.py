@@ -116,7 +116,7 @@ def test_a_failed_write_is_undone_at_once(docs: chromadb.Collection, monkeypatch
 def test_what_cannot_be_brought_back_is_told(docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as failing:
         die(failing, 3, done=False, error=OSError)
-        with pytest.raises(UpsertError, match=r"'a' for one, and could not be brought back .*'akidb_mlx:kept:'"):
+        with pytest.raises(UpsertError, match=r"for example 'a', and could not be restored .*'akidb_mlx:kept:'"):
             upsert(docs, [NEW])
     assert docs.get(where={"akidb_mlx:kept": 1})["documents"] == ["the only copy"]
     assert upsert(docs, [Document("c", "c")]).inserted == 1
@@ -176,7 +176,7 @@ def test_who_may_only_read_can_open_it(
     keep_by(docs, "")
     monkeypatch.setattr(chromadb.Collection, "add", refuse)
     assert get_collection(chroma, docs.name).get(ids=["a"])["ids"] == ["a"]
-    assert "could not be brought back: read only" in caplog.text
+    assert "could not be restored: read only" in caplog.text
 
 
 def test_a_reembedding_brings_it_back_and_copies_no_second_one(docs: chromadb.Collection) -> None:

@@ -660,7 +660,7 @@ class TestSpaces:
                 check_compatible(stored, mock)
 
     def test_a_dimension_that_was_fixed_past_us(self, mock: EmbeddingService) -> None:
-        with pytest.raises(DimensionMismatchError, match=r"made for vectors of 8 .*brought 3.*make a new one"):
+        with pytest.raises(DimensionMismatchError, match=r"made for vectors of 8 .*had 3.*make a new one"):
             check_compatible(StoredVectors("c", make_stamp(self.INFO), dimension=3), mock)
 
     @pytest.mark.parametrize("dimension", ["many", -3, b"x", [8]])

@@ -266,7 +266,7 @@ class TestOpening:
         validate_table(open_table(db, "notes"))
         with pytest.raises(DimensionMismatchError, match="mock makes 16"):
             validate_table(table, MLXEmbeddings.create(mode="mock", dimension=16))
-        with pytest.raises(InvalidInputError, match=r"no column 'id'.*add_columns"):
+        with pytest.raises(InvalidInputError, match=r"no key column 'id'.*add_columns"):
             upsert(table, [Document("a", "a")])
         table.add([{"text": "a"}])
         table.add_columns({"id": "uuid()"})

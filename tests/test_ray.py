@@ -394,7 +394,7 @@ def test_half_characters_are_told_apart(tmp_path: Path) -> None:
     )
     ds = read_jsonl([str(tmp_path / "a.jsonl")], ("id", "text"))
     result = write_lancedb(ds, tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
-    assert dict(result.rejected) == {"text with half a character": 1, "id with half a character": 1}
+    assert dict(result.rejected) == {"text with an unpaired surrogate": 1, "id with an unpaired surrogate": 1}
     assert {line["id"] for line in read_lines(Path("docs.rejected.jsonl"))} == {"a", "\\ud83d"}
     assert lancedb.connect(tmp_path).open_table("docs").to_arrow()["text"].to_pylist() == ["\U0001f600"]
 
@@ -403,7 +403,7 @@ def test_half_characters_are_told_apart(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         ('{"id": "a"}\n{"id":\n', r"line 2 is not JSON: Expecting value[^\n]*$"),
-        ('{"id": "a"}\n[1]\n', "line 2 is no JSON object but list$"),
+        ('{"id": "a"}\n[1]\n', "line 2 is not a JSON object but list$"),
         ("\n", "no rows"),
     ],
 )
@@ -430,7 +430,7 @@ def test_what_ended_a_run_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_names_that_a_database_refuses_are_refused_first(open_target: Any, tmp_path: Path, chroma_port: int) -> None:
-    with pytest.raises(InvalidInputError, match="is no name of a"):
+    with pytest.raises(InvalidInputError, match=r"is not a .*'s name"):
         open_target(tmp_path, chroma_port)
 
 
@@ -587,7 +587,7 @@ def test_a_worker_imports_neither_database() -> None:
 
 def test_embedder_alone_names_the_row_without_text() -> None:
     embedder = TextEmbedder(**MOCK, id_column="id")
-    with pytest.raises(InvalidInputError, match="row b has NoneType for a text"):
+    with pytest.raises(InvalidInputError, match="row b has NoneType as its text"):
         embedder(pa.table({"id": ["a", "b"], "text": ["x", None]}))
 
 

@@ -161,10 +161,10 @@ class TestBothHosts:
         assert mocked == []
 
     def test_names_that_are_taken(self, host: Host, source: Any, old: Any, new: Any) -> None:
-        with pytest.raises(InvalidInputError, match="a name of its own"):
+        with pytest.raises(InvalidInputError, match="needs another name than"):
             host.module.reembed(source, new, name="docs")
         host.create("taken", new)
-        with pytest.raises(InvalidInputError, match="is no re-embedding of this source"):
+        with pytest.raises(InvalidInputError, match="is not a re-embedding of this source"):
             host.module.reembed(source, new, name="taken")
         host.module.reembed(source, new, name="next")
         with pytest.raises(DimensionMismatchError, match="holds vectors of 16 dimensions"):
@@ -310,7 +310,7 @@ class TestLanceDB:
             "docs", pa.table({"text": ["a"], "vector": pa.array([[1.0]], pa.list_(pa.float32(), 1))})
         )
         new = akidb_mlx_lancedb.MLXEmbeddings.create(mode="mock", dimension=8)
-        with pytest.raises(InvalidInputError, match=r"no column 'id'.*add_columns\({'id': 'uuid\(\)'}\)"):
+        with pytest.raises(InvalidInputError, match=r"no key column 'id'.*add_columns\({'id': 'uuid\(\)'}\)"):
             akidb_mlx_lancedb.reembed(table, new)
         table.add_columns({"id": "uuid()"})
         assert akidb_mlx_lancedb.reembed(table, new).count_rows() == 1

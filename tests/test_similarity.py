@@ -199,7 +199,7 @@ class TestBeforeTheDownload:
         with caplog.at_level(logging.WARNING):
             for key, text in TEXTS.items():
                 docs.add(ids=[key], documents=[text])
-        assert caplog.text.count("org/dot was not on this machine") == 1
+        assert caplog.text.count("org/dot was not available locally") == 1
         assert "{'hnsw': {'space': 'ip'}}" in caplog.text
         # What it says to do.
         client.delete_collection("docs")
@@ -215,7 +215,7 @@ class TestBeforeTheDownload:
         )
         docs = client.create_collection("docs", embedding_function=MLXEmbeddingFunction("org/usual"))
         docs.add(ids=["a"], documents=["a stone"])
-        assert "was not on this machine" not in caplog.text
+        assert "was not available locally" not in caplog.text
 
 
 class TestStored:

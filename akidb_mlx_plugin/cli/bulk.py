@@ -47,7 +47,7 @@ def bulk(
     ] = None,
     dimension: Annotated[int | None, typer.Option(help="Length of the vectors; without it, the model's.")] = None,
     pooling: PoolingOption = None,
-    on: Annotated[str, typer.Option(help="The column that tells rows apart.")] = "id",
+    on: Annotated[str, typer.Option(help="The key column.")] = "id",
     text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = "text",
     vector_column: Annotated[str, typer.Option(help="The column that vectors go to.")] = "vector",
     columns: Annotated[

@@ -1,4 +1,4 @@
-"""A change of model: every document of one collection again in another, under another function."""
+"""A change of model: every document of one collection is embedded into another, with another function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from akidb_mlx_plugin.stores.documents import ChunkSize, split_documents
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 
-# Kept in the new collection's metadata: the source it is filled from, so that a second run continues that and no other.
+# In the new collection's metadata: the source it is filled from, so that a second run continues only that.
 SOURCE_KEY = "akidb_mlx:source"
 _PAGE = 1000
 # Of the model's name; two dots in a row are refused by Chroma, and LanceDB's names are names of folders.
@@ -28,24 +28,24 @@ def default_name(source_name: str, info: ModelInfo) -> str:
 def reembed_documents(
     source: Source, store: Store, *, show_progress: bool = False, batch_size: int | None = None
 ) -> UpsertResponse:
-    """Embed every document of one collection into another, or those that an earlier run has left over.
+    """Embed every document of one collection into another; what an earlier run has done stays.
 
     Args:
         source: is only read.
-        store: new, or what an earlier run has filled from the same source.
+        store: new, or filled by an earlier run from the same source.
         show_progress: draw a bar.
         batch_size: documents embedded and written together.
     Raises:
-        InvalidInputError: a document of the source has no text, or its id is another's too; nothing was embedded.
+        InvalidInputError: a document of the source has no text, or two have the same id; nothing was embedded.
         UpsertError: it ended midway, or documents are missing at the end; running it again continues.
-        EmbeddingError: the store has documents that the source has not.
+        EmbeddingError: the store has documents that the source does not have.
     """
     source.check_ids()
     textless = source.find_without_text()
     if textless is not None:
         raise InvalidInputError(
             f"document {textless!r} of {source.label} has a vector and no text, and another model cannot embed it; "
-            "give such documents a text, or take them out"
+            "give such documents a text, or remove them"
         )
     upsert = Upsert(
         store,
@@ -68,16 +68,16 @@ def check_source(label: str, mark: object, expected: str) -> None:
         mark: what its metadata has under `SOURCE_KEY`.
         expected: what it must have.
     Raises:
-        InvalidInputError: it exists, and is no re-embedding of the source.
+        InvalidInputError: it exists, and is not a re-embedding of the source.
     """
     if (mark.decode("utf-8", "replace") if isinstance(mark, bytes) else mark) != expected:
         raise InvalidInputError(
-            f"{label} exists and is no re-embedding of this source; give another name for the new one"
+            f"{label} exists and is not a re-embedding of this source; give the new one another name"
         )
 
 
 def _check_complete(source: Source, store: Store) -> None:
-    """Read both again: every document there, with its text and metadata, and no other."""
+    """Read both again: every document must be there, with its text and metadata, and no other."""
     missing: list[str] = []
     count = 0
     for page in split_documents(source.read_all(), ChunkSize(_PAGE)):
@@ -94,8 +94,8 @@ def _check_complete(source: Source, store: Store) -> None:
         count += len(page)
     if missing:
         raise UpsertError(
-            f"{len(missing)} of {count} documents of {source.label} are not in {store.label} as they are there, "
-            f"{missing[0]!r} for one; run the re-embedding again",
+            f"{len(missing)} of {count} documents of {source.label} are missing from {store.label} or differ there, "
+            f"for example {missing[0]!r}; run the re-embedding again",
             written=[],
             not_written=missing,
             written_count=count - len(missing),

@@ -1,4 +1,4 @@
-"""The folder of a persistent client, which Chroma means for one process at a time."""
+"""Locks that show when two processes write to the folder of a persistent client, which is for one at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from akidb_mlx_chroma.clients import AnyCollection
 
 logger = logging.getLogger(__name__)
 
-# A descriptor per folder, held until the process ends; None: another process has it, and the log says so.
+# A descriptor per folder, held until the process ends; None if another process has it, which was logged.
 _held: dict[str, int | None] = {}
 _lock = threading.Lock()
 
@@ -25,7 +25,7 @@ def warn_of_other_writers(collection: AnyCollection) -> None:
     """Log once if another process writes to the folder of this collection as well.
 
     Each of the two would keep an index in memory that does not know the other's documents, and write it over the
-    other's. Only processes that write by this package are noticed.
+    other's. Only processes that write with this package are noticed.
     """
     settings = collection._client._system.settings
     if not is_local(collection) or not settings.is_persistent:
@@ -38,14 +38,14 @@ def warn_of_other_writers(collection: AnyCollection) -> None:
     if descriptor is None:
         logger.warning(
             "another process writes to the Chroma folder %s too, and Chroma's files are for one process at a time: "
-            "searches may miss documents. Run a server, chroma run --path %s, and write to it by chromadb.HttpClient",
+            "searches may miss documents. Run a server, chroma run --path %s, and write to it with chromadb.HttpClient",
             folder,
             folder,
         )
 
 
 def _hold(folder: str) -> int | None:
-    """Lock a folder until the process ends; None: another process has it locked. Makes no file."""
+    """Lock a folder until the process ends; return None if another process has it locked. Creates no file."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

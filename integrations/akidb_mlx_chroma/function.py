@@ -54,23 +54,23 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         device: Device | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
-        """Choose a model; what is None comes from the environment, else from the defaults.
+        """Choose a model; None stands for the environment's value, else the default.
 
         Args:
             model: a short name (`akidb-mlx models list`), a Hugging Face repository "org/repo", or a folder.
             dimension: length of the vectors, by matryoshka truncation where the model was trained for it.
             normalize: scale vectors to unit length, or leave them as they are; by default as the checkpoint says.
             mode: "mlx"; "user_provided" for collections whose vectors are always given; "mock" for tests.
-            pooling: how token vectors become one, in place of what the checkpoint says: "cls", "max", "mean",
+            pooling: how token vectors become one, instead of what the checkpoint says: "cls", "max", "mean",
                 "mean_sqrt_len_tokens", "weightedmean" or "lasttoken"; several as a list or as "cls+mean".
-            query_prompt: text put before each query in place of the model's.
-            document_prompt: text put before each document in place of the model's.
+            query_prompt: text put before each query instead of the model's.
+            document_prompt: text put before each document instead of the model's.
             query_task, document_task: name of another of the model's prompts (`akidb-mlx models info NAME`), such as
                 "clustering".
             device: "auto", "gpu" or "cpu"; not stored.
             cache_dir: where models are kept; not stored.
         Raises:
-            ModelNotFoundError: a misspelt name, which a plain collection would store for good.
+            ModelNotFoundError: a misspelt name, which a plain collection would store permanently.
             InvalidInputError: a value that cannot be used.
         """
         config = EmbeddingConfig.from_arguments(
@@ -92,7 +92,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @classmethod
     def from_config(cls, config: str | Path | EmbeddingConfig) -> MLXEmbeddingFunction:
-        """Make a function from a YAML file and the environment, or from a configuration at hand.
+        """Make a function from a YAML file and the environment, or from a configuration.
 
         Raises:
             InvalidInputError: as `EmbeddingConfig.load`.
@@ -205,7 +205,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         return cast(Embeddings, list(vectors))
 
     def _find_similarity(self) -> str | None:
-        """Return what the vectors are to be compared by; None: it is not known without a download."""
+        """Return what the vectors are to be compared by, or None if that takes a download to know."""
         if self._config.mode != "mlx":
             return "cosine"
         from akidb_mlx_plugin.locate import find_similarity
@@ -219,9 +219,9 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         space = _SPACES[self.model_info().compared_by]
         if space != "cosine":
             logger.warning(
-                "%s was not on this machine when Chroma asked for the distance of a collection, and got 'cosine'; its "
-                "vectors are to be compared by %r. If that collection is new, delete it and create it again, or give "
-                "configuration={'hnsw': {'space': %r}}",
+                "%s was not available locally when Chroma asked for a collection's distance, and 'cosine' was the "
+                "answer; its vectors are to be compared by %r. If that collection is new, delete it and create it "
+                "again, or give configuration={'hnsw': {'space': %r}}",
                 self._config.mlx.model,
                 space,
                 space,

@@ -27,7 +27,7 @@ from akidb_mlx_plugin.types import Document, Vector
 _PAGE = 1000
 # The asynchronous client packs and unpacks requests on the event loop: 1024 rows took it 50 ms, these take 7.
 _ASYNC_ROWS = 128
-# Times that a text may be put back by another process while it is being taken away.
+# How often another process may write a text back while it is being removed.
 _TRIES = 3
 # A record's URI, as Chroma keeps it among the metadata; it shows it elsewhere.
 _URI_KEY = "chroma:uri"
@@ -40,10 +40,10 @@ os.register_at_fork(after_in_child=_write_locks.clear)
 
 @dataclass(frozen=True)
 class RecordDocument(Document):
-    """A document with what Chroma keeps of it beyond that.
+    """A document with its URI, which only Chroma keeps.
 
     Attributes:
-        uri: None: it has none.
+        uri: None if it has none.
     """
 
     uri: str | None = None
@@ -57,7 +57,7 @@ class StoredRecord(StoredDocument):
 
 
 def read_model(collection: AnyCollection, wait: Wait = run_sync) -> Any:
-    """Ask the database what it says of a collection now; the object at hand may be older.
+    """Read a collection's description from the database; the object may be older.
 
     Raises:
         NotFoundError: it is gone.
@@ -126,7 +126,7 @@ class ChromaStore(Store):
     """A collection that documents are written to, by the synchronous client or the asynchronous one."""
 
     def __init__(self, collection: AnyCollection, wait: Wait = run_sync) -> None:
-        """Check that a collection fits its function, and bring back what a process that died had taken out.
+        """Check that a collection fits its function, and restore what a process that died had removed.
 
         Nothing is embedded.
 
@@ -153,7 +153,9 @@ class ChromaStore(Store):
     def check_document(self, document: Document) -> None:
         """Raise InvalidInputError for what Chroma would refuse, lose or change."""
         if is_kept(document.id):
-            raise InvalidInputError(f"the id {document.id!r} is this package's own; give the document another")
+            raise InvalidInputError(
+                f"the id {document.id!r} is reserved by this package; give the document another one"
+            )
         if has_sparse_vector(plain_metadata(document)) and is_local(self._collection):
             raise InvalidInputError(
                 f"the metadata of document {document.id!r} cannot be stored: sparse vectors need Chroma Cloud; leave "
@@ -218,10 +220,10 @@ class ChromaStore(Store):
         self._wait(self._collection.upsert(ids=[d.id for d in documents], embeddings=list(vectors), **given))
 
     def _add_without_text(self, documents: Sequence[Document], vectors: Vector) -> None:
-        """Take records with a text out, and add others without one.
+        """Remove records with a text, and add others without one.
 
         Raises:
-            RuntimeError: another process puts the text back again and again.
+            RuntimeError: another process keeps writing the text back.
         """
         ids = [document.id for document in documents]
         metadatas: list[Any] = [_without_nulls(document.metadata) for document in documents]
@@ -235,7 +237,7 @@ class ChromaStore(Store):
                         uris=cast("list[str]", uris) if any(uris) else None,
                     )
                 )
-            # Nothing was added where another process had brought the old one back, or has written the id meanwhile.
+            # Nothing was added where another process had restored the old one, or has written the id meanwhile.
             texts = self._wait(self._collection.get(ids=ids, include=["documents"]))["documents"]
             if all(text is None for text in texts):
                 return
@@ -249,7 +251,7 @@ class ChromaSource(Source):
     """A collection that documents are read from."""
 
     def __init__(self, collection: AnyCollection, wait: Wait = run_sync) -> None:
-        """Note the collection, and bring back what a process that died had taken out."""
+        """Store the collection, and restore what a process that died had removed."""
         self.label = f"collection {collection.name!r}"
         self._collection = collection
         self._wait = wait
@@ -260,7 +262,7 @@ class ChromaSource(Source):
         return int(self._wait(self._collection.count()))
 
     def find_without_text(self) -> str | None:
-        """Return the id of a document that has no text; None: all have one."""
+        """Return the id of a document that has no text, or None if all have one."""
         return next((document.id for document in self.read_all() if document.text is None), None)
 
     def read_all(self) -> Iterator[Document]:
@@ -274,7 +276,7 @@ class ChromaSource(Source):
 
 
 def _replacing(document: Document, old: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return metadata under which nothing of the old shines through; None: there is none, old or new.
+    """Return metadata that removes every old key it does not set, or None if there is neither old nor new.
 
     Args:
         document: goes to the database, with plain metadata.

@@ -1,4 +1,4 @@
-"""Lists in metadata that Chroma shows in records they were never given to.
+"""Lists in metadata that Chroma shows in records to which they were never given.
 
 Chroma keeps the items of lists in a table of their own, by the number of the record, and forgets them there when a
 collection is deleted (seen in 1.5.0 to 1.5.9, in a folder and behind a server). The next record that gets the number
@@ -21,13 +21,13 @@ def clear_strays(
     texts: Sequence[str | None],
     metadatas: Sequence[Mapping[str, Any] | None],
 ) -> None:
-    """Take lists away that records have just got and were not given.
+    """Remove lists that records have just got without being given them.
 
     Args:
         collection: holds the records.
-        wait: takes what its client gives.
+        wait: of its client.
         ids, texts, metadatas: of the records, as they were written. One that differs in anything but additional lists
-            has been written by somebody else since, and stays as it is.
+            has been written by another process since, and stays as it is.
     """
     written = dict(zip(ids, zip(texts, metadatas, strict=True), strict=True))
     found = wait(collection.get(ids=list(ids), include=["documents", "metadatas"]))

@@ -32,28 +32,28 @@ def create_table(
     vector: str | None = None,
     namespace_path: Sequence[str] = (),
 ) -> Any:
-    """Create a table that says which vectors it holds.
+    """Create a table that records which vectors it holds.
 
-    Model, dimension and fingerprint go into its metadata, beside the function itself. A table stores no metric: see
+    Model, dimension and fingerprint go into its metadata, with the function itself. A table stores no metric: see
     `MLXEmbeddings.distance_type` for models whose vectors have no unit length.
 
     Args:
         db: a synchronous connection, to a database or to a namespace.
         name: of the table.
-        embedding_function: embeds its texts; in mode "user_provided" it has the vectors brought.
+        embedding_function: embeds its texts; in mode "user_provided" it embeds nothing, and documents have vectors.
         schema: the columns; those for id, text and vector are added if they are missing, and a vector column without a
-            width gets the function's. None: these and "metadata", JSON, which LanceDB can filter by.
-        mode: "create", or "overwrite" in place of a table that exists.
+            width gets the function's. Defaults to these and "metadata", JSON, which LanceDB can filter by.
+        mode: "create", or "overwrite" to replace a table that exists.
         exist_ok: open the table if it exists; another model is refused then, and a table that stores no function.
         on: the column that distinguishes documents: strings, whole numbers or UUIDs.
-        text, vector: columns of texts and vectors; None: those of the schema's function, else "text" and "vector".
+        text, vector: columns of texts and vectors. Default to those of the schema's function, else "text" and "vector".
         namespace_path: where in the database the table is; empty: at its root.
     Returns:
         The table, as `db.create_table` does.
     Raises:
         DimensionMismatchError: the vector column is of another width, or the table exists with another model.
         InvalidInputError: a column cannot hold what it is for.
-        ModelNotFoundError, DownloadError: the model is not here and cannot be fetched; no weights are loaded.
+        ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
     refuse_asynchronous(db, "await db.create_table(name, schema=table_schema(...)) instead")
     made = table_schema(embedding_function, schema, name=name, on=on, text=text, vector=vector)
@@ -104,7 +104,7 @@ def table_schema(
         every if text is None and vector is None else [read_table_schema(name, made, None, text=text, vector=vector)]
     )
     if any(column.stored is None for column in schemas):
-        raise InvalidInputError(f"the schema of table {name!r} names an embedding function that is not of this package")
+        raise InvalidInputError(f"the schema of table {name!r} names an embedding function of another package")
     read_table_schema(name, made, on, vector=schemas[0].vector)
     fitting = find_fitting(
         [
@@ -118,7 +118,7 @@ def table_schema(
         for field in fields
     ]
     if len(every) == 1:
-        # A stamp speaks of one column.
+        # A stamp describes one column.
         metadata |= {key: str(value) for key, value in make_stamp(embedding_function.model_info()).items()}
     return pa.schema(fields, metadata=metadata)
 

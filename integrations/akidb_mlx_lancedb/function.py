@@ -60,11 +60,11 @@ class MLXEmbeddings(TextEmbeddingFunction):
     Attributes:
         name: the model: a short name (`akidb-mlx models list`), "org/repo", or a folder.
         mode: "mlx"; "user_provided" for tables whose vectors are always given; "mock" for tests.
-        dimension: length of the vectors; None: the model's default.
-        normalize: scale vectors to unit length, or leave them as they are; None: as the checkpoint says.
-        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says. `create`
-            takes a list too.
-        query_prompt, document_prompt: text put before each text in place of the model's.
+        dimension: length of the vectors. Defaults to the model's.
+        normalize: scale vectors to unit length, or leave them as they are. Defaults to what the checkpoint says.
+        pooling: how token vectors become one, such as "mean" or "cls+mean". Defaults to what the checkpoint
+            says. `create` takes a list too.
+        query_prompt, document_prompt: text put before each text instead of the model's.
         query_task, document_task: name of another of the model's prompts, such as "clustering".
         max_retries: LanceDB's field, without effect: errors arrive as they are, at once.
     """
@@ -91,7 +91,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
                 function that LanceDB makes from a table takes these two from the environment.
         Raises:
             InvalidInputError: an unknown argument, or a value that cannot be used.
-            ModelNotFoundError: a misspelt name, which a table would store for good.
+            ModelNotFoundError: a misspelt name, which a table would store permanently.
         """
         if is_reading_table():
             return cls.from_stored(settings)
@@ -107,7 +107,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
     @classmethod
     def from_config(cls, config: str | Path | EmbeddingConfig) -> MLXEmbeddings:
-        """Make a function from a YAML file and the environment, or from a configuration at hand.
+        """Make a function from a YAML file and the environment, or from a configuration.
 
         Raises:
             InvalidInputError: as `EmbeddingConfig.load`.
@@ -129,7 +129,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         cls, settings: dict[str, Any], *, trusted: bool, machine: Mapping[str, Any] | None = None
     ) -> MLXEmbeddings:
         if "model" in settings:
-            raise InvalidInputError(f"the model goes in as name=, got model={settings['model']!r}")
+            raise InvalidInputError(f"give the model as name=, got model={settings['model']!r}")
         config = config_from_stored(settings_from_fields(settings), machine, stored=not trusted)
         return cls._from_embedding_config(config, trusted=trusted)
 
@@ -175,7 +175,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
             return self.dimension
         info = self.model_info()
         if not info.dimension:
-            raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
+            raise InvalidInputError("mode 'user_provided' needs dimension=, the length of your vectors")
         if not info.normalize:
             _warn_of_metric(info.model, _DISTANCE_TYPES[info.compared_by])
         return info.dimension
@@ -213,15 +213,15 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return self.generate_embeddings(self.sanitize_input(texts))
 
     def compute_source_embeddings_with_retry(self, texts: Any) -> list[Any]:
-        """Embed for a column of LanceDB's; without its retries, because nothing that fails here passes by waiting.
+        """Embed for a column of LanceDB's; without its retries, because no failure here is transient.
 
         Returns:
-            Lists of floats: Arrow takes float32 arrays into no column of another width.
+            Lists of floats: Arrow puts float32 arrays into columns of the same width only.
         """
         return [None if vector is None else vector.tolist() for vector in self.compute_source_embeddings(texts)]
 
     def compute_query_embeddings_with_retry(self, query: Any) -> list[Vector | None]:
-        """Embed without LanceDB's retries: nothing that fails here passes by waiting, and errors keep their type."""
+        """Embed without LanceDB's retries: no failure here is transient, and errors keep their type."""
         return self.compute_query_embeddings(query)
 
     def _embed(self, texts: Sequence[str | None], kind: Kind) -> list[Vector | None]:
@@ -234,10 +234,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
 @dataclass(frozen=True)
 class _WidthCheck:
-    """An annotation that pydantic asks for a schema while it builds the class, and that holds two numbers together.
+    """An annotation that pydantic asks for a schema while it builds the class, and that compares two dimensions.
 
     Attributes:
-        dimension: of the function; None: not known without looking at its model, and not checked here.
+        dimension: of the function; None if only its model tells, which is not checked here.
     """
 
     dimension: int | None
@@ -257,11 +257,11 @@ class _WidthCheck:
 
 @lru_cache(maxsize=256)
 def _warn_of_metric(model: str, metric: str) -> None:
-    """Say once per model that LanceDB's default metric is not the model's."""
+    """Warn once per model that LanceDB's default metric is not the model's."""
     if metric != "l2":
         logger.warning(
             "the vectors of %s are not of unit length and are to be compared by %s, and LanceDB's default is l2: "
-            "search by table.search(...).distance_type(%r), make indexes with that metric, or give normalize=True",
+            "search with table.search(...).distance_type(%r), create indexes with that metric, or give normalize=True",
             model,
             metric,
             metric,

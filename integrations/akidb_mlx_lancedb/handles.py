@@ -25,7 +25,7 @@ _locks_guard = threading.Lock()
 
 
 def run_sync(result: Any) -> Any:
-    """Return what a table's method gave: an asynchronous one is run on LanceDB's own loop, never on the caller's."""
+    """Return the result of a table's method; an asynchronous one runs on LanceDB's own loop, never on the caller's."""
     return LOOP.run(result) if inspect.iscoroutine(result) else result  # type: ignore[no-untyped-call]
 
 
@@ -46,7 +46,7 @@ def namespace_arguments(namespace_path: Sequence[str]) -> dict[str, Any]:
 
 
 def find_table(db: Any, name: str, namespace_path: Sequence[str] = ()) -> Any:
-    """Open a table; None: there is none of that name."""
+    """Open a table, or return None if there is none of that name."""
     try:
         return db.open_table(name, **namespace_arguments(namespace_path))
     except Exception as error:  # of another type for each kind of connection
@@ -57,22 +57,22 @@ def find_table(db: Any, name: str, namespace_path: Sequence[str] = ()) -> Any:
 
 
 def refuse_checked_out(table: Any) -> None:
-    """Raise InvalidInputError for a handle that shows one version, past which it would write unseen."""
+    """Raise InvalidInputError for a handle of an older version, whose writes it would not show."""
     if _is_checked_out(table):
         raise InvalidInputError(
-            f"table {table.name!r} is checked out at an older version; call table.checkout_latest() to go on with the "
-            "newest, or table.restore() to make the old one the newest"
+            f"table {table.name!r} is checked out at an older version; call table.checkout_latest() to continue with "
+            "the newest, or table.restore() to make the old one the newest"
         )
 
 
 def refresh(table: Any) -> None:
-    """Let a handle see what others have written since."""
+    """Bring a handle to the table's newest version."""
     run_sync(table.checkout_latest())
 
 
 @contextmanager
 def write_lock(table: Any) -> Iterator[None]:
-    """Let one upsert at a time write to a table, of this process's and, in a local folder, of this machine's.
+    """Let one upsert at a time write to a table: of this process and, in a local folder, of this machine.
 
     LanceDB takes two merges that insert the same new key at the same time for independent, and keeps both rows.
     """
@@ -86,7 +86,7 @@ def write_lock(table: Any) -> Iterator[None]:
 def _is_checked_out(table: Any) -> bool:
     if hasattr(table, "_checkout_version"):
         return table._checkout_version is not None
-    # There is no question to ask; but a handle of an old version refuses to drop even an index that is not there.
+    # LanceDB does not say; but a handle of an old version refuses to drop even an index that does not exist.
     try:
         run_sync(table.drop_index(f"akidb-mlx-{uuid.uuid4().hex}"))
     except Exception as error:  # LanceDB has no type for "no such index"
@@ -99,7 +99,7 @@ def _uri(table: Any) -> str:
         found = table.uri
         return str(run_sync(found() if callable(found) else found))
     except (AttributeError, NotImplementedError, RuntimeError, ValueError):
-        # A table in LanceDB's cloud; other machines are not kept off anyway.
+        # A table in LanceDB's cloud, where a lock would not stop other machines anyway.
         return f"{type(table).__name__}:{table.name}"
 
 
@@ -118,7 +118,7 @@ def _file_lock(uri: str) -> Iterator[None]:
 
 
 def _open_lock(uri: str) -> int | None:
-    """Return a descriptor of a local table's lock file; None for another kind of storage."""
+    """Return a descriptor of a local table's lock file, or None for another kind of storage."""
     parsed = urlparse(uri)
     if parsed.scheme not in ("", "file"):
         return None

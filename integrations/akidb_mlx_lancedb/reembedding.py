@@ -38,14 +38,14 @@ def reembed(
     again. At the end both are compared.
 
     Args:
-        source: `LanceTable`, whatever function it has; its newest version is read.
+        source: `LanceTable` with any function; its newest version is read.
         embedding_function: makes the new vectors.
-        name: of the new table; None: the old name and the model's.
+        name: of the new table. Defaults to the old name and the model's.
         show_progress: draw a bar with rate and time left.
         batch_size: rows embedded and written together.
         on: the column that distinguishes rows.
         text, vector: columns of texts and vectors, of a table that stores no function, or several.
-        db: connection of the new table; None: the source's own.
+        db: connection of the new table. Defaults to the source's own.
     Returns:
         The new table.
     Raises:
@@ -79,12 +79,12 @@ def reembed_table(
     vector: str | None = None,
     db: Any = None,
 ) -> tuple[Any, UpsertResponse]:
-    """Do what `reembed` does, and return what it took as well."""
+    """Run `reembed`, and return what it took as well."""
     if isinstance(source, AsyncTable):
         raise InvalidInputError("this table is from an asynchronous connection; open it with lancedb.connect instead")
     new_name = name or default_name(source.name, embedding_function.model_info())
     if new_name == source.name and db is None:
-        raise InvalidInputError(f"the new table needs a name of its own, not {new_name!r} again")
+        raise InvalidInputError(f"the new table needs another name than {new_name!r}")
     refuse_checked_out(source)
     refresh(source)
     schema = open_table_schema(source, on, text=text, vector=vector)
@@ -103,7 +103,7 @@ def reembed_table(
 
 
 def _connection(table: Any) -> Any:
-    # A table knows its connection under no public name, and one in LanceDB's cloud not at all.
+    # A table has its connection under no public name, and one in LanceDB's cloud not at all.
     connection = getattr(table, "_conn", None)
     if connection is None:
         raise InvalidInputError(f"{type(table).__name__} does not know its connection; give it as db=")
@@ -126,7 +126,7 @@ def _create_beside(db: Any, source: Any, schema: TableSchema, name: str, functio
     }
     others = [other for other in schema.functions if other.get("vector_column") != schema.vector]
     kept = {key: value for key, value in (schema.arrow.metadata or {}).items() if not key.startswith(b"akidb_mlx:")}
-    # A stamp speaks of one column.
+    # A stamp describes one column.
     is_only = all(other.get("name") != ALIAS for other in others)
     stamp = make_stamp(function.model_info()) if is_only else {}
     metadata = {

@@ -1,4 +1,4 @@
-"""Which column of a LanceDB table is what."""
+"""The schema of a LanceDB table: which column holds ids, texts, vectors and metadata."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class TableSchema:
     Attributes:
         label: the table, as messages call it: "table 'notes'".
         arrow: the schema of all of them; a JSON column has the type in which it is written.
-        id: distinguishes documents; "" where nobody asked.
-        text: None: the table keeps no texts.
-        vector: filled by the function, or by whoever writes.
+        id: the key column; "" where it was not asked for.
+        text: None if the table keeps no texts.
+        vector: filled by the function, or by the writer.
         functions: every embedding function that the table stores, as it stores them.
-        stored: the fields of ours that fills `vector`; None: there is none.
+        stored: the fields of our function that fills `vector`; None if there is none.
     """
 
     label: str
@@ -142,13 +142,13 @@ class TableSchema:
 def read_table_schema(
     name: str, arrow: pa.Schema, on: str | None, *, text: str | None = None, vector: str | None = None
 ) -> TableSchema:
-    """Find out what a table's columns are.
+    """Determine what each column of a table is for.
 
     Args:
         name: of the table.
         arrow: the schema as LanceDB gives it.
-        on: the column that distinguishes documents; None: it does not matter.
-        text, vector: columns of the caller's choice; None: those of the table's function, else the usual names.
+        on: the key column; None if it does not matter.
+        text, vector: columns of the caller's choice. Default to those of the table's function, else the usual names.
     Raises:
         InvalidInputError: no such column, none for vectors, several that it may be, or stored settings that cannot be
             read.
@@ -168,8 +168,8 @@ def read_table_schema(
     is_ours = bool(entry and entry.get("name") == ALIAS)
     if text is not None and not is_text(arrow.field(text).type):
         if is_ours:
-            raise InvalidInputError(f"column {text!r} of {label} holds {arrow.field(text).type}, which are no texts")
-        # Another's function may embed pictures.
+            raise InvalidInputError(f"column {text!r} of {label} holds {arrow.field(text).type}, which are not texts")
+        # A function of another package may embed pictures.
         text = None
     check_vector_column(label, arrow.field(vector))
     stored = (entry.get("model") or {}) if entry and is_ours else None
@@ -187,7 +187,7 @@ def read_table_schemas(name: str, arrow: pa.Schema) -> list[TableSchema]:
 def _choose(
     label: str, functions: Sequence[Mapping[str, Any]], text: str | None, vector: str | None
 ) -> Mapping[str, Any] | None:
-    """Return the function that documents' texts go to; None: there is none for these columns."""
+    """Return the function that embeds documents' texts, or None if there is none for these columns."""
     if text is not None or vector is not None:
         fitting = [
             entry
@@ -200,9 +200,7 @@ def _choose(
             fitting = list(functions)
     if len(fitting) > 1:
         columns = ", ".join(f"{entry['source_column']} -> {entry['vector_column']}" for entry in fitting)
-        raise InvalidInputError(
-            f"{label} embeds {len(fitting)} columns ({columns}); name the one that is meant with vector="
-        )
+        raise InvalidInputError(f"{label} embeds {len(fitting)} columns ({columns}); choose one with vector=")
     return fitting[0] if fitting else None
 
 
@@ -211,14 +209,14 @@ def _check_value(what: str, field: pa.Field, value: Any) -> None:
         check_value(value, field)
     except (pa.ArrowException, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidInputError(
-            f"{what} has {field.name} = {value!r:.80}, which does not go into a column of {field.type}: {error}"
+            f"{what} has {field.name} = {value!r:.80}, which does not fit a column of {field.type}: {error}"
         ) from error
 
 
 def _check_id_column(label: str, arrow: pa.Schema, on: str) -> None:
     if on not in arrow.names:
         raise InvalidInputError(
-            f"{label} has no column {on!r} to distinguish documents by; name one with on= (--on), or add one with "
+            f"{label} has no key column {on!r}; name one with on= (--on), or add one with "
             f"table.add_columns({{{on!r}: 'uuid()'}})"
         )
     if not is_key_type(arrow.field(on).type):
@@ -228,7 +226,7 @@ def _check_id_column(label: str, arrow: pa.Schema, on: str) -> None:
 
 
 def _refuse_blobs(label: str, arrow: pa.Schema) -> None:
-    """Refuse columns that LanceDB gives back as descriptions of what they hold, which nobody could write again."""
+    """Refuse columns that LanceDB reads as descriptions of their contents, which cannot be written again."""
     for field in arrow:
         metadata = field.metadata or {}
         if metadata.get(b"ARROW:extension:name") == b"lance.blob.v2" or b"lance-encoding:blob" in metadata:
@@ -259,7 +257,7 @@ def _read_functions(label: str, arrow: pa.Schema) -> tuple[Mapping[str, Any], ..
             )
     vectors = [entry["vector_column"] for entry in entries]
     if len(set(vectors)) < len(vectors):
-        # What LanceDB makes of one function object in two pairs of fields.
+        # LanceDB writes this for one function object in two pairs of fields.
         raise InvalidInputError(
             f"{label} has two functions for one column of {', '.join(vectors)}; give each pair of SourceField and "
             "VectorField a function of its own: MLXEmbeddings.create(...) once for each"

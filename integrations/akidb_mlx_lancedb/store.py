@@ -30,10 +30,10 @@ def open_table_schema(table: Any, on: str | None, *, text: str | None = None, ve
 
 
 def read_stored_vectors(table: Any, schema: TableSchema) -> StoredVectors:
-    """Return what a table says of its vectors; a column without a width is known by its first vector."""
+    """Return what a table says of its vectors; the first vector tells the width of a column without one."""
     metadata = {key.decode("utf-8", "replace"): value for key, value in (schema.arrow.metadata or {}).items()}
     if sum(entry.get("name") == ALIAS for entry in schema.functions) > 1:
-        # The stamp speaks of one column, and does not say which.
+        # The stamp describes one column, and does not say which.
         metadata = without_stamp(metadata)
     dimension = schema.dimension
     if not dimension:
@@ -68,9 +68,9 @@ class LanceStore(Store):
 
         Args:
             table: `LanceTable` or `AsyncTable`.
-            on: the column that distinguishes documents.
-            text, vector: columns of texts and vectors; None: those of the function, or the usual names.
-            embedding_function: None: the one that the table stores.
+            on: the key column.
+            text, vector: columns of texts and vectors. Default to those of the function, or the usual names.
+            embedding_function: defaults to the one that the table stores.
         Raises:
             DimensionMismatchError: the function does not fit the table.
             InvalidInputError: the handle is checked out, or the table has no such column, or settings that cannot be
@@ -128,7 +128,7 @@ class LanceSource(Source):
     """A table that documents are read from."""
 
     def __init__(self, table: Any, schema: TableSchema) -> None:
-        """Note the table and its columns."""
+        """Store the table and its columns."""
         self.label = schema.label
         self._table = table
         self._schema = schema
@@ -143,8 +143,8 @@ class LanceSource(Source):
         ids = _select(self._table, [column], None)[column].combine_chunks()
         if ids.null_count:
             raise InvalidInputError(
-                f"{ids.null_count} rows of {self.label} have no {column!r}, which distinguishes rows; fill it, or name "
-                "another column with on= (--on)"
+                f"{ids.null_count} rows of {self.label} have no {column!r}, the key column; fill it, or name "
+                "another one with on= (--on)"
             )
         counts = pc.value_counts(ids.storage if isinstance(ids, pa.ExtensionArray) else ids)
         repeated = counts.filter(pc.greater(counts.field("counts"), 1))
@@ -152,12 +152,12 @@ class LanceSource(Source):
             first = repeated[0].as_py()
             raise InvalidInputError(
                 f"{len(repeated)} ids of {self.label} are in more than one row, {first['values']!r} in "
-                f"{first['counts']} of them; delete the rows that are outdated, or name a column that distinguishes "
-                f"rows with on= (--on); table.add_columns({{'key': 'uuid()'}}) adds one"
+                f"{first['counts']} of them; delete the outdated rows, or name another key "
+                f"column with on= (--on); table.add_columns({{'key': 'uuid()'}}) adds one"
             )
 
     def find_without_text(self) -> str | None:
-        """Return the id of a row that has no text; None: all have one."""
+        """Return the id of a row that has no text, or None if all have one."""
         schema = self._schema
         where = f"`{schema.text}` IS NULL" if schema.text else None
         rows = _select(self._table, [schema.id], where, limit=1)

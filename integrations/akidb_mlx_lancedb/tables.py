@@ -32,7 +32,7 @@ def open_table(
     Args:
         db: a synchronous connection, to a database or to a namespace.
         name: of the table.
-        embedding_function: None: the one that the table stores. Its model is then downloaded only if it is in the
+        embedding_function: defaults to the one that the table stores, whose model is downloaded only if it is in the
             registry or named in `AKIDB_ALLOWED_MODELS`.
         text, vector: columns to check, of a table that embeds several.
         namespace_path: where in the database the table is; empty: at its root.
@@ -57,16 +57,16 @@ def validate_table(
     text: str | None = None,
     vector: str | None = None,
 ) -> None:
-    """Return if a table and a function fit, and a query vector if one is given; loads no weights.
+    """Check that a function's vectors, and a query vector if given, fit a table; loads no weights.
 
     Args:
         table: `LanceTable`.
-        embedding_function: None: the one that the table stores. Of a table that embeds several columns it has to fit
-            one, or the one that is named.
-        query_vector: D numbers that the table is to be searched with.
+        embedding_function: defaults to the one that the table stores. In a table that embeds several columns it
+            has to fit one of them, or the one that is named.
+        query_vector: D numbers to search the table with.
         text, vector: columns to check, of a table that embeds several.
     Raises:
-        DimensionMismatchError: they do not; it names both dimensions, both models and the remedy.
+        DimensionMismatchError: they do not fit; it names both dimensions, both models and the remedy.
         InvalidInputError: stored settings or a vector that cannot be used.
     """
     schemas = _read_schemas(table, text, vector)
@@ -96,10 +96,10 @@ def upsert(
     vector: str | None = None,
     embedding_function: MLXEmbeddings | None = None,
 ) -> UpsertResponse:
-    """Write documents with texts, vectors or both; vectors that are missing are embedded.
+    """Write documents with texts, vectors or both; missing vectors are embedded.
 
-    A document takes the place of the row that has its id: what it does not have is null then. Metadata goes to the
-    columns of its names, and the rest to the JSON column "metadata" if there is one; every value comes back equal, or
+    A document replaces the row with the same id: what it does not have becomes null. Metadata goes to the columns of
+    its names, and the rest to the JSON column "metadata" if there is one; every value comes back equal, or
     is refused. Documents in a list are all checked before the first text is embedded. A stream may be longer than
     memory; it is checked chunk by chunk. The handle is brought to the table's newest version first, and upserts of
     several threads or processes of one machine write one row per id.
@@ -108,14 +108,13 @@ def upsert(
         table: `LanceTable`, made by `create_table` or by LanceDB itself.
         documents: a list, or a stream of any length.
         show_progress: draw a bar with rate and time left.
-        batch_size: documents embedded and written together; None: as many as embed well.
+        batch_size: documents embedded and written together. Defaults to as many as embed well.
         skip_unchanged: embed no text that is stored already, and write no document that is stored as it is. What is
-            stored is compared itself, not a hash of it: that is right even after a write past this package.
-        on: the column that distinguishes documents. Document ids are strings, also of a column of whole numbers ("17")
-            or UUIDs.
-        text, vector: columns of texts and vectors; None: those of the table's function, else "text" and the only column
-            of vectors. Another column that a function fills is embedded as well, from the metadata of its name.
-        embedding_function: None: the one that the table stores.
+            stored is compared itself, not a hash of it, so writes without this package are noticed.
+        on: the key column. Document ids are strings, also of a column of whole numbers ("17") or UUIDs.
+        text, vector: columns of texts and vectors. Default to those of the table's function, else "text" and the only
+            column of vectors. Another column that a function fills is embedded as well, from the metadata of its name.
+        embedding_function: defaults to the one that the table stores.
     Raises:
         InvalidInputError: a document cannot be used, or the handle is checked out; nothing was embedded or written.
         DimensionMismatchError: the function does not fit the table, or a vector does not; likewise.
@@ -144,7 +143,7 @@ async def aupsert(
     vector: str | None = None,
     embedding_function: MLXEmbeddings | None = None,
 ) -> UpsertResponse:
-    """Write documents without holding up the event loop; arguments and errors as `upsert`.
+    """Write documents without blocking the event loop; arguments and errors as `upsert`.
 
     Everything runs on other threads, a stream of documents too. Cancelling the task ends it after the write that is
     under way; the CancelledError's `__cause__` is the UpsertError that says what is in, or None if everything is.
@@ -164,7 +163,7 @@ async def aupsert(
 
 
 def find_fitting(stored: Sequence[StoredVectors], function: MLXEmbeddings) -> int:
-    """Return the position of the first column that a function fits; raise what is wrong with the first of all."""
+    """Return the position of the first column that a function fits; raise the first column's error if none fits."""
     errors: list[EmbeddingError] = []
     for position, column in enumerate(stored):
         try:
@@ -177,7 +176,7 @@ def find_fitting(stored: Sequence[StoredVectors], function: MLXEmbeddings) -> in
 
 
 def refuse_without_function(label: str, embedding_function: MLXEmbeddings | None) -> None:
-    """Refuse a table that stores no function, unless its vectors are always brought.
+    """Refuse a table that stores no function, unless users give all its vectors.
 
     Raises:
         InvalidInputError: LanceDB's own `add` would leave the vectors null, and nothing can be searched by text.

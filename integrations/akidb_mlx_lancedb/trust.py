@@ -1,6 +1,6 @@
 """Who asks for a function: a caller, who may have any model, or LanceDB on the word of a table.
 
-What a table stores is data from a stranger, and no model outside the registry is downloaded for it. LanceDB makes the
+What a table stores is untrusted data, and no model outside the registry is downloaded for it. LanceDB makes the
 stored function by the same call that its users make, `registry.get("akidb-mlx").create(**fields)`, and gives no hook
 in between; only the stack distinguishes the two.
 """

@@ -133,7 +133,7 @@ def _exact_text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{_name(value)} is not a string; give str(value)")
     check_unicode(value, "it")
-    # The characters of an enumeration's member, whose str() is its name.
+    # The value of an enumeration's member, whose str() is its name.
     return str.__str__(value)
 
 
@@ -219,7 +219,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _exact_other(value: Any, kind: pa.DataType) -> Any:
-    """Return a value of a rarer type: Arrow converts it, and what comes back is held against it."""
+    """Return a value of a rarer type: Arrow converts it, and the result must equal it."""
     if isinstance(kind, pa.JsonType):
         parsed = json.loads(_exact_text(value))
         check_json(parsed)

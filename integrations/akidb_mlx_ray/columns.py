@@ -1,4 +1,4 @@
-"""Which columns a row's id, text and vector are in, and what can be the matter with a row."""
+"""Which columns a row's id, text and vector are in, and what can be wrong with a row."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Columns:
     """Where things are in a dataset's rows.
 
     Attributes:
-        id: the column that tells rows apart; strings or whole numbers.
+        id: the key column; strings or whole numbers.
         text: what is embedded.
-        vector: where vectors go; a dataset that has it already brings vectors of its own, and its nulls are embedded.
+        vector: where vectors go; if a dataset has it already, its vectors are kept and its nulls are embedded.
         dimension: length of every vector.
-        embeds: whether there is a model; without one every row has to bring its vector.
+        embeds: whether there is a model; without one every row must have its vector.
     """
 
     id: str
@@ -32,13 +32,13 @@ class Columns:
     embeds: bool = True
 
     def check_schema(self, given: Mapping[str, Any]) -> None:
-        """Hold a dataset's columns against what is needed, before a row is read.
+        """Check that a dataset has the columns that are needed, before a row is read.
 
         Args:
             given: its columns with their types, Arrow's where Ray knows them.
         Raises:
             InvalidInputError: no such column, or one of a type that cannot be an id, a text or a vector.
-            DimensionMismatchError: the vectors that it brings have another length.
+            DimensionMismatchError: its vectors have another length.
         """
         for what, name in (("id", self.id), ("text", self.text)):
             if name not in given and not (name == self.text and self.vector in given):
@@ -56,13 +56,13 @@ class Columns:
         if pa.types.is_fixed_size_list(vector_type) and vector_type.list_size != self.dimension:
             raise DimensionMismatchError(
                 f"column {self.vector!r} holds vectors of {vector_type.list_size} dimensions, and {self.dimension} are "
-                "wanted; drop the column to have the texts embedded",
+                "needed; drop the column to have the texts embedded",
                 expected=self.dimension,
                 actual=vector_type.list_size,
             )
 
     def find_problems(self, rows: pa.Table) -> list[str | None]:
-        """Return for every row what is the matter with it; None: it can be embedded or brings its vector."""
+        """Return what is wrong with each row, or None where it can be embedded or has its vector."""
         ids = rows[self.id].to_pylist()
         texts = rows[self.text].to_pylist() if self.text in rows.column_names else [None] * rows.num_rows
         has_vector, vector_problems = self._look_at_vectors(rows)
@@ -72,7 +72,7 @@ class Columns:
         ]
 
     def _look_at_vectors(self, rows: pa.Table) -> tuple[list[bool], list[str | None]]:
-        """Return which rows bring a vector, and what is the matter with it."""
+        """Return which rows have a vector, and what is wrong with it."""
         nothing: list[str | None] = [None] * rows.num_rows
         if self.vector not in rows.column_names or not _is_list(rows.schema.field(self.vector).type):
             return [False] * rows.num_rows, nothing
@@ -89,8 +89,8 @@ class Columns:
     def _problem_of_text(self, text: Any, *, has_vector: bool) -> str | None:
         if text is not None and not isinstance(text, str):
             return f"text is {type(text).__name__}, not a string"
-        if text is not None and _has_half_characters(text):
-            return "text with half a character"
+        if text is not None and _has_unpaired_surrogate(text):
+            return "text with an unpaired surrogate"
         if has_vector:
             return None
         if not self.embeds:
@@ -103,14 +103,14 @@ class Columns:
 def _problem_of_id(id_: Any) -> str | None:
     if id_ is None or id_ == "":
         return "no id"
-    if isinstance(id_, str) and _has_half_characters(id_):
-        return "id with half a character"
+    if isinstance(id_, str) and _has_unpaired_surrogate(id_):
+        return "id with an unpaired surrogate"
     is_id = isinstance(id_, str | int) and not isinstance(id_, bool)
     return None if is_id else f"id is {type(id_).__name__}, not a string"
 
 
-def _has_half_characters(text: str) -> bool:
-    """Tell whether a string holds one half of a surrogate pair, as JSON allows and UTF-8 does not."""
+def _has_unpaired_surrogate(text: str) -> bool:
+    """Return whether a string holds an unpaired surrogate, which JSON allows and UTF-8 does not."""
     try:
         check_unicode(text, "text")
     except InvalidInputError:
@@ -128,14 +128,14 @@ def _is_list(column_type: pa.DataType) -> bool:
 
 
 def _may_be_text(column_type: pa.DataType) -> bool:
-    """Tell whether a column may hold strings: Ray keeps Python objects of mixed types in one of its own."""
+    """Return whether a column may hold strings: Ray keeps Python objects of mixed types in a type of its own."""
     if pa.types.is_dictionary(column_type):
         return _may_be_text(column_type.value_type)
     return bool(is_string(column_type) or pa.types.is_null(column_type) or isinstance(column_type, pa.ExtensionType))
 
 
 def is_string(column_type: pa.DataType) -> bool:
-    """Tell whether all values of a column are strings, in whichever of Arrow's layouts."""
+    """Return whether all values of a column are strings, in any of Arrow's layouts."""
     if pa.types.is_dictionary(column_type):
         return is_string(column_type.value_type)
     return bool(

@@ -18,8 +18,8 @@ from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import Tally
 from akidb_mlx_ray.screening import keep_good, screen
 
-# Texts that are embedded to see how long it takes: so many for each worker, as long as that is not too many for all.
-# They are drawn from so many of each block that Ray reads.
+# Texts that are embedded to see how long it takes: a number for each worker, up to a number for all.
+# They are drawn from up to `_PER_BLOCK` rows of each block that Ray reads.
 _SAMPLE, _MAX_SAMPLE = 512, 4096
 _PER_BLOCK = 128
 # How many rows a block had, on the first of those that were drawn from it.
@@ -34,13 +34,13 @@ class Estimate:
     Attributes:
         rows: in the dataset.
         rejected: rows that could not be embedded, by reason.
-        rejects: the file that says which; None: there are none.
-        already_there: rows whose ids the store has.
+        rejects: the file that lists them; None if there are none.
+        already_there: rows whose ids the database has.
         to_write: rows that it would get.
         sample: texts that were embedded to find out.
         tokens: of the rows to be written, from the sample.
         texts_per_second: of all workers together, from the sample.
-        seconds: of embedding alone; starting Ray, reading and writing come on top.
+        seconds: of embedding alone, without starting Ray, reading and writing.
         disk_bytes: vectors and columns as they are, without an index.
     """
 
@@ -57,7 +57,7 @@ class Estimate:
 
 
 def estimate(ds: Dataset, store: BulkStore, workers: Workers, rejects_path: Path) -> Estimate:
-    """Look at every row, embed a few of them with the workers of the run, and reckon.
+    """Look at every row, embed a few of them with the workers of the run, and estimate the whole.
 
     Raises:
         As the run itself, for what it would refuse.

@@ -1,4 +1,4 @@
-"""What the ways into both databases share: look at the rows, leave out what is there, embed, write, report."""
+"""The pipeline into either database: look at the rows, leave out what is there, embed, write, report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BulkStore(ABC):
 
     @abstractmethod
     def check_columns(self, given: Mapping[str, Any]) -> None:
-        """Hold a dataset's columns, by name with their types, against what it keeps; makes nothing.
+        """Check that it can keep a dataset's columns, given by name with their types; creates nothing.
 
         Raises:
             InvalidInputError: a column cannot be kept, or one is missing.
@@ -52,7 +52,7 @@ class BulkStore(ABC):
 
     @abstractmethod
     def make(self, given: Mapping[str, Any]) -> None:
-        """Make it for such columns if it is not there, with its function and stamp, and ready to be looked up in."""
+        """Create it for such columns if it does not exist, with its function and stamp, and ready for lookups."""
 
     @abstractmethod
     def drop_present(self, ds: Dataset) -> Dataset:
@@ -65,11 +65,11 @@ class BulkStore(ABC):
 
 @dataclass(frozen=True)
 class Options:
-    """How a run goes about it.
+    """How a run treats rows that cannot be embedded.
 
     Attributes:
         strict: stop at a row that cannot be embedded, before anything is written; else leave such rows out.
-        rejects: the file that says which.
+        rejects: the file that lists the latter.
     """
 
     strict: bool
@@ -77,7 +77,7 @@ class Options:
 
 
 def run(ds: Dataset, store: BulkStore, workers: Workers, options: Options) -> BulkResult:
-    """Write what a store lacks of a dataset."""
+    """Write the rows of a dataset that a store does not have."""
     begun = time.perf_counter()
     with RejectFile(options.rejects) as rejects, typed_errors(store.label):
         given = columns_of(ds)
@@ -86,7 +86,7 @@ def run(ds: Dataset, store: BulkStore, workers: Workers, options: Options) -> Bu
         screening = screen(ds, store.columns, rejects)
         if options.strict and rejects.counts:
             raise InvalidInputError(
-                f"{_spell(rejects.counts)}; see {rejects.path}. Nothing was written: mend the data, or leave such "
+                f"{_spell(rejects.counts)}; see {rejects.path}. Nothing was written: fix the data, or leave such "
                 "rows out by running without strict"
             )
         store.make(given)
@@ -120,7 +120,7 @@ def check_service(service: EmbeddingService) -> Columns:
     """
     info = service.model_info()
     if not info.dimension:
-        raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
+        raise InvalidInputError("mode 'user_provided' needs dimension=, the length of your vectors")
     return Columns("", "", "", info.dimension, service.config.mode != "user_provided")
 
 
@@ -153,7 +153,7 @@ def embed(ds: Dataset, store: BulkStore, workers: Workers, tally: Tally) -> Data
 
 @contextmanager
 def typed_errors(label: str) -> Iterator[None]:
-    """Let our own errors out of what Ray wraps them in, and say of all others that the run can go on."""
+    """Raise our own errors unwrapped, and say with all others that the run can be continued."""
     try:
         yield
     except EmbeddingError as error:
@@ -164,8 +164,8 @@ def typed_errors(label: str) -> Iterator[None]:
         if own is not None:
             raise own from error
         raise EmbeddingError(
-            f"{label}: the run ended early: {_root(error)}; what was written stays, and with the cause mended the same "
-            "call goes on from there"
+            f"{label}: the run ended early: {_root(error)}; what was written stays, and with the cause fixed, the same "
+            "call continues from there"
         ) from error
 
 
@@ -190,7 +190,7 @@ def _root(error: BaseException) -> str:
 
 
 def _without_advice(message: str) -> str:
-    """Return what was wrong, without what Ray writes behind it: how it could be tried again."""
+    """Return what was wrong, without Ray's advice on how to try again."""
     return _ADVICE.split(message)[0]
 
 
