@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from host_helpers import PATIENCE_S
 
-BENCHMARK = Path(__file__).parent / "benchmarks" / "kills_chroma.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "kills_chroma.py"
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from collection_fakes import DIMENSION, CountingProvider, MemoryStore, counting_service
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_store import DIMENSION, CountingProvider, MemoryStore, counting_service
 
 from akidb_mlx_plugin import (
     BatchEmbeddingResponse,
