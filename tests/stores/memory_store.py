@@ -1,4 +1,4 @@
-"""A place for documents that is a dictionary, and a model that counts what it embeds."""
+"""A store that is a dictionary, and a model that counts what it embeds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from akidb_mlx_plugin.stores.base import Store, StoredDocument
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Document, Vector
 
 DIMENSION = 8
+PATIENCE_S = 30
+
+
+def texts(count: int, start: int = 0) -> list[Document]:
+    """Return documents with a text each."""
+    return [Document(id=f"d{i}", text=f"text {i}") for i in range(start, start + count)]
 
 
 class CountingProvider(MockProvider):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import typer
-from chromadb.config import Settings
 from collection_helpers import EmbeddedByMock, run_killed
 from host_helpers import MINILM, TINY, nearest
+from hosts import ChromaHost, Host, LanceHost
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin import (
@@ -35,96 +33,36 @@ from akidb_mlx_plugin.providers.mock import hash_texts
 
 pytest_plugins = ("host_fixtures", "collection_fixtures")
 
-Stored = dict[str, tuple[str | None, dict[str, Any], Any]]
 DOCUMENTS = [Document(f"d{i}", f"text {i}", metadata={"n": i, "who": "it's me"}) for i in range(300)]
 
 
-@dataclass
-class Host:
-    """One database as these tests need it."""
-
-    module: Any
-    location: str
-    option: str
-    make_function: Callable[..., Any]
-    create: Callable[[str, Any], Any]
-    open: Callable[[str], Any]
-    names: Callable[[], Sequence[str]]
-    read: Callable[[Any], Stored]
-    delete: Callable[[Any, str], None]
-
-
-def read_chroma(collection: chromadb.Collection) -> Stored:
-    found = collection.get(include=["documents", "metadatas", "embeddings"])
-    columns = [found["documents"], found["metadatas"], found["embeddings"]]
-    rows = zip(found["ids"], *(column if column is not None else [] for column in columns), strict=True)
-    return {id_: (text, dict(metadata or {}), vector) for id_, text, metadata, vector in rows}
-
-
-def read_lance(table: Any) -> Stored:
-    rows = table.to_arrow().to_pylist()
-    assert len({row["id"] for row in rows}) == len(rows)
-    return {row["id"]: (row["text"], json.loads(row["metadata"] or "{}"), row["vector"]) for row in rows}
-
-
-def chroma_host(folder: Path) -> Host:
-    # As the command opens it: Chroma allows one folder one way of opening it in a process.
-    client = chromadb.PersistentClient(folder, settings=Settings(anonymized_telemetry=False))
-    return Host(
-        akidb_mlx_chroma,
-        str(folder),
-        "--collection",
-        akidb_mlx_chroma.MLXEmbeddingFunction,
-        lambda name, function: akidb_mlx_chroma.create_collection(client, name, function),
-        client.get_collection,
-        lambda: [collection.name for collection in client.list_collections()],
-        read_chroma,
-        lambda collection, id_: collection.delete(ids=[id_]),
-    )
-
-
-def lance_host(folder: Path) -> Host:
-    db: Any = lancedb.connect(folder)
-    return Host(
-        akidb_mlx_lancedb,
-        str(folder),
-        "--table",
-        lambda model=None, **settings: akidb_mlx_lancedb.MLXEmbeddings.create(name=model, **settings),
-        lambda name, function: akidb_mlx_lancedb.create_table(db, name, function),
-        db.open_table,
-        lambda: db.list_tables().tables,
-        read_lance,
-        lambda table, id_: table.delete(f"id = '{id_}'"),
-    )
-
-
-@pytest.fixture(params=[chroma_host, lance_host], ids=["chroma", "lancedb"])
+@pytest.fixture(params=[ChromaHost, LanceHost], ids=["chroma", "lancedb"])
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
-    made: Host = request.param(tmp_path / "db")
+    made: Host = request.param(tmp_path / "db", 0)
     return made
 
 
 @pytest.fixture
 def old(host: Host) -> Any:
-    return host.make_function(mode="mock", dimension=8)
+    return host.make(mode="mock", dimension=8)
 
 
 @pytest.fixture
 def new(host: Host) -> Any:
-    return host.make_function(mode="mock", dimension=16)
+    return host.make(mode="mock", dimension=16)
 
 
 @pytest.fixture
 def source(host: Host, old: Any) -> Any:
     made = host.create("docs", old)
-    host.module.upsert(made, DOCUMENTS)
+    host.upsert(made, DOCUMENTS)
     return made
 
 
 class TestBothHosts:
     def test_the_same_documents_under_another_model(self, host: Host, source: Any, new: Any) -> None:
         before = host.read(source)
-        made = host.module.reembed(source, new)
+        made = host.reembed(source, new)
         assert made.name == "docs-mock"
         after = host.read(host.open("docs-mock"))
         assert {id_: row[:2] for id_, row in after.items()} == {d.id: (d.text, d.metadata) for d in DOCUMENTS}
@@ -135,111 +73,86 @@ class TestBothHosts:
         assert {id_: row[:2] for id_, row in unchanged.items()} == {id_: row[:2] for id_, row in before.items()}
         assert len(unchanged["d0"][2]) == 8
         # What was made is a collection like any other.
-        assert host.module.upsert(made, [Document("more", "more")]).embeddings_generated == 1
+        assert host.upsert(made, [Document("more", "more")]).embeddings_generated == 1
 
     def test_the_second_run_embeds_what_is_new(self, host: Host, source: Any, new: Any, mocked: EmbeddedByMock) -> None:
-        host.module.reembed(source, new, name="next", batch_size=50)
-        host.module.upsert(source, [Document("d1", "changed"), Document("more", "more")])
+        host.reembed(source, new, name="next", batch_size=50)
+        host.upsert(source, [Document("d1", "changed"), Document("more", "more")])
         mocked.clear()
-        made = host.module.reembed(source, new, name="next")
+        made = host.reembed(source, new, name="next")
         assert sorted(mocked) == ["changed", "more"]
         assert len(host.read(made)) == 301
 
     def test_a_bar_is_drawn_when_asked_for(
         self, host: Host, source: Any, new: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        host.module.reembed(source, new)
+        host.reembed(source, new)
         assert capsys.readouterr().err == ""
-        host.module.reembed(source, new, show_progress=True)
+        host.reembed(source, new, show_progress=True)
         assert "300/300" in capsys.readouterr().err
 
     def test_nothing_to_embed_with_no_text(self, host: Host, source: Any, new: Any, mocked: EmbeddedByMock) -> None:
-        host.module.upsert(source, [Document("v", vector=[1.0] * 8)])
+        host.upsert(source, [Document("v", vector=[1.0] * 8)])
         mocked.clear()
         with pytest.raises(InvalidInputError, match=r"'v' of .* has a vector and no text"):
-            host.module.reembed(source, new)
+            host.reembed(source, new)
         assert mocked == []
 
     def test_names_that_are_taken(self, host: Host, source: Any, old: Any, new: Any) -> None:
         with pytest.raises(InvalidInputError, match="needs another name than"):
-            host.module.reembed(source, new, name="docs")
+            host.reembed(source, new, name="docs")
         host.create("taken", new)
         with pytest.raises(InvalidInputError, match="is not a re-embedding of this source"):
-            host.module.reembed(source, new, name="taken")
-        host.module.reembed(source, new, name="next")
+            host.reembed(source, new, name="taken")
+        host.reembed(source, new, name="next")
         with pytest.raises(DimensionMismatchError, match="holds vectors of 16 dimensions"):
-            host.module.reembed(source, host.make_function(mode="mock", dimension=4), name="next")
+            host.reembed(source, host.make(mode="mock", dimension=4), name="next")
 
     def test_documents_that_are_gone_from_the_source_are_told(self, host: Host, source: Any, new: Any) -> None:
-        host.module.reembed(source, new, name="next")
+        host.reembed(source, new, name="next")
         host.delete(source, "d5")
         with pytest.raises(EmbeddingError, match=r"has 300 documents and .* 299: some were deleted"):
-            host.module.reembed(source, new, name="next")
+            host.reembed(source, new, name="next")
 
     def test_an_empty_source(self, host: Host, old: Any, new: Any) -> None:
-        assert host.read(host.module.reembed(host.create("empty", old), new)) == {}
+        assert host.read(host.reembed(host.create("empty", old), new)) == {}
 
     def test_what_is_missing_at_the_end_is_told(
         self, host: Host, source: Any, new: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = akidb_mlx_chroma.store.ChromaStore if host.module is akidb_mlx_chroma else None
-        store = store or akidb_mlx_lancedb.store.LanceStore
-        write = store.write
+        write: Any = host.store.write
 
         def lose(self: Any, documents: Any, vectors: Any) -> None:
             write(self, documents[:-2], vectors[:-2])
 
-        monkeypatch.setattr(store, "write", lose)
+        monkeypatch.setattr(host.store, "write", lose)
         with pytest.raises(UpsertError, match="2 of 300 documents") as raised:
-            host.module.reembed(source, new, batch_size=300)
+            host.reembed(source, new, batch_size=300)
         assert raised.value.not_written == ["d298", "d299"]
         monkeypatch.undo()
-        assert len(host.read(host.module.reembed(source, new))) == 300
+        assert len(host.read(host.reembed(source, new))) == 300
 
 
-_KILLED = {
-    akidb_mlx_chroma: """
-import sys, chromadb
-from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, reembed, upsert
-from akidb_mlx_chroma.store import ChromaStore as store
-from akidb_mlx_plugin import Document
-make = lambda dimension: MLXEmbeddingFunction(mode="mock", dimension=dimension)
-source = create_collection(chromadb.PersistentClient(sys.argv[1]), "docs", make(8))
-""",
-    akidb_mlx_lancedb: """
-import sys, lancedb
-from akidb_mlx_lancedb import MLXEmbeddings, create_table, reembed, upsert
-from akidb_mlx_lancedb.store import LanceStore as store
-from akidb_mlx_plugin import Document
-make = lambda dimension: MLXEmbeddings.create(mode="mock", dimension=dimension)
-source = create_table(lancedb.connect(sys.argv[1]), "docs", make(8))
-""",
-}
-
-
-@pytest.mark.parametrize("make_host", [chroma_host, lance_host], ids=["chroma", "lancedb"])
-def test_a_killed_run_is_finished_by_the_second(
-    make_host: Callable[[Path], Host], tmp_path: Path, mocked: EmbeddedByMock
-) -> None:
-    module = akidb_mlx_chroma if make_host is chroma_host else akidb_mlx_lancedb
+@pytest.mark.slow
+def test_a_killed_run_is_finished_by_the_second(host: Host, mocked: EmbeddedByMock) -> None:
     run_killed(
-        _KILLED[module]
+        host.script
         + """
-upsert(source, [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5000)])
+from akidb_mlx_plugin import Document
+source = create("docs", 8)
+upsert(source, [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(1000)])
 die_in_write(store, 6)
-reembed(source, make(16), name="next", batch_size=500)
-""",
-        tmp_path / "db",
+reembed(source, new_function(16), name="next", batch_size=100)
+"""
     )
-    host = make_host(tmp_path / "db")
     there = set(host.read(host.open("next")))
-    assert 2500 <= len(there) < 5000
+    assert 500 <= len(there) < 1000
     source = host.open("docs")
-    made = module.reembed(source, host.make_function(mode="mock", dimension=16), name="next")
-    assert sorted(mocked) == sorted(f"text {i}" for i in range(5000) if f"d{i}" not in there)
+    made = host.reembed(source, host.make(mode="mock", dimension=16), name="next")
+    assert sorted(mocked) == sorted(f"text {i}" for i in range(1000) if f"d{i}" not in there)
     after = host.read(made)
-    assert {id_: row[:2] for id_, row in after.items()} == {f"d{i}": (f"text {i}", {"n": i}) for i in range(5000)}
-    assert len(host.read(source)) == 5000
+    assert {id_: row[:2] for id_, row in after.items()} == {f"d{i}": (f"text {i}", {"n": i}) for i in range(1000)}
+    assert len(host.read(source)) == 1000
 
 
 class TestChroma:
@@ -365,8 +278,8 @@ app.command()(reembed_command)
 class TestCommand:
     @pytest.fixture
     def real(self, host: Host, minilm: EmbeddingService) -> Any:
-        made = host.create("docs", host.make_function(str(TINY)))
-        host.module.upsert(made, [Document("date", "parse a date"), Document("pasta", "boil the pasta in water")])
+        made = host.create("docs", host.make(str(TINY)))
+        host.upsert(made, [Document("date", "parse a date"), Document("pasta", "boil the pasta in water")])
         return made
 
     def test_another_model(self, host: Host, real: Any) -> None:

@@ -1,10 +1,8 @@
-"""Tables that stay right, in a real LanceDB, synchronous and asynchronous."""
+"""Tables in a real LanceDB, synchronous and asynchronous."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,12 @@ from akidb_mlx_lancedb import (
     upsert,
     validate_table,
 )
-from collection_helpers import LONGEST_STALL_S, EmbeddedByMock, mixed_documents, run_killed, stall_s
-from host_helpers import MINILM, TINY, Embedded, run_python
+from collection_helpers import EmbeddedByMock
 from lancedb.index import FTS, BTree, IvfFlat
 from lancedb.pydantic import LanceModel, Vector
 from loopback_hub import Hub
 
-from akidb_mlx_plugin import DimensionMismatchError, Document, EmbeddingService, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin import DimensionMismatchError, Document, InvalidInputError
 from akidb_mlx_plugin.providers.mock import hash_texts
 
 pytest_plugins = ("host_fixtures", "hub_fixtures", "collection_fixtures")
@@ -58,49 +55,6 @@ def rows(table: Any) -> dict[str, dict[str, Any]]:
 def vector_table(ids: list[str], vectors: Any, texts: list[str | None]) -> pa.Table:
     column = pa.array([None if vector is None else list(vector) for vector in vectors], pa.list_(pa.float32(), D))
     return pa.table({"id": ids, "text": pa.array(texts, pa.string()), "vector": column})
-
-
-class TestWholeStory:
-    """Texts, vectors and both in one call; a new process; search; update; refusal."""
-
-    def test_story(self, db: Any, minilm: EmbeddingService, embedded: Embedded) -> None:
-        documents = mixed_documents(5600, 384)
-        table = create_table(db, "docs", MLXEmbeddings.create(name=MINILM))
-        response = upsert(table, documents)
-        assert (response.inserted, response.embeddings_generated) == (5600, 200)
-        assert response.total_tokens > 2000
-        assert table.count_rows() == 5600
-
-        found = run_python(
-            """
-            import json, lancedb, sys
-            from akidb_mlx_lancedb import open_table
-            table = open_table(lancedb.connect(sys.argv[1]), "docs")
-            asked = ["compose music for an orchestra", "cook something"]
-            print(json.dumps([[hit["text"] for hit in table.search(text).limit(3).to_list()] for text in asked]))
-            """,
-            db.uri,
-        )
-        music, food = json.loads(found)
-        assert all("symphony" in text for text in music)
-        assert all("recipe" in text for text in food)
-
-        assert documents[1].vector is not None
-        np.testing.assert_array_equal(rows(table)["d1"]["vector"], documents[1].vector)
-        reopened = open_table(db, "docs")
-        moon = Document(id="d0", text="the moon rises over the sea")
-        upsert(reopened, [moon])
-        assert reopened.search("night sky above the ocean").limit(1).to_list()[0]["id"] == "d0"
-        embedded.clear()
-        again = upsert(reopened, [moon, *documents[1:]], skip_unchanged=True)
-        assert (again.inserted, again.skipped, embedded) == (0, 5600, [])
-
-        good = [Document(id=f"new{i}", text=f"new {i}") for i in range(1000)]
-        good.insert(700, Document(id="bad", vector=[0.5] * 768))
-        version = reopened.version
-        with pytest.raises(DimensionMismatchError, match=r"'bad' has a vector of 768 .* holds 384"):
-            upsert(reopened, good)
-        assert (reopened.count_rows(), reopened.version, embedded) == (5600, version, [])
 
 
 class TestCreating:
@@ -177,17 +131,6 @@ class TestCreating:
         with pytest.raises(ValueError, match="exists"):
             create_table(db, "docs", mock)
         assert create_table(db, "docs", other, mode="overwrite").schema.field("vector").type.list_size == 16
-
-    def test_another_model_of_the_same_length_is_refused(self, db: Any, minilm: EmbeddingService) -> None:
-        table = create_table(db, "docs", MLXEmbeddings.create(name=MINILM))
-        prompted = MLXEmbeddings.create(name=MINILM, document_prompt="passage: ")
-        for refused in (
-            lambda: create_table(db, "docs", prompted, exist_ok=True),
-            lambda: open_table(db, "docs", prompted),
-            lambda: upsert(table, [Document("a", "a")], embedding_function=prompted),
-        ):
-            with pytest.raises(DimensionMismatchError, match="cannot be compared"):
-                refused()
 
 
 class TestPlainHost:
@@ -273,46 +216,13 @@ class TestOpening:
         assert upsert(table, [Document("a", "a")]).inserted == 1
         assert table.count_rows() == 2
 
-    def test_a_function_of_nobody(self, db: Any) -> None:
-        db.create_table("docs", vector_table(["a"], [[1.0] * D], ["a"]))
-        with pytest.raises(InvalidInputError, match=r"no function of this package.*embedding_function="):
-            open_table(db, "docs")
-
     def test_ids_of_another_type(self, db: Any) -> None:
         table = db.create_table("docs", schema=pa.schema({"id": pa.float64(), "vector": pa.list_(pa.float32(), D)}))
         with pytest.raises(InvalidInputError, match="holds double; ids are strings, whole numbers or UUIDs"):
             upsert(table, [Document("1", vector=[1.0] * D)])
 
-    def test_query_vectors(self, docs: Any) -> None:
-        validate_table(docs, query_vector=[1.0] * D)
-        with pytest.raises(DimensionMismatchError, match="holds vectors of 8 dimensions, and the query vector has 3"):
-            validate_table(docs, query_vector=[1.0] * 3)
-
-
-class TestUserProvided:
-    def test_any_clients_vectors_are_checked(self, db: Any) -> None:
-        theirs = MLXEmbeddings.create(mode="user_provided", name="theirs", dimension=3)
-        upsert(create_table(db, "docs", theirs), [Document("a", "a text", vector=[1, 2, 3])])
-        opened = open_table(db, "docs")
-        with pytest.raises(DimensionMismatchError, match=r"2 dimensions, and table .* holds 3"):
-            upsert(opened, [Document("b", vector=[1, 2])])
-        with pytest.raises(InvalidInputError, match="'c' has a text and no vector"):
-            upsert(opened, [Document("b", vector=[1, 2, 3]), Document("c", "c")])
-        assert opened.count_rows() == 1
-        with pytest.raises(DimensionMismatchError, match=r"3 dimensions \(theirs\), and mock makes 8"):
-            open_table(db, "docs", MLXEmbeddings.create(mode="mock", dimension=8))
-
 
 class TestUpserting:
-    def test_a_document_takes_the_whole_place_of_the_old(self, docs: Any) -> None:
-        upsert(docs, [Document("a", "old", metadata={"x": 1, "y": [1]}), Document("b", "old", metadata={"x": 1})])
-        new = [Document("a", "new", metadata={"z": {"deep": None}}), Document("b", vector=[1.0] * D)]
-        upsert(docs, new)
-        found = rows(docs)
-        assert (found["a"]["text"], json.loads(found["a"]["metadata"])) == ("new", {"z": {"deep": None}})
-        assert (found["b"]["text"], found["b"]["metadata"]) == (None, None)
-        assert upsert(docs, new, skip_unchanged=True).skipped == 2
-
     def test_filters_see_the_metadata(self, docs: Any) -> None:
         upsert(docs, [Document(str(i), "same", metadata={"year": 2000 + i, "who": "O'Neil"}) for i in range(9)])
         found = docs.search("same").where("json_get_int(metadata, 'year') > 2006").limit(9).to_list()
@@ -350,16 +260,6 @@ class TestUpserting:
             upsert(table, [Document("a", "a"), Document("b", vector=[1.0] * D)])
         assert mocked == []
 
-    def test_unchanged_texts_are_known_after_a_write_past_us(self, docs: Any, mocked: EmbeddedByMock) -> None:
-        documents = [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5)]
-        upsert(docs, documents)
-        docs.update(where="id = 'd1'", values={"text": "changed by plain LanceDB"})
-        docs.delete("id = 'd3'")
-        mocked.clear()
-        response = upsert(docs, documents, skip_unchanged=True)
-        assert (response.inserted, response.skipped) == (2, 3)
-        assert sorted(mocked) == ["text 1", "text 3"]
-
     def test_hybrid_search_with_a_full_text_index(self, docs: Any) -> None:
         upsert(docs, [Document(f"d{i}", f"note number{i} about things") for i in range(300)])
         docs.create_index("text", config=FTS())
@@ -386,45 +286,6 @@ class TestUpserting:
             found = table.search(text).distance_type("cosine").nprobes(16).limit(1).to_list()
             assert found[0]["id"] == id_
 
-    def test_a_stream(self, docs: Any) -> None:
-        def stream() -> Iterator[Document]:
-            for i in range(12_000):
-                yield Document(f"d{i}", f"text {i}")
-
-        assert upsert(docs, stream()).inserted == 12_000
-        assert len(rows(docs)) == 12_000
-
-
-class TestKilled:
-    def test_the_second_run_finishes(self, db: Any, mocked: EmbeddedByMock) -> None:
-        run_killed(
-            """
-import sys
-import lancedb
-from akidb_mlx_lancedb import MLXEmbeddings, create_table, upsert
-from akidb_mlx_lancedb.store import LanceStore
-from akidb_mlx_plugin import Document
-
-die_in_write(LanceStore, 6)
-table = create_table(lancedb.connect(sys.argv[1]), "docs", MLXEmbeddings.create(mode="mock", dimension=8))
-upsert(table, [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5000)], batch_size=500)
-            """,
-            db.uri,
-        )
-        table = open_table(db, "docs")
-        there = set(rows(table))
-        assert 2500 <= len(there) < 5000
-        documents = [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5000)]
-        response = upsert(table, documents, skip_unchanged=True)
-        assert sorted(mocked) == sorted(d.text or "" for d in documents if d.id not in there)
-        assert response.skipped == len(there)
-        assert table.count_rows() == 5000
-        found = rows(table)
-        assert {id_: (row["text"], json.loads(row["metadata"])) for id_, row in found.items()} == {
-            d.id: (d.text, d.metadata) for d in documents
-        }
-        assert table.search("text 4321").limit(1).to_list()[0]["id"] == "d4321"
-
 
 class TestAsync:
     @pytest.fixture
@@ -432,45 +293,11 @@ class TestAsync:
         connection = await lancedb.connect_async(db.uri)
         return await connection.create_table("docs", schema=table_schema(mock))
 
-    async def test_texts_vectors_and_both(self, remote: Any) -> None:
-        documents = [
-            Document("a", "a text", metadata={"x": 1}),
-            Document("b", vector=[1.0] * D),
-            Document("c", "a text", vector=[2.0] * D),
-        ]
-        response = await aupsert(remote, documents)
-        assert (response.inserted, response.embeddings_generated) == (3, 1)
-        assert (await aupsert(remote, documents, skip_unchanged=True)).skipped == 3
-        assert await remote.count_rows() == 3
-        found = await (await remote.search("a text", query_type="vector")).limit(1).to_list()
-        assert found[0]["id"] == "a"
-
-    async def test_the_same_refusals(self, remote: Any) -> None:
-        with pytest.raises(DimensionMismatchError, match="holds 8"):
-            await aupsert(remote, [Document("b", "b"), Document("c", vector=[1.0])])
+    async def test_a_function_that_does_not_fit(self, remote: Any) -> None:
         other = MLXEmbeddings.create(mode="mock", dimension=16)
         with pytest.raises(DimensionMismatchError, match="mock makes 16"):
             await aupsert(remote, [Document("b", "b")], embedding_function=other)
         assert await remote.count_rows() == 0
-
-    async def test_many_at_once(self, remote: Any) -> None:
-        jobs = [aupsert(remote, [Document(f"{job}-{i}", f"{job} {i}") for i in range(300)]) for job in range(4)]
-        assert sum(response.inserted for response in await asyncio.gather(*jobs)) == 1200
-        assert await remote.count_rows() == 1200
-
-    async def test_a_synchronous_table(self, docs: Any) -> None:
-        assert (await aupsert(docs, (Document(f"d{i}", f"{i}") for i in range(10)))).inserted == 10
-
-    async def test_cancelling(self, remote: Any) -> None:
-        task = asyncio.create_task(aupsert(remote, [Document(f"d{i}", f"{i}") for i in range(20_000)], batch_size=100))
-        while not await remote.count_rows():
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        written = await remote.count_rows()
-        await asyncio.sleep(0.2)
-        assert await remote.count_rows() == written < 20_000
 
     async def test_what_needs_the_synchronous_connection_says_so(self, remote: Any, db: Any) -> None:
         connection = await lancedb.connect_async(db.uri)
@@ -482,61 +309,21 @@ class TestAsync:
             with pytest.raises(InvalidInputError, match="synchronous connection"):
                 refused()
 
-    async def test_the_event_loop_never_stalls(self, db: Any, minilm: EmbeddingService) -> None:
-        connection = await lancedb.connect_async(db.uri)
-        table = await connection.create_table("docs", schema=table_schema(MLXEmbeddings.create(name=MINILM)))
-        await aupsert(table, [Document("first", "loads the model")])
-        stalls = []
-        # What the code does shows in every attempt; what else the machine does, only now and then.
-        for attempt in range(5):
-            documents = [Document(f"{attempt}-{i}", f"note {i} on how to parse dates") for i in range(1000)]
-            stalls.append(await stall_s(aupsert(table, documents)))
-            if stalls[-1] < LONGEST_STALL_S:
-                break
-        assert min(stalls) < LONGEST_STALL_S, stalls
-        assert await table.count_rows() == 1 + 1000 * len(stalls)
-
 
 class TestSafety:
-    """A database is data from a stranger."""
-
-    def store(self, db: Any, fields: Any, metadata: dict[str, str] | None = None) -> Any:
-        entry = {"name": "akidb-mlx", "model": fields, "source_column": "text", "vector_column": "vector"}
-        rows_ = vector_table(["a"], [[1.0] * D], ["a"])
-        stored = {"embedding_functions": json.dumps([entry]), **(metadata or {})}
-        # Empty, for LanceDB would make the function before it adds a row.
-        return db.create_table("docs", schema=rows_.schema.with_metadata(stored))
+    """What a table stores is untrusted data."""
 
     @pytest.mark.parametrize(
-        ("fields", "kind", "message"),
-        [
-            ({"name": "evil/backdoored-model"}, InvalidInputError, "AKIDB_ALLOWED_MODELS"),
-            ({"name": "/nowhere/at/all"}, ModelNotFoundError, "/nowhere/at/all"),
-            ({"name": "../../etc"}, ModelNotFoundError, "etc"),
-            ({"name": MINILM, "trust_remote_code": True}, InvalidInputError, "trust_remote_code"),
-            ({"name": MINILM, "cache_dir": "/tmp/evil"}, InvalidInputError, "cache_dir"),
-            ({"name": MINILM, "mode": "exec"}, InvalidInputError, "mode"),
-            ({"model": "evil/backdoored-model"}, InvalidInputError, "model"),
-            ({"name": "$var:evil"}, InvalidInputError, "var:evil"),
-        ],
+        ("fields", "message"), [({"model": "evil/backdoored-model"}, "model"), ({"name": "$var:evil"}, "var:evil")]
     )
-    def test_stored_settings_fetch_and_run_nothing(
-        self, db: Any, hub: Hub, fields: dict[str, Any], kind: type[Exception], message: str
-    ) -> None:
-        table = self.store(db, fields)
-        for refused in (
-            lambda: open_table(db, "docs"),
-            lambda: validate_table(table),
-            lambda: upsert(table, [Document("b", "b")]),
-            lambda: asyncio.run(aupsert(table, [Document("b", "b")])),
-            lambda: table.search("b").to_list(),
-        ):
-            with pytest.raises(kind, match=message):
+    def test_fields_that_only_lancedb_has(self, db: Any, hub: Hub, fields: dict[str, Any], message: str) -> None:
+        entry = {"name": "akidb-mlx", "model": fields, "source_column": "text", "vector_column": "vector"}
+        schema = vector_table([], [], []).schema.with_metadata({"embedding_functions": json.dumps([entry])})
+        table = db.create_table("docs", schema=schema)
+        for refused in (lambda: open_table(db, "docs"), lambda: table.search("b").to_list()):
+            with pytest.raises(InvalidInputError, match=message):
                 refused()
-        with pytest.raises(Exception, match=message):
-            table.add([{"id": "b", "text": "b"}])
         assert hub.requests == []
-        assert table.count_rows() == 0
 
     @pytest.mark.parametrize("stored", ["{", "5", "[5]", '[{"name": "akidb-mlx", "vector_column": "nowhere"}]'])
     def test_functions_that_cannot_be_read(self, db: Any, stored: str) -> None:
@@ -544,15 +331,3 @@ class TestSafety:
         table = db.create_table("docs", schema=schema)
         with pytest.raises(InvalidInputError):
             upsert(table, [Document("b", "b")])
-
-    def test_a_stamp_is_compared_and_not_obeyed(self, db: Any, hub: Hub) -> None:
-        stamp = {"akidb_mlx:model": "evil/backdoored-model", "akidb_mlx:fingerprint": "f"}
-        self.store(db, {"mode": "mock", "dimension": D}, stamp)
-        with pytest.raises(DimensionMismatchError, match="evil/backdoored-model"):
-            open_table(db, "docs")
-        assert hub.requests == []
-
-    def test_what_the_user_asks_for_himself_may_be_anything(self, db: Any) -> None:
-        create_table(db, "docs", MLXEmbeddings.create(name=str(TINY)))
-        opened = open_table(db, "docs", MLXEmbeddings.create(name=TINY))
-        assert upsert(opened, [Document("a", "a")]).inserted == 1
