@@ -13,8 +13,8 @@ from akidb_mlx_plugin import Document
 DIE_IN_WRITE = """
 import os, signal, threading
 
-def die_in_write(target, number):
-    write, calls = target.write, []
+def die_in_write(store, number):
+    write, calls = store.write, []
 
     def dying(self, documents, vectors):
         calls.append(documents)
@@ -22,7 +22,7 @@ def die_in_write(target, number):
             threading.Timer(0.003, os.kill, (os.getpid(), signal.SIGKILL)).start()
         write(self, documents, vectors)
 
-    target.write = dying
+    store.write = dying
 """
 
 
