@@ -119,7 +119,7 @@ class BatchQueue:
                 queue; None: the queue's.
             wait_for_room: let the request wait in line for room in a full queue instead of refusing it.
         Raises:
-            InvalidInputError: it failed the check.
+            InvalidInputError: it failed the check, or the deadline is not above 0.
             ServiceUnavailableError: full, closed, or forked.
         """
         self._guard.enter()
@@ -332,6 +332,8 @@ class BatchQueue:
 
     def _time_allowed_s(self, request: BatchEmbeddingRequest, deadline_ms: float | None) -> float:
         if deadline_ms is not None:
+            if not deadline_ms > 0:
+                raise InvalidInputError(f"deadline_ms must be above 0, got {deadline_ms!r}")
             return deadline_ms / 1e3
         return self._deadline_s * max(1, math.ceil(len(request.inputs) / self._batch_size))
 
