@@ -117,7 +117,6 @@ class TestEmbedding:
             service.embed_batch(["a secret"])
         assert "secret" not in caplog.text
 
-
     def test_a_full_queue_refuses_or_is_waited_for(self) -> None:
         config = EmbeddingConfig.load(overrides={"mode": "mock", "service": {"queue_size": 2}})
         engine = GatedEngine()
