@@ -15,7 +15,7 @@ from akidb_mlx_plugin.nn.rope_scaling import Frequencies, RopeSettings, plain_fr
 
 
 class Rotary:
-    """Rotary position embedding, cosines and sines computed once per length.
+    """Rotary position embedding with cosines and sines computed once per length.
 
     Source: Su et al. 2021, in the half-split layout of Hugging Face's decoders.
     """
@@ -38,20 +38,20 @@ class Rotary:
         self._long = None if long is None else _Table(long, settings.attention_factor)
 
     def check_length(self, max_tokens: int) -> None:
-        """Raise ModelNotFoundError if texts of up to so many tokens are longer than the frequencies are right for."""
+        """Raise ModelNotFoundError if the frequencies are not exact for texts of `max_tokens` tokens."""
         limit = self.settings.max_length
         if limit is not None and max_tokens > limit:
             raise ModelNotFoundError(
                 f"rotary positions of rope type 'dynamic' are supported up to max_position_embeddings, {limit} tokens, "
-                f"and the checkpoint takes texts of {max_tokens}; lower max_seq_length in sentence_bert_config.json"
+                f"but the checkpoint allows {max_tokens}; lower max_seq_length in sentence_bert_config.json"
             )
 
     def angles(self, tokens: Tokens) -> tuple[mx.array, mx.array]:
-        """Return cosines and sines, (T, 1, d/2) each, of every token's position."""
+        """Return the (T, 1, d/2) cosines and sines of every token's position."""
         longest = tokens.longest
         table, rows = self._short.rows(longest), tokens.positions
         if self._long is not None and longest > self.settings.short_length:
-            # The rows of long texts follow those of short ones.
+            # The rows for long texts follow those for short ones.
             table = np.concatenate([table, self._long.rows(longest)])
             rows = rows + mx.array(_in_long_texts(tokens, self.settings.short_length)) * longest
         cos, sin = mx.split(mx.array(table)[rows][:, None], 2, axis=-1)
@@ -77,45 +77,45 @@ class _Table:
 
 
 def _in_long_texts(tokens: Tokens, short_length: int) -> NDArray[np.int32]:
-    """Return, for each token, 1 if its text has more than so many tokens, else 0; (T,)."""
+    """Return a (T,) array: 1 for each token of a text longer than `short_length`, else 0."""
     texts = [np.repeat(block.lengths or (block.length,) * block.rows, block.length) for block in tokens.blocks]
     return (np.concatenate(texts) > short_length).astype(np.int32)
 
 
-def _turn_plainly(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
+def _rotate_plain(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
     return (x * cos - y * sin).astype(x.dtype), (y * cos + x * sin).astype(x.dtype)
 
 
-_turn_fused = mx.compile(_turn_plainly, shapeless=True)
+_rotate_fused = mx.compile(_rotate_plain, shapeless=True)
 _kernels = Kernels()
 
 
-def _turn(x: mx.array, y: mx.array, angles: tuple[mx.array, mx.array]) -> list[mx.array]:
+def _rotate_halves(x: mx.array, y: mx.array, angles: tuple[mx.array, mx.array]) -> list[mx.array]:
     if not is_guarded():
-        return list(_turn_fused(x, y, *angles))
-    # Without axes of length one, of which it depends on their strides whether they count as axes: (T, d) or (T, H, d).
+        return list(_rotate_fused(x, y, *angles))
+    # Without axes of length one, whose strides decide whether MLX counts them as axes: (T, d) or (T, H, d).
     arrays = [x, y, *map(mx.contiguous, angles)]
     one_head = x.shape[1] == 1
     if one_head:
         arrays = [mx.squeeze(array, 1) for array in arrays]
     usable = 1 not in arrays[0].shape and _kernels.may_use((one_head, x.dtype), lambda: _example(one_head, x.dtype))
-    turned = (_turn_fused if usable else _turn_plainly)(*arrays)
-    return [mx.expand_dims(part, 1) for part in turned] if one_head else list(turned)
+    rotated = (_rotate_fused if usable else _rotate_plain)(*arrays)
+    return [mx.expand_dims(part, 1) for part in rotated] if one_head else list(rotated)
 
 
 def _example(one_head: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
     x, y = mx.split(mx.zeros((2, 4) if one_head else (2, 2, 4), dtype), 2, axis=-1)
     angle = mx.zeros((2, 2) if one_head else (2, 1, 2))
-    return _turn_fused(x, y, angle, angle)
+    return _rotate_fused(x, y, angle, angle)
 
 
 def rotate(x: mx.array, angles: tuple[mx.array, mx.array]) -> mx.array:
-    """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype.
+    """Rotate (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype.
 
-    Where there are angles for fewer channels than d, those behind them stay as they are.
+    Where the angles cover fewer than d channels, the remaining ones are left unchanged.
     """
     size = 2 * angles[0].shape[-1]
     if size < x.shape[-1]:
         return mx.concatenate([rotate(x[..., :size], angles), x[..., size:]], axis=-1)
     first, second = mx.split(x, 2, axis=-1)
-    return mx.concatenate(_turn(first, second, angles), axis=-1)
+    return mx.concatenate(_rotate_halves(first, second, angles), axis=-1)
