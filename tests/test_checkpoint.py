@@ -119,7 +119,7 @@ class TestPooling:
         with caplog.at_level(logging.WARNING):
             load_model(checkpoint, device="cpu")
             load_model(checkpoint, device="cpu")
-        assert caplog.text.count(f"taking {expected} pooling") == 1
+        assert caplog.text.count(f"using {expected} pooling") == 1
         assert "pooling=" in caplog.text
 
     def test_of_a_bare_folder_is_the_registrys_where_there_is_an_entry(
@@ -160,7 +160,7 @@ class TestPooling:
         pipeline(folder, "Transformer", "Pooling", "Dense")
         write(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8})
         assert read_checkpoint(folder, pooling="cls").dense == read_checkpoint(folder).dense
-        with pytest.raises(InvalidInputError, match=r"'cls\+mean' makes vectors of 2 parts.*dense layers"):
+        with pytest.raises(InvalidInputError, match=r"'cls\+mean' gives vectors of 2 parts.*dense layers"):
             read_checkpoint(folder, pooling="cls+mean")
 
     def test_several_of_the_caller_are_cut_to_no_length_of_the_model(self, folder: Path) -> None:
@@ -209,10 +209,10 @@ class TestModules:
         [
             (["Transformer", "Pooling", "LSTM"], "LSTM"),
             (["Transformer", "CNN", "Pooling"], "CNN"),
-            (["Transformer"], "orders its modules"),
-            (["Pooling", "Transformer"], "orders its modules"),
-            (["Transformer", "Pooling", "Pooling"], "orders its modules"),
-            ([], "orders its modules"),
+            (["Transformer"], "lists the modules"),
+            (["Pooling", "Transformer"], "lists the modules"),
+            (["Transformer", "Pooling", "Pooling"], "lists the modules"),
+            ([], "lists the modules"),
         ],
     )
     def test_others_are_refused(self, kinds: list[str], message: str, folder: Path) -> None:
@@ -224,7 +224,7 @@ class TestModules:
         pipeline(folder, "Transformer", "Pooling", "Dense")
         settings = {"in_features": 32, "out_features": 8, "module_input_name": "token_embeddings"}
         write(folder / "2_Dense" / "config.json", settings)
-        with pytest.raises(ModelNotFoundError, match=r"works on tokens or on another output.*token_embeddings"):
+        with pytest.raises(ModelNotFoundError, match=r"has an unsupported input or output.*token_embeddings"):
             read_checkpoint(folder)
 
     @pytest.mark.parametrize("value", [{}, [1], [{"type": "x"}], "x", [module("Transformer", "../..")]])

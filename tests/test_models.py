@@ -167,7 +167,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"layer_types": ["full_attention"]}, "names 1 layers"),
     ("qwen3", {"layer_types": ["linear_attention"] * 3}, "linear_attention"),
     ("qwen3_window", {"use_sliding_window": False}, "no sliding_window"),
-    ("qwen3_window", {"architectures": ["Qwen3BiModel"]}, "both directions"),
+    ("qwen3_window", {"architectures": ["Qwen3BiModel"]}, "bidirectional"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ("modernbert", {"hidden_activation": "mish"}, "mish"),
 ]
@@ -186,7 +186,7 @@ class TestModelsOfMlxLm:
         _need_mlx_lm()
 
     def test_long_texts_go_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(causal_lm, "_PIECE", 11)
+        monkeypatch.setattr(causal_lm, "_CHUNK", 11)
         golden = read_golden("granite")
         model = load_model(golden.checkpoint)
         for packing in (pack_exact, pack_padded):
@@ -230,7 +230,7 @@ class TestModelsOfMlxLm:
 
     def test_an_encoder_in_disguise_is_refused(self) -> None:
         checkpoint = read_golden("granite").checkpoint
-        with pytest.raises(ModelNotFoundError, match="both directions"):
+        with pytest.raises(ModelNotFoundError, match="is bidirectional"):
             load_model(replace(checkpoint, config={**checkpoint.config, "is_causal": False}))
 
     def test_settings_that_do_not_fit(self) -> None:

@@ -77,7 +77,7 @@ def test_other_layouts_of_settings_mean_the_same(name: str, changes: dict[str, A
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("lfm2_bidirectional", {"is_causal": True}, "says that it is causal"),
+        ("lfm2_bidirectional", {"is_causal": True}, "sets is_causal"),
         ("lfm2_bidirectional", {"architectures": None, "auto_map": None}, "pooling 'cls'"),
         ("lfm2", {"num_hidden_layers": "4"}, "num_hidden_layers"),
         ("lfm2", {"full_attn_idxs": 3, "layer_types": None}, "full_attn_idxs"),

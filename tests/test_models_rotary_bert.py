@@ -118,7 +118,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("nomic_bert_published", {"rotary_emb_scale_base": 512}, "rotary_emb_scale_base"),
     ("nomic_bert_published", {"num_heads_kv": 2}, "num_heads_kv 2"),
     ("nomic_bert_published", {"activation_function": "gelu_new"}, "activation_function 'gelu_new'"),
-    ("nomic_bert_published", {"moe_every_n_layers": 2, "num_experts": 4}, "experts that are not gated"),
+    ("nomic_bert_published", {"moe_every_n_layers": 2, "num_experts": 4}, "experts without gates"),
     ("nomic_bert_published", {"n_inner": None}, "intermediate_size"),
     ("nomic_bert_published", {"rope_parameters": {"rope_theta": 200.0}}, "contradict rotary_emb_base 100"),
     ("nomic_bert_long", _rope(100.0), "rotary_scaling_factor 2"),

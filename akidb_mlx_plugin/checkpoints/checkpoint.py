@@ -126,9 +126,9 @@ class Checkpoint:
             return dimension
         if isinstance(allowed, range):
             raise InvalidInputError(
-                f"{self.name} supports {allowed.start} to {allowed.stop - 1} dimensions, not {dimension}"
+                f"{self.name} gives {allowed.start} to {allowed.stop - 1} dimensions, not {dimension}"
             )
-        raise InvalidInputError(f"{self.name} supports {' or '.join(map(str, allowed))} dimensions, not {dimension}")
+        raise InvalidInputError(f"{self.name} gives {' or '.join(map(str, allowed))} dimensions, not {dimension}")
 
     @property
     def allowed_dimensions(self) -> range | tuple[int, ...]:

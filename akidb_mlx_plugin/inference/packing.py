@@ -1,9 +1,9 @@
-"""Token rows of many texts laid out for one forward pass.
+"""Pack the token rows of many texts for one forward pass.
 
 A `TokenBatch` is a list of rectangular blocks laid end to end on one token axis. Linear layers see all tokens in one
-matmul; attention runs block by block. On a CPU a block holds texts of exactly one length, so nothing is padded and
-nothing masked. On a GPU lengths and row counts are rounded up to few values, because every new shape costs a kernel
-choice and a buffer of its own.
+matmul; attention runs block by block. On a CPU, packing is padding-free: a block holds texts of exactly one length, so
+nothing is padded or masked. On a GPU, lengths and row counts are bucketed, because every new shape costs a kernel
+selection and a buffer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def pack_exact(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[Tok
 
     Args:
         rows: token ids of each text, at least one each.
-        token_budget: most tokens in a batch; a longer row makes a batch of its own.
+        token_budget: most tokens in a batch; a longer row gets its own batch.
     Yields:
         Batches that together hold every row once.
     """
@@ -39,13 +39,13 @@ def pack_exact(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[Tok
 
 
 def pack_padded(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[TokenBatch]:
-    """Pack rows into one rectangle per batch, its sides rounded up to few values, longest first.
+    """Pack rows into one padded rectangle per batch with bucketed sides, longest first.
 
     Args:
         rows: token ids of each text, at least one each.
-        token_budget: most tokens in a batch, padding included; a longer row makes a batch of its own.
+        token_budget: most tokens in a batch, including padding; a longer row gets its own batch.
     Yields:
-        Batches of one padded block each, that together hold every row once.
+        Batches of one padded block each that together hold every row once.
     """
     padded = [bucket_length(len(row)) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -58,7 +58,7 @@ def pack_padded(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[To
             ids = np.zeros((height, length), dtype=np.int32)
             for place, i in enumerate(chosen):
                 ids[place, : len(rows[i])] = rows[i]
-            # A row that only fills the rectangle counts as one token, so that no softmax or mean runs over nothing.
+            # A row that only fills the rectangle counts as one token, so that no softmax or mean is over an empty set.
             lengths = [len(rows[i]) for i in chosen] + [1] * (height - len(chosen))
             positions = np.tile(np.arange(length, dtype=np.int32), height)
             yield TokenBatch(ids.ravel(), positions, (Block(0, height, length, tuple(lengths)),), tuple(chosen))
@@ -73,7 +73,7 @@ def bucket_length(length: int) -> int:
 
 
 def _split(order: list[int], costs: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cut an order of indexes into runs whose costs stay within the budget, at least one index a run."""
+    """Split ordered indices into runs whose costs stay within the budget, with at least one index each."""
     run: list[int] = []
     spent = 0
     for i in order:

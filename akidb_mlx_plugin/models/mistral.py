@@ -13,7 +13,7 @@ from akidb_mlx_plugin.models.settings import layer_windows, optional_count, wind
 
 
 class MistralEncoder(LlamaEncoder):
-    """Llama without biases, every layer of which sees through the same window."""
+    """Llama without biases and with the same sliding window in every layer."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 8, "sliding_window": 4096}
 
@@ -27,7 +27,7 @@ class MistralEncoder(LlamaEncoder):
 
 
 class MinistralEncoder(MistralEncoder):
-    """Mistral in which `layer_types` names the layers that see through the window."""
+    """Mistral in which `layer_types` names the layers with a sliding window."""
 
     @classmethod
     def layer_windows(cls, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:

@@ -13,7 +13,7 @@ from akidb_mlx_plugin.models.settings import layer_windows, optional_count, wind
 
 
 class Qwen2Encoder(LlamaEncoder):
-    """Llama with biases, and windows in its upper layers."""
+    """Llama with biases, and sliding windows in its upper layers."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
 

@@ -1,6 +1,6 @@
 """RoBERTa, XLM-RoBERTa and CamemBERT: bge-m3, multilingual-e5 and related models.
 
-Source: Liu et al. 2019; Hugging Face `RobertaModel`: BERT whose positions begin behind the padding id.
+Source: Liu et al. 2019; Hugging Face `RobertaModel`: BERT whose positions begin after the padding id.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class RobertaEncoder(BertEncoder):
 
 
 def offset_positions(tokens: Tokens, pad_id: int, rows: int) -> mx.array:
-    """Return each token's row in a position table whose first row in use is that behind the padding id.
+    """Return each token's row in a position table that begins after the padding id.
 
-    A padding token that stands in a text has the padding id's own row, and those after it are counted without it.
+    A padding token within a text gets the padding id's own row and is not counted in the positions after it.
 
-    ModelArgs:
+    Args:
         tokens: the batch.
         pad_id: the padding id.
-        rows: of the table.
+        rows: rows of the table.
     Source: Hugging Face `create_position_ids_from_input_ids`.
     """
     pads = np.asarray(tokens.ids) == pad_id
