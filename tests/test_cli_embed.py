@@ -141,7 +141,7 @@ def test_a_byte_order_mark_is_no_text(minilm: EmbeddingService) -> None:
         ('{"text": null}', "row 1 of standard input: field 'text' is None, not a text; leave such rows out"),
         ('{"text": "a"}\n{"text": "b\\ud800"}', "row 2 of standard input holds a lone surrogate (character 1)"),
         ('{"text": "a", "n": NaN}', "line 1 of standard input is not JSON: it has no NaN"),
-        ('{"text": "a", "n": 1e999}', "a number that JSON cannot hold"),
+        ('{"text": "a", "n": 1e999}', "a number that JSON cannot represent"),
         ("[1]", "not an object"),
         ('{"text": "a"', "line 1 of standard input is not JSON"),
         (b'{"text": "\xff"}', "line 1 of standard input is not UTF-8"),

@@ -155,7 +155,7 @@ class TestRefusals:
             ("embedding: {mlx: {batch_sizes: 3}}", r"'mlx.batch_sizes' = 3 \(file .*config.yaml\).*'mlx.batch_size'"),
             ("embedding: {mode: mlx, modell: x}", r"'modell' = 'x' \(file .*\)"),
             ("embedding: {mlx.model: x}", r"'mlx.model' = 'x'"),
-            ("mlx: {}\nembedding: {}", r"unknown key 'mlx' \(file .*\); everything goes below 'embedding'"),
+            ("mlx: {}\nembedding: {}", r"unknown key 'mlx' \(file .*\); all settings go under 'embedding'"),
             ("embedding: {mlx: {batch_size: ten}}", r"mlx.batch_size = 'ten' \(file .*\): .*integer"),
             ("embedding: {mlx: {batch_size: true}}", r"mlx.batch_size = True .*integer"),
             ("embedding: {mlx: {batch_size: 0}}", r"mlx.batch_size = 0 .*greater than or equal to 1"),

@@ -226,7 +226,7 @@ class TestTokensWithoutARow:
         whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         whole.save(str(tmp_path / "tokenizer.json"))
         assert ids_of(tmp_path, "the river", rows=100) == [[3, 99]]
-        with pytest.raises(ModelNotFoundError, match=r"up to id 99 \(with 'river'.* 50 rows"):
+        with pytest.raises(ModelNotFoundError, match=r"up to id 99 \(including 'river'.* 50 rows"):
             TextTokenizer(tmp_path, 64, rows=50)
 
 
@@ -235,7 +235,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "bert, cased",
         "tokenizer_config.json",
         {"tokenizer_class": "BertJapaneseTokenizer"},
-        "BertJapaneseTokenizer.*Python code",
+        "BertJapaneseTokenizer.*implemented in Python",
     ),
     "a class that is no name": (
         "bert, cased",
@@ -285,7 +285,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "bert, cased",
         "tokenizer_config.json",
         {"added_tokens_decoder": {"x": "[DOC]"}},
-        "'x' in the place of an id",
+        "'x' instead of an id",
     ),
     "dropout": (
         "llama 3, whose class is ignored",
@@ -297,7 +297,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "bert, vocab.txt",
         "tokenizer_config.json",
         {"unk_token": "<oov>"},
-        "no '<oov>', which stands for unknown words",
+        "no '<oov>', the token for unknown words",
     ),
 }
 

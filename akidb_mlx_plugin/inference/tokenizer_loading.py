@@ -99,7 +99,7 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> LoadedTokenizer:
 
 
 def load_plain_tokenizer(folder: Path, rows: int | None = None) -> LoadedTokenizer:
-    """Load tokenizer.json unchanged, like sentence-transformers' `StaticEmbedding`; for arguments see `load_tokenizer`."""
+    """Load tokenizer.json unchanged, like sentence-transformers' `StaticEmbedding`; see `load_tokenizer`."""
     with _errors_reported(folder):
         tokenizer = _read_file(folder / "tokenizer.json")
         if tokenizer is None:

@@ -295,8 +295,8 @@ def _keep_freed_pages() -> None:
 
     MLX allocates every intermediate result with malloc, and glibc by default returns megabytes to the system at once:
     clearing fresh pages then costs several times the arithmetic on them (12 ns versus 3 ns per element of an
-    activation). At most 1 GiB of freed memory is kept. All threads share one arena: with one each, no thread could reuse
-    what another freed, and memory would creep up for hours as each meets its own largest batch.
+    activation). At most 1 GiB of freed memory is kept. All threads share one arena: with one each, no thread can reuse
+    what another freed, and memory creeps up for hours as each meets its own largest batch.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc; musl has none
