@@ -1,4 +1,4 @@
-"""What a checkpoint folder says about itself, in every layout, and what is refused."""
+"""Reading a checkpoint folder's settings, in every layout, and rejecting unsupported ones."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class TestPooling:
             read_checkpoint(folder, pooling="cls+mean")
 
     def test_several_of_the_caller_are_cut_to_no_length_of_the_model(self, folder: Path) -> None:
-        """What a model was trained to be cut to is for its own vectors: a cut would leave the first pooling alone."""
+        """Matryoshka lengths apply to a model's own vectors: truncation would keep only the first pooling mode."""
         change(folder / "config_sentence_transformers.json", truncate_dim=16)
         spec = ModelSpec("tiny", "org/tiny", 16, 32, 48, 1, "MIT", "")
         for entry in (None, spec):
@@ -278,7 +278,7 @@ class TestPrompts:
         folder: Path,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """As in encode_document and encode_query of sentence-transformers 6.2; plain encode would take it."""
+        """As in encode_document and encode_query of sentence-transformers 6.2; plain encode would use it."""
         change(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=default)
         for _ in range(2):
             checkpoint = read_checkpoint(folder)
@@ -296,7 +296,7 @@ class TestLengths:
     def test_the_setting_of_sentence_transformers_counts(self, folder: Path) -> None:
         change(folder / "sentence_bert_config.json", max_seq_length=30)
         assert read_checkpoint(folder).max_tokens == 30
-        # It cannot be more than there are positions.
+        # It cannot exceed the number of positions.
         change(folder / "sentence_bert_config.json", max_seq_length=5000)
         assert read_checkpoint(folder).max_tokens == 64
 
@@ -339,7 +339,7 @@ class TestSimilarity:
         assert read_checkpoint(folder).info(normalize=False).compared_by == expected
 
     def test_is_not_part_of_the_fingerprint(self, folder: Path) -> None:
-        """Two collections of the same vectors may be compared in two ways."""
+        """Two collections of the same vectors may use different similarity functions."""
         first = read_checkpoint(folder).info().fingerprint
         change(folder / "config_sentence_transformers.json", similarity_fn_name="dot")
         assert read_checkpoint(folder).info().fingerprint == first
@@ -399,7 +399,7 @@ class TestFingerprint:
         change(folder / "1_Pooling" / "config.json", pooling_mode="cls")
         others.add(fingerprint())
         assert len(others | {first}) == 5
-        # A setting and the folder's own word for the same are one space.
+        # A setting equal to the folder's own gives the same vector space.
         assert read_checkpoint(folder, pooling="cls").info().fingerprint == fingerprint()
         assert read_checkpoint(folder, pooling="max").info().fingerprint not in others | {first}
 

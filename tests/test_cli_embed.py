@@ -1,4 +1,4 @@
-"""`akidb-mlx embed`: every format in and out, in order, in chunks, and nothing half written."""
+"""`akidb-mlx embed`: every input and output format, in order, in chunks, and never partially written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration: what wins, and what is refused."""
+"""The configuration: precedence of sources, and rejected values."""
 
 from __future__ import annotations
 

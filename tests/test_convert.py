@@ -1,4 +1,4 @@
-"""`akidb-mlx convert`: whole, true to the original, and never over something else."""
+"""`akidb-mlx convert`: complete, close to the original, and never overwriting anything."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_tensors_keep_their_names_and_what_is_not_a_large_matrix_its_format(tmp_
 
 def test_matrices_that_do_not_divide_into_groups_stay(tmp_path: Path) -> None:
     done = convert_checkpoint(source("gemma3_text"), tmp_path / "new", EIGHT)
-    assert done.quantized == 4  # the second halves of the feed-forward networks, 64 wide; all else is 48 wide
+    assert done.quantized == 4  # the second halves of the feed-forward networks, 64 wide; all others are 48 wide
     assert done.kept > 0
     assert mean_cosine(source("gemma3_text"), done.folder) > 0.999
 

@@ -1,4 +1,4 @@
-"""Folders as converters, caches and older versions of sentence-transformers leave them."""
+"""Folder layouts of converters, caches and older versions of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from akidb_mlx_plugin.errors import ModelNotFoundError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the tiny BERT, pooled by its mean."""
+    """A copy of the tiny BERT with mean pooling."""
     return copy_golden("bert", tmp_path / "m")
 
 
 def write_float64(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write a safetensors file with numbers that MLX does not have."""
+    """Write a safetensors file with dtypes that MLX does not have."""
     header: dict[str, Any] = {}
     content = b""
     for name, tensor in tensors.items():
@@ -91,7 +91,7 @@ class TestDenseLayers:
         mx.eval(tensors)
         mx.save_safetensors(str(folder / "model.safetensors"), tensors)
         assert np.abs(embed(folder) - expected).max() < 1e-6
-        # Without a pipeline too.
+        # Also without a pipeline.
         (folder / "modules.json").unlink()
         assert np.abs(embed(folder) - expected).max() < 1e-6
 
@@ -248,7 +248,7 @@ class TestStaticEmbedding:
         rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
         expected = np.stack([plain[row].mean(axis=0) for row in rows])
         assert np.abs(embed(static, normalize=False) - expected).max() < 1e-6
-        # Without a pipeline the settings of model2vec itself count.
+        # Without a pipeline, model2vec's own settings apply.
         (static / "modules.json").unlink()
         write(static / "config.json", {"model_type": "model2vec", "normalize": False, "seq_length": 1000})
         assert np.abs(embed(static) - expected).max() < 1e-6

@@ -1,4 +1,4 @@
-"""Tensors into encoders: every format and layout of checkpoints, strictly."""
+"""Loading tensors into encoders: every format and layout of checkpoints, strictly."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def _on_cpu() -> Iterator[None]:
 
 @pytest.fixture
 def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute by MLX's own kernels, as a GPU does, but here."""
+    """Compute with MLX's own kernels, like a GPU, but on this machine."""
     for module in (attention, activations):
         monkeypatch.setattr(module, "on_cpu", lambda: False)
 
 
 def copy_of(name: str, folder: Path, change: Callable[[Tensors], Tensors] | None = None) -> Path:
-    """Copy a tiny checkpoint, its tensors changed."""
+    """Copy a tiny checkpoint with changed tensors."""
     shutil.copytree(GOLDEN / name / "model", folder)
     if change:
         file = folder / "model.safetensors"
@@ -191,7 +191,7 @@ class TestNumberFormats:
         assert [model.dtype for model in models] == ["float32", "float32"]
         texts = read_golden("qwen3").texts
         assert farthest(*(embed(read_checkpoint(exact), model, texts) for model in models)) < 1e-6
-        # The table stays as it is stored: only rows of it are needed in float32.
+        # The table keeps its stored dtype: only some of its rows are needed in float32.
         assert models[1].encoder.embed_tokens.weight.dtype == stored
 
     @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def _rounded(value: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def quantized(name: str, folder: Path, scheme: Scheme) -> tuple[Checkpoint, Checkpoint]:
-    """Return a quantized copy of a tiny checkpoint, and one of the same weights written out in full."""
+    """Return a quantized copy of a tiny checkpoint, and one with the same weights dequantized."""
     convert_checkpoint(GOLDEN / name / "model", folder / "quantized", Recipe(scheme, scheme))
     tensors = mx.load(str(folder / "quantized" / "model.safetensors"))
     assert isinstance(tensors, dict)
@@ -276,7 +276,7 @@ class TestQuantized:
         assert (embed(checkpoint, model, texts) * expected).sum(axis=1).min() > 0.97
 
     def test_gemma_with_its_head_inside_as_mlx_community_stores_it(self, tmp_path: Path, as_on_gpu: None) -> None:
-        # Sides of 48 do not divide into groups; only the wide ones are quantized, as the rest would be at full size.
+        # Widths of 48 do not divide into groups; only wider ones are quantized, like all of them at full size.
         def change(tensors: Tensors) -> Tensors:
             out = {f"model.{k}": v.astype(mx.float16) for k, v in tensors.items() if v.shape[-1] % 32}
             for key, value in tensors.items():

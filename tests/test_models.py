@@ -1,4 +1,4 @@
-"""Every architecture against sentence-transformers, on tiny checkpoints that have every feature of the real ones."""
+"""Every architecture against sentence-transformers, on tiny checkpoints with every feature of the real ones."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class TestAgainstSentenceTransformers:
         assert response.usage.truncated == 62
 
 
-# What each feature of a checkpoint is there for: without it, or with it a little different, other vectors come out.
+# Every feature matters: removing it, or changing it slightly, changes the vectors.
 NOTICED: list[tuple[str, dict[str, Any]]] = [
     ("gemma3_text", {"sliding_window": 10}),
     ("gemma3_text", {"sliding_window": 6}),
@@ -130,7 +130,7 @@ def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any])
     changed = replace(golden.checkpoint, config={**golden.checkpoint.config, **changes})
     vectors = embed(changed, load_model(changed), golden.texts)
     assert np.isfinite(vectors).all()
-    # One place more or less of a window of hundreds, and the two forms of gelu, differ little.
+    # One position in a window of hundreds makes little difference, and so do the two forms of gelu.
     assert farthest(vectors, golden.vectors["document"]) > (3e-5 if "hidden_act" in changes else 3e-4)
 
 
@@ -223,7 +223,7 @@ class TestModelsOfMlxLm:
             load_model(replace(golden.checkpoint, config=by_layer))
 
     def test_an_architecture_that_needs_something_else(self) -> None:
-        # mlx-lm's module for it exits the interpreter where another package is missing.
+        # mlx-lm's module for it exits the interpreter if another package is missing.
         if importlib.util.find_spec("hf_olmo") is None:
             with pytest.raises(ModelNotFoundError, match="olmo cannot be imported"):
                 find_encoder("olmo")

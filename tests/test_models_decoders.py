@@ -1,4 +1,4 @@
-"""Causal decoders and their relatives that look both ways: what each setting does, and what is refused."""
+"""Causal decoders and their bidirectional variants: the effect of each setting, and rejected settings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _on_cpu() -> Iterator[None]:
 
 
 def changed(name: str, changes: dict[str, Any], **more: Any) -> Checkpoint:
-    """Return a checkpoint of tests/golden with other settings; those of a mapping are put into it."""
+    """Return a checkpoint of tests/golden with changed settings; mappings are merged."""
     checkpoint = read_golden(name).checkpoint
     config = dict(checkpoint.config)
     for key, value in changes.items():
@@ -48,7 +48,7 @@ def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": parameters}
 
 
-# Without a feature, or with it a little different, other vectors come out.
+# Removing a feature, or changing it slightly, changes the vectors.
 NOTICED: list[tuple[str, dict[str, Any]]] = [
     ("llama_scaled", rope(factor=4.4)),
     ("llama_scaled", rope(low_freq_factor=1.5)),
@@ -110,7 +110,7 @@ def older_rope(name: str) -> dict[str, Any]:
     return {"rope_parameters": None, "rope_theta": theta, "rope_scaling": {"type": kind, **parameters}}
 
 
-# The same model, said in another way.
+# The same model with its settings in another form.
 SAME: list[tuple[str, dict[str, Any]]] = [
     ("llama_scaled", older_rope("llama_scaled")),
     ("qwen3_yarn", older_rope("qwen3_yarn")),
@@ -290,16 +290,13 @@ class TestModelsOfMlxLm:
         folder = Path(package.submodule_search_locations[0]) / "models"
         sources = {name: (folder / f"{name}.py") for name in mlx_lm.MODULES}
         applied = {name for name, file in sources.items() if file.is_file() and "window_size=" in file.read_text()}
-        # The first has indices of its own, the second a window that belongs to its loops.
+        # The first has its own indices, the second a window that belongs to its loops.
         assert (applied | {"deepseek_v41"}) - {"iquestloopcoder"} == mlx_lm_gaps.APPLY_WINDOW
 
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            (
-                {"model_type": "starcoder2", "rope_scaling": {"type": "linear", "factor": 2.0}},
-                "does not scale",
-            ),
+            ({"model_type": "starcoder2", "rope_scaling": {"type": "linear", "factor": 2.0}}, "does not scale"),
             ({"model_type": "gemma2", "head_dim": 8, **rope(rope_type="llama3", factor=2.0)}, "lacks original_max"),
             ({"model_type": "granite", **rope(rope_type="longrope", factor=2.0)}, "cannot be built|longrope"),
             ({"model_type": "smollm3", "rope_scaling": [1]}, "cannot be built|must be an object"),

@@ -1,4 +1,4 @@
-"""EmbeddingGemma 2, whole and its text tower alone, and Gemma 3 made to look both ways."""
+"""EmbeddingGemma 2, whole or only its text tower, and Gemma 3 with bidirectional attention."""
 
 from __future__ import annotations
 

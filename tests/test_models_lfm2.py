@@ -1,4 +1,4 @@
-"""LFM2: the decoder, and the encoder made of it."""
+"""LFM2: the decoder, and the encoder made from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
     ("lfm2", {"rope_parameters": None}),
     ("lfm2", {"norm_eps": 0.1}),
     ("lfm2_bias", {"is_causal": True}),
-    # Attention in both directions alone leaves a convolution as it is.
+    # Bidirectional attention alone does not change the convolutions.
     ("lfm2_bias", {"architectures": ["Lfm2BidirectionalModel"]}),
     ("lfm2_bidirectional", {"architectures": None, "auto_map": None, "is_causal": False}),
     ("lfm2_bidirectional_even", {"architectures": None, "auto_map": None, "is_causal": False}),
@@ -102,7 +102,7 @@ def test_layouts_of_tensors(tmp_path: Path, prefix: str) -> None:
     assert isinstance(tensors, dict)
     rewritten = {"lm_head.weight": mx.ones((2, 2))} if prefix else {}
     for name, value in tensors.items():
-        # mlx-lm keeps a convolution's weights as MLX multiplies them.
+        # mlx-lm stores a convolution's weights in MLX's layout.
         kernel = name.endswith("conv.conv.weight") and prefix == "model."
         rewritten[prefix + name] = value.swapaxes(1, 2) if kernel else value
     mx.eval(rewritten)

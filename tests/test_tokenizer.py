@@ -1,4 +1,4 @@
-"""Token rows: ends, truncation, prompts, case."""
+"""Token rows: end tokens, truncation, prompts, case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows
 from akidb_mlx_plugin.registry import list_models
 
-END = 0  # of the tiny Qwen3, where it is the padding token too; "<|im_end|>", its eos_token, is 2
+END = 0  # end token of the tiny Qwen3, also its padding token; "<|im_end|>", its eos_token, is 2
 
 
 def folder_of(name: str) -> Path:
@@ -25,7 +25,7 @@ def folder_of(name: str) -> Path:
 
 
 def without_template(folder: Path) -> Path:
-    """Copy the tiny Qwen3's tokenizer as upstream first released it: nothing is put at the end of a text."""
+    """Copy the tiny Qwen3's tokenizer as first released upstream: without an end token."""
     shutil.copytree(folder_of("qwen3"), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["post_processor"] = None
@@ -76,7 +76,7 @@ def test_a_text_of_gemma_begins_and_ends() -> None:
 
 
 def test_nothing_is_padded_and_long_texts_are_counted(minilm_dir: Path) -> None:
-    # This tokenizer.json asks for padding and truncation to 128.
+    # This tokenizer.json sets padding and truncation to 128.
     tokenizer = TextTokenizer(minilm_dir, 256)
     rows = tokenizer.encode(["", "hello", "x " * 254, "x " * 255])
     assert [len(row) for row in rows.ids] == [2, 3, 256, 256]
@@ -97,7 +97,7 @@ def test_case_is_folded_where_it_is_asked_for() -> None:
     plain, folded = (TextTokenizer(folder_of("roberta"), 48, lowercase=lowercase) for lowercase in (False, True))
     texts = ["The RIVER", "ÉTÉ"]
     assert folded.encode(texts).ids == plain.encode(["the river", "été"]).ids != plain.encode(texts).ids
-    # A special token stays one.
+    # A special token is kept.
     assert folded.encode(["<MASK> <mask>"]).ids[0].count(4) == plain.encode(["<mask>"]).ids[0].count(4)
 
 
@@ -116,7 +116,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 class TestIdsBeyondTheTable:
-    """The real EmbeddingGemma has a token `<image_soft_token>` one past its table; MLX reads foreign memory there."""
+    """The real EmbeddingGemma has a token `<image_soft_token>` one past its table; MLX would read out of bounds."""
 
     TEXTS = ("the <image_soft_token> river", "<image_soft_token>", "the river")
 
