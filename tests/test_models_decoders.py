@@ -18,7 +18,7 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models import find_encoder, mlx_lm, mlx_lm_gaps
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.models.causal_lm import CausalEncoder
 from akidb_mlx_plugin.models.settings import rope_settings
 
@@ -216,7 +216,7 @@ class TestWhichWaysItLooks:
         ],
     )
     def test_is_decided_by_the_configuration_then_by_the_architecture(self, config: dict[str, Any], both: bool) -> None:
-        assert attends_both_ways(config) is both
+        assert is_bidirectional(config) is both
 
     @pytest.mark.parametrize("name", ["llama_scaled", "qwen3", "mistral", "gemma3_text_causal"])
     def test_the_first_token_of_one_that_looks_backwards_is_not_pooled(self, name: str) -> None:

@@ -18,7 +18,7 @@ from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.inference.packing import pack_exact
-from akidb_mlx_plugin.models.architectures import attends_both_ways, text_settings
+from akidb_mlx_plugin.models.architectures import is_bidirectional, text_settings
 from akidb_mlx_plugin.nn.batch import Tokens
 
 ROPE = {"rope_type": "default", "rope_theta": 500.0}
@@ -223,4 +223,4 @@ class TestGemma3BothWays:
     ],
 )
 def test_which_decoders_look_both_ways(config: dict[str, Any], expected: bool) -> None:
-    assert attends_both_ways(config) is expected
+    assert is_bidirectional(config) is expected

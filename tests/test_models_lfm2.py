@@ -19,7 +19,7 @@ from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.nn.batch import Tokens
-from akidb_mlx_plugin.nn.convolution import Neighbours
+from akidb_mlx_plugin.nn.convolution import Neighbors
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_a_convolution_stays_within_its_text(packing: Packing, offsets: tuple[in
     taps = rng.standard_normal((len(offsets), 4), dtype=np.float32)
     for batch in packing(texts, 12):
         tokens = Tokens.from_batch(batch)
-        mixed = np.array(Neighbours(tokens, offsets).convolve(mx.array(table)[tokens.ids], mx.array(taps)))
+        mixed = np.array(Neighbors(tokens, offsets).convolve(mx.array(table)[tokens.ids], mx.array(taps)))
         rows = [row for block in batch.blocks for row in mixed[block.start : block.stop].reshape(-1, block.length, 4)]
         for row, index in zip(rows, batch.order, strict=False):
             text = table[texts[index]]

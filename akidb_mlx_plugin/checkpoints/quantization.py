@@ -60,7 +60,7 @@ def scheme_of(path: str, weights: Mapping[str, mx.array], columns: int) -> Schem
     """
     weight, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
     if weight is None or weight.dtype != mx.uint32:
-        raise ModelNotFoundError(f"{path}.scales has no quantized {path}.weight of 32-bit words beside it")
+        raise ModelNotFoundError(f"{path}.scales has no matching {path}.weight of 32-bit words")
     group_size, rest = divmod(columns, scales.shape[-1])
     bits, more = divmod(weight.shape[-1] * 32, columns)
     mode = "affine" if scales.dtype != mx.uint8 else _MODES.get((bits, group_size))

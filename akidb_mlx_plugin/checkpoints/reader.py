@@ -23,10 +23,10 @@ from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, rea
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import (
-    attends_both_ways,
     check_code,
     check_config,
     find_architecture,
+    is_bidirectional,
     text_settings,
 )
 from akidb_mlx_plugin.pooling_names import parse_pooling
@@ -86,7 +86,7 @@ def read_checkpoint(
     prompts = {name: prompt for name, prompt in (sentence_config.prompts or {}).items() if prompt is not None}
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
-    # Prompts for other tasks only do not settle those of queries and documents.
+    # Prompts only for other tasks leave those of queries and documents to the family.
     own_prompts = any(prompts.get(name) for names in PROMPT_NAMES.values() for name in names)
     check_default_prompt(folder, prompts, sentence_config.default_prompt_name)
     own_modes = _read_pooling(modules, family, known_as, config, None).modes
@@ -217,7 +217,7 @@ def _read_pooling(
     if family and family.pooling:
         return _Pooling((family.pooling,), True, f"family {known_as}")
     # In a causal decoder only the last token has seen the whole text.
-    mode = "mean" if attends_both_ways(config) else "lasttoken"
+    mode = "mean" if is_bidirectional(config) else "lasttoken"
     return _Pooling((mode,), True, f"{CONVENTION} of {config['model_type']}")
 
 

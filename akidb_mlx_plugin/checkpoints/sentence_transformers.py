@@ -1,7 +1,7 @@
 """The layout of sentence-transformers: a pipeline in `modules.json`, each module's settings in its own folder.
 
 Source: sentence_transformers 6, and what versions since 0.3 have written. A setting that would change the vectors is
-honoured, or refused by name.
+honored, or rejected by name.
 """
 
 from __future__ import annotations

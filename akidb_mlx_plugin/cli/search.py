@@ -88,7 +88,7 @@ def _search_table(
         validate_table(table, own)
         layout = open_layout(table, None)
         function = own or function_at_hand(layout)
-        assert function is not None, "open_table has refused a table without one"
+        assert function is not None, "open_table rejects a table without one"
         vector = function.compute_query_embeddings(text)[0]
         metric = function.distance_type()
         hits = table.search(vector, vector_column_name=layout.vector).distance_type(metric).limit(limit).to_list()

@@ -97,7 +97,7 @@ def _build_bert(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedT
 
 def _adapt_bert(tokenizer: Tokenizer, settings: TokenizerSettings) -> bool:
     if not isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
-        return not settings.says("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+        return not settings.sets("do_lower_case", "strip_accents", "tokenize_chinese_chars")
     cleans = read_state(tokenizer.normalizer)["clean_text"]
     tokenizer.normalizer = normalizers.BertNormalizer(clean_text=cleans, **_bert_flags(settings))
     return True
@@ -107,7 +107,7 @@ def _bert_flags(settings: TokenizerSettings) -> dict[str, Any]:
     return {
         "handle_chinese_chars": settings.flag("tokenize_chinese_chars", True),
         # By default, accents are stripped if text is lowercased.
-        "strip_accents": settings.flag("strip_accents", True) if settings.says("strip_accents") else None,
+        "strip_accents": settings.flag("strip_accents", True) if settings.sets("strip_accents") else None,
         "lowercase": settings.flag("do_lower_case", True),
     }
 
@@ -128,7 +128,7 @@ def _adapt_byte_level(tokenizer: Tokenizer, settings: TokenizerSettings) -> bool
 
 def _adapt_by(*keys: str) -> Callable[[Tokenizer, TokenizerSettings], bool]:
     """Return an `adapt` for a class that cannot apply these settings: it succeeds only if none of them is set."""
-    return lambda tokenizer, settings: not settings.says(*keys)
+    return lambda tokenizer, settings: not settings.sets(*keys)
 
 
 def _build_qwen(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTokens) -> None:

@@ -241,7 +241,7 @@ def _from_vocabulary(
 def _set_ends(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTokens) -> None:
     """Add or omit the beginning and end tokens by `add_bos_token` and `add_eos_token`, where they decide."""
     asked = [
-        settings.flag(f"add_{end}_token", False) if settings.says(f"add_{end}_token") else None
+        settings.flag(f"add_{end}_token", False) if settings.sets(f"add_{end}_token") else None
         for end in ("bos", "eos")
     ]
     if not settings.adds_ends or asked == [None, None]:

@@ -71,7 +71,7 @@ class TokenizerSettings:
     complete: bool = False
     adds_ends: bool = False
 
-    def says(self, *keys: str) -> bool:
+    def sets(self, *keys: str) -> bool:
         """Return whether the folder sets any of these keys."""
         return any(self.values.get(key) is not None for key in keys)
 

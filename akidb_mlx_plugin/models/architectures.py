@@ -13,7 +13,7 @@ from typing import Any
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
 # Class names of bidirectional decoders, such as LlamaBidirectionalModel or MistralBiModel.
-_BOTH_WAYS_CLASS = re.compile(r"Bidirec|Bi(Model|Encoder|For)")
+_BIDIRECTIONAL_CLASS = re.compile(r"Bidirec|Bi(Model|Encoder|For)")
 # gte-Qwen2 and stella_en_1.5B: named like transformers' decoder, but bidirectional by default.
 _GTE_QWEN2 = "modeling_qwen.Qwen2Model"
 
@@ -25,7 +25,7 @@ class Architecture:
     Attributes:
         module: module in this folder.
         encoder: class in it.
-        both_ways: whether tokens see later ones, if the configuration does not say.
+        bidirectional: whether tokens see later ones, if the configuration does not say.
         hidden_size: name of the setting for the width of the token vectors.
         positions: name of the setting for the number of positions; None for no limit.
         offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
@@ -37,7 +37,7 @@ class Architecture:
 
     module: str
     encoder: str
-    both_ways: bool = True
+    bidirectional: bool = True
     hidden_size: str = "hidden_size"
     positions: str | None = "max_position_embeddings"
     offset_positions: bool = False
@@ -72,28 +72,28 @@ ARCHITECTURES = {
     # The text tower alone, as saved by transformers' EmbeddingGemma2TextModel.
     "embedding_gemma2_text": _EMBEDDING_GEMMA2,
     "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("EuroBertModel",)),
-    "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
+    "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", bidirectional=False),
     "gte": Architecture("gte", "GteEncoder", code=("GteModel", "NewModel")),
     "jina_embeddings_v3": Architecture("jina_embeddings_v3", "JinaV3Encoder"),
     # LiquidAI's encoders have the decoder's model_type, but name their own class.
-    "lfm2": Architecture("lfm2", "Lfm2Encoder", both_ways=False, code=("Lfm2BidirectionalModel",)),
+    "lfm2": Architecture("lfm2", "Lfm2Encoder", bidirectional=False, code=("Lfm2BidirectionalModel",)),
     "lfm2_bidirectional": Architecture("lfm2", "Lfm2Encoder"),
-    "llama": Architecture("llama", "LlamaEncoder", both_ways=False),
+    "llama": Architecture("llama", "LlamaEncoder", bidirectional=False),
     "llama_bidirec": Architecture("llama", "LlamaEncoder", code=("LlamaBidirectionalModel",)),
-    "ministral": Architecture("mistral", "MinistralEncoder", both_ways=False),
-    "ministral3": Architecture("ministral3", "Ministral3Encoder", both_ways=False),
+    "ministral": Architecture("mistral", "MinistralEncoder", bidirectional=False),
+    "ministral3": Architecture("ministral3", "Ministral3Encoder", bidirectional=False),
     "ministral3_bidirec": Architecture("ministral3", "Ministral3Encoder", code=("Ministral3BidirectionalModel",)),
-    "mistral": Architecture("mistral", "MistralEncoder", both_ways=False),
+    "mistral": Architecture("mistral", "MistralEncoder", bidirectional=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
     "mpnet": Architecture("mpnet", "MPNetEncoder", offset_positions=True),
     # transformers' gte, under its name in Alibaba's own checkpoints.
     "new": Architecture("gte", "GteEncoder", code=("NewModel",)),
     # Rotary positions are unlimited; max_position_embeddings, in published ones that set it, is the training length.
     "nomic_bert": Architecture("nomic_bert", "NomicBertEncoder", positions="n_positions", code=("NomicBertModel",)),
-    "phi3": Architecture("phi3", "Phi3Encoder", both_ways=False),
-    "qwen2": Architecture("qwen2", "Qwen2Encoder", both_ways=False, code=(_GTE_QWEN2,)),
+    "phi3": Architecture("phi3", "Phi3Encoder", bidirectional=False),
+    "qwen2": Architecture("qwen2", "Qwen2Encoder", bidirectional=False, code=(_GTE_QWEN2,)),
     "qwen3": Architecture(
-        "qwen3", "Qwen3Encoder", both_ways=False, code=("Qwen3BidirectionalModel",), projection="linear"
+        "qwen3", "Qwen3Encoder", bidirectional=False, code=("Qwen3BidirectionalModel",), projection="linear"
     ),
     "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     # This package's name for a table of token vectors, which has no model_type.
@@ -102,7 +102,7 @@ ARCHITECTURES = {
     "xlm-roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
 }
 # Any other decoder, through mlx-lm.
-OTHER = Architecture("causal_lm", "CausalEncoder", both_ways=False)
+OTHER = Architecture("causal_lm", "CausalEncoder", bidirectional=False)
 
 
 def find_architecture(model_type: str) -> Architecture:
@@ -189,7 +189,7 @@ def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**inner, **config, "text_config": dict(inner), "hidden_size": inner.get(architecture.hidden_size)}
 
 
-def attends_both_ways(config: Mapping[str, Any]) -> bool:
+def is_bidirectional(config: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint attends bidirectionally: by its config.json, else by its architecture.
 
     Args:
@@ -200,14 +200,14 @@ def attends_both_ways(config: Mapping[str, Any]) -> bool:
         return True
     if config.get("is_causal") is True or config.get("use_bidirectional_attention") is False:
         return False
-    return named_both_ways(config) or find_architecture(str(config.get("model_type"))).both_ways
+    return names_bidirectional_class(config) or find_architecture(str(config.get("model_type"))).bidirectional
 
 
-def named_both_ways(config: Mapping[str, Any]) -> bool:
+def names_bidirectional_class(config: Mapping[str, Any]) -> bool:
     """Return whether `architectures` or `auto_map` names a bidirectional class."""
     code = _code(config)
     named = [*(config.get("architectures") or ()), code]
-    return code == _GTE_QWEN2 or any(_BOTH_WAYS_CLASS.search(str(name)) for name in named)
+    return code == _GTE_QWEN2 or any(_BIDIRECTIONAL_CLASS.search(str(name)) for name in named)
 
 
 def check_pooling(config: Mapping[str, Any], modes: Collection[str]) -> None:
@@ -219,7 +219,7 @@ def check_pooling(config: Mapping[str, Any], modes: Collection[str]) -> None:
     Raises:
         ModelNotFoundError: "cls" pooling in a causal decoder.
     """
-    if "cls" in modes and not attends_both_ways(config):
+    if "cls" in modes and not is_bidirectional(config):
         raise ModelNotFoundError(
             "pooling 'cls' takes the vector of the first token, which has not seen the rest of the text: this "
             f"{config.get('model_type')} is causal by its config.json (is_causal, use_bidirectional_attention, "

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.models.mlx_lm import implements, import_architecture, import_part
 from akidb_mlx_plugin.models.mlx_lm_gaps import (
@@ -46,7 +46,7 @@ class CausalEncoder(Encoder):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> CausalEncoder:
         model_type = str(config["model_type"])
-        if attends_both_ways(config):
+        if is_bidirectional(config):
             raise ModelNotFoundError(f"this {model_type} is bidirectional, but mlx-lm's implementation is causal")
         if model_type in DIFFERENT:
             raise ModelNotFoundError(

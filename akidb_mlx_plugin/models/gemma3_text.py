@@ -13,15 +13,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer
 from akidb_mlx_plugin.models.settings import (
+    attention_window,
     check_activation,
     layer_windows,
     rope_settings,
     take_count,
     take_fields,
-    window_both_ways,
 )
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -69,7 +69,7 @@ class ModelArgs:
         # transformers reads both settings; with is_causal false it uses another mask.
         window: int | None = setting
         if any(layer_windows(pattern, setting, layers)) and (not full_width or config.get("is_causal") is False):
-            window = window_both_ways(config, setting)
+            window = attention_window(config, setting)
         size = take_count(config, "head_dim", cls.head_dim)
         return cls(
             **take_fields(
@@ -85,7 +85,7 @@ class ModelArgs:
                     scaled=False,
                 ),
                 windows=layer_windows(pattern, window, layers),
-                causal=not attends_both_ways(config),
+                causal=not is_bidirectional(config),
             )
         )
 

@@ -13,13 +13,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways, named_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional, names_bidirectional_class
 from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer, split_linear
 from akidb_mlx_plugin.models.settings import optional_count, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
-from akidb_mlx_plugin.nn.convolution import Neighbours
+from akidb_mlx_plugin.nn.convolution import Neighbors
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
@@ -34,7 +34,7 @@ class ModelArgs:
         taps: kernel size of the convolutions.
         rope: rotary settings.
         causal: whether a token attends only to itself and earlier ones.
-        centred: whether a convolution reaches to both sides.
+        centered: whether a convolution reaches to both sides.
         attends: for each layer, whether it has attention rather than a convolution.
     """
 
@@ -48,7 +48,7 @@ class ModelArgs:
     taps: int
     rope: RopeSettings
     causal: bool
-    centred: bool
+    centered: bool
     attends: tuple[bool, ...]
     norm_eps: float = 1e-5
     conv_bias: bool = False
@@ -56,9 +56,9 @@ class ModelArgs:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
         """Read the settings; reject variants that this encoder does not compute."""
-        centred = config.get("model_type") == "lfm2_bidirectional" or named_both_ways(config)
-        causal = not attends_both_ways(config)
-        if centred and causal:
+        centered = config.get("model_type") == "lfm2_bidirectional" or names_bidirectional_class(config)
+        causal = not is_bidirectional(config)
+        if centered and causal:
             raise ModelNotFoundError("config.json sets is_causal, but names a bidirectional architecture")
         counts = {
             name: take_count(config, name)
@@ -76,7 +76,7 @@ class ModelArgs:
                 taps=take_count(config, "conv_L_cache", 3),
                 rope=rope_settings(config, size=size, default_theta=1_000_000.0),
                 causal=causal,
-                centred=centred,
+                centered=centered,
                 attends=_attends(config),
             )
         )
@@ -84,7 +84,7 @@ class ModelArgs:
     @property
     def offsets(self) -> tuple[int, ...]:
         """Offsets from a token that a convolution covers."""
-        first = -(self.taps // 2) if self.centred else 1 - self.taps
+        first = -(self.taps // 2) if self.centered else 1 - self.taps
         return tuple(range(first, first + self.taps))
 
 
@@ -168,8 +168,8 @@ class ShortConvolution(nn.Module):
         # (D, K, 1) -> (K, D)
         self.conv.weight = mx.contiguous(self.conv.weight.squeeze(2).T)
 
-    def __call__(self, x: mx.array, neighbours: Neighbours) -> mx.array:
-        mixed = neighbours.convolve(self.gate_before(x) * self.value(x), self.conv.weight)
+    def __call__(self, x: mx.array, neighbors: Neighbors) -> mx.array:
+        mixed = neighbors.convolve(self.gate_before(x) * self.value(x), self.conv.weight)
         if "bias" in self.conv:
             mixed = mixed + self.conv.bias
         return self.out_proj(self.gate_after(x) * mixed)
@@ -203,10 +203,10 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = nn.RMSNorm(args.hidden_size, args.norm_eps)
 
     def __call__(
-        self, x: mx.array, angles: tuple[mx.array, mx.array], neighbours: Neighbours, tokens: Tokens
+        self, x: mx.array, angles: tuple[mx.array, mx.array], neighbors: Neighbors, tokens: Tokens
     ) -> mx.array:
         y = self.operator_norm(x)
-        x = x + (self.conv(y, neighbours) if "conv" in self else self.self_attn(y, angles, tokens))
+        x = x + (self.conv(y, neighbors) if "conv" in self else self.self_attn(y, angles, tokens))
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -247,7 +247,7 @@ class Lfm2Encoder(Encoder):
     def __call__(self, tokens: Tokens) -> mx.array:
         # The table may have another dtype than the computation.
         x = self.embed_tokens(tokens.ids).astype(self.embedding_norm.weight.dtype)
-        angles, neighbours = self._rotary.angles(tokens), Neighbours(tokens, self._offsets)
+        angles, neighbors = self._rotary.angles(tokens), Neighbors(tokens, self._offsets)
         for layer in self.layers:
-            x = eval_layer(layer(x, angles, neighbours, tokens))
+            x = eval_layer(layer(x, angles, neighbors, tokens))
         return self.embedding_norm(x)

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, rotated_share, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
@@ -188,7 +188,7 @@ class LlamaEncoder(Encoder):
             "num_key_value_heads": key_heads,
             "head_dim": size,
             "rope": rope_settings(config, size=int(size * share), default_theta=10_000.0),
-            "causal": not attends_both_ways(config),
+            "causal": not is_bidirectional(config),
             "windows": cls.layer_windows(config, layers),
         }
         return cls(ModelArgs(**take_fields(ModelArgs, config, **computed, **cls.variant(config))))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from akidb_mlx_plugin.models.llama import LlamaEncoder
-from akidb_mlx_plugin.models.settings import layer_windows, optional_count, window_both_ways
+from akidb_mlx_plugin.models.settings import attention_window, layer_windows, optional_count
 
 
 class MistralEncoder(LlamaEncoder):
@@ -19,7 +19,7 @@ class MistralEncoder(LlamaEncoder):
 
     @classmethod
     def layer_windows(cls, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-        return (window_both_ways(config, optional_count(config, "sliding_window")),) * layers
+        return (attention_window(config, optional_count(config, "sliding_window")),) * layers
 
     @classmethod
     def variant(cls, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,5 +33,5 @@ class MinistralEncoder(MistralEncoder):
     def layer_windows(cls, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
         if not config.get("layer_types"):
             return super().layer_windows(config, layers)
-        window = window_both_ways(config, optional_count(config, "sliding_window"))
+        window = attention_window(config, optional_count(config, "sliding_window"))
         return layer_windows(config["layer_types"], window, layers)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.rope_scaling import RopeScaling, RopeSettings
 
@@ -144,7 +144,7 @@ def rotated_share(config: Mapping[str, Any]) -> float:
     return float(share)
 
 
-def window_both_ways(config: Mapping[str, Any], window: int | None) -> int | None:
+def attention_window(config: Mapping[str, Any], window: int | None) -> int | None:
     """Return a causal or bidirectional decoder's sliding window as `attend` expects it.
 
     With `is_causal` false, transformers' mask reaches that many positions to each side; a causal window includes the
@@ -156,7 +156,7 @@ def window_both_ways(config: Mapping[str, Any], window: int | None) -> int | Non
     Raises:
         ModelNotFoundError: it is bidirectional by another setting, for which there is no reference.
     """
-    if window is None or not attends_both_ways(config):
+    if window is None or not is_bidirectional(config):
         return window
     if config.get("is_causal") is not False:
         raise ModelNotFoundError(

@@ -10,11 +10,11 @@ import numpy as np
 from akidb_mlx_plugin.nn.batch import Tokens
 
 
-class Neighbours:
+class Neighbors:
     """The tokens at given offsets from every token of a batch, within its own text."""
 
     def __init__(self, tokens: Tokens, offsets: tuple[int, ...]) -> None:
-        """Determine which tokens have which neighbours.
+        """Determine which tokens have which neighbors.
 
         Args:
             tokens: the batch.
@@ -30,7 +30,7 @@ class Neighbours:
         self._inside = [(position + offset >= 0) & (position + offset < length) for offset in offsets]
 
     def convolve(self, x: mx.array, taps: mx.array) -> mx.array:
-        """Sum every token's neighbours, weighted per channel; a missing neighbour counts as zero.
+        """Sum every token's neighbors, weighted per channel; a missing neighbor counts as zero.
 
         Args:
             x: (T, D) tokens.

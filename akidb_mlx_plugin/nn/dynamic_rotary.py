@@ -13,8 +13,8 @@ from akidb_mlx_plugin.nn.rotary import Rotary
 class DynamicRotary(Rotary):
     """Rotary position embedding with dynamic NTK scaling, by each text's own length.
 
-    The reference scales by the longest text of this batch and all earlier ones. This always gives what the reference
-    gives for a text that is alone in the first batch.
+    The reference scales by the longest text of this batch and all earlier ones. This always gives the reference's
+    result for a text that is alone in the first batch.
     Source: `_compute_dynamic_ntk_parameters` of Hugging Face transformers; `NomicBertDynamicNTKRotaryEmbedding`.
     """
 

@@ -70,7 +70,7 @@ def _pool_weighted_mean(tokens: mx.array, lengths: mx.array | None, skip: int) -
 
 
 def _masked(values: mx.array, lengths: mx.array | None, skip: int, fill: float) -> mx.array:
-    """Replace what lies before `skip` and behind each row's length, by `where`: padding may hold NaN."""
+    """Fill the positions before `skip` and from each row's length on; with `where`, because padding may hold NaN."""
     if skip:
         values = values[:, skip:]
     if lengths is None:
