@@ -187,7 +187,7 @@ def test_fields_that_not_every_row_has_become_columns() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["in.csv", "--output", "o.npy"], "by --input-format"),
+        (["in.csv", "--output", "o.npy"], "specify --input-format"),
         ([".", "--output", "folder.npy"], "folder.npy is a folder"),
         (["missing.txt", "--output", "o.npy"], "cannot read missing.txt: No such file"),
         (["missing.parquet", "--output", "o.npy"], "cannot read missing.parquet"),

@@ -175,9 +175,9 @@ class TestRefusals:
             ("embedding: {mode: magic}", r"mode = 'magic' .*'mlx', 'user_provided' or 'mock'"),
             ("embedding: {mlx: 5}", r"mlx must be a mapping.*got 5 \(file .*\)"),
             ("embedding: [1]", r"embedding must be a mapping"),
-            ("- 1", r"must hold the key 'embedding'"),
-            ("", r"must hold the key 'embedding'"),
-            ("{}", r"must hold the key 'embedding'"),
+            ("- 1", r"must have the key 'embedding'"),
+            ("", r"must have the key 'embedding'"),
+            ("{}", r"must have the key 'embedding'"),
             ("embedding: {mode: [", r"config.yaml is not YAML"),
         ],
     )

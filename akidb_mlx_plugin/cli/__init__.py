@@ -26,6 +26,8 @@ from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
 from akidb_mlx_plugin.cli.search import search as search_command
 from akidb_mlx_plugin.errors import EmbeddingError
 
+logger = logging.getLogger(__name__)
+
 app = typer.Typer(
     name="akidb-mlx",
     help="Text embeddings with MLX for Chroma and LanceDB.\n\n"
@@ -95,7 +97,7 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         # An error that neither this package nor its libraries expected; --verbose shows the stack trace.
-        logging.getLogger(__name__).info("unexpected error", exc_info=error)
+        logger.info("unexpected error", exc_info=error)
         print_error(f"{type(error).__name__}: {error} (for a stack trace, put --verbose before the command)")
         sys.exit(1)
 

@@ -105,7 +105,7 @@ def latency(
 @app.command()
 def load(
     qps: QpsOption = 50.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to send requests.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of load.")] = 60.0,
     arrivals: Annotated[
         Literal["uniform", "poisson"], typer.Option(help="Evenly spaced, or independent of each other.")
     ] = "uniform",
@@ -157,7 +157,7 @@ def load(
 
 @app.command()
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.01, help="Duration.")] = 20.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes to run.")] = 20.0,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -199,7 +199,7 @@ def soak(
 @app.command()
 def tune(
     qps: QpsOption = 20.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Duration per pair.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per pair.")] = 5.0,
     bulk: Annotated[int, typer.Option(min=0, help="Texts in each concurrent large request; 0 for none.")] = 100,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,5,10,20,50,100",
     timeouts_ms: Annotated[str, typer.Option(help="Batch timeouts, comma-separated.")] = "0,10,25,50,100",
