@@ -1,4 +1,4 @@
-"""Attention and rotary positions against the textbook, one query at a time."""
+"""Attention and rotary positions against textbook implementations, one query at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _on_cpu() -> Iterator[None]:
     mx.set_default_device(before)
 
 
-# Distances in the table of a bias, to either side.
+# Distances in the table of a bias, to each side.
 FARTHEST = 20
 
 
@@ -56,7 +56,7 @@ def textbook(
 
 @st.composite
 def blocks(draw: st.DrawFn) -> tuple[Block, ...]:
-    """Draw rectangles side by side, full or padded."""
+    """Draw adjacent rectangles, full or padded."""
     found: list[Block] = []
     for _ in range(draw(st.integers(1, 3))):
         start = found[-1].stop if found else 0
@@ -103,7 +103,7 @@ def test_attention_is_that_of_the_textbook(
         patch.setattr(attention, "_MASKED_QUERIES", slice_length)
         patch.setattr(attention, "_MAX_SCORES", 1 if slice_length == 1 else 1 << 22)
         patch.setattr(attention, "_FEWEST_QUERIES", slice_length)
-        for _ in range(2):  # by what the first layer has left to the second
+        for _ in range(2):  # the second layer reuses the first one's masks
             out = np.array(attend(*inputs, blocks, scale=0.3, causal=causal, window=window, bias=bias))
     assert np.isfinite(out).all()
     for block in blocks:
@@ -122,7 +122,7 @@ def test_long_texts_attend_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     q = mx.random.normal((length, heads, 4))
     mx.eval(attend(q, q, q, (Block(0, 1, length),), scale=1.0))
     assert max(largest) <= attention._MAX_SCORES
-    # Of a window, only what it reaches is computed at all.
+    # With a window, only the keys within reach are computed.
     largest.clear()
     mx.eval(attend(q, q, q, (Block(0, 1, length),), scale=1.0, window=10))
     assert sum(largest) < 0.15 * heads * length**2

@@ -67,7 +67,7 @@ class TestNumbers:
 
     def test_nothing_has_no_percentiles(self) -> None:
         assert Latencies.of([]) == Latencies(None, None, None, None)
-        with pytest.raises(ValueError, match="percentile of nothing"):
+        with pytest.raises(ValueError, match="percentile of an empty sequence"):
             percentile([], 50)
 
     def test_spread(self) -> None:
@@ -99,7 +99,7 @@ class TestTexts:
 
     def test_an_empty_or_missing_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "empty").write_text("\n \n")
-        with pytest.raises(InvalidInputError, match="no text in it"):
+        with pytest.raises(InvalidInputError, match="has no texts"):
             read_corpus(tmp_path / "empty")
         with pytest.raises(InvalidInputError, match="cannot read the corpus"):
             read_corpus(tmp_path / "missing")

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says about itself, in every layout, and what is refused."""
+"""Reading a checkpoint folder's settings, in every layout, and rejecting unsupported ones."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class TestPooling:
         with caplog.at_level(logging.WARNING):
             load_model(checkpoint, device="cpu")
             load_model(checkpoint, device="cpu")
-        assert caplog.text.count(f"taking {expected} pooling") == 1
+        assert caplog.text.count(f"using {expected} pooling") == 1
         assert "pooling=" in caplog.text
 
     def test_of_a_bare_folder_is_the_registrys_where_there_is_an_entry(
@@ -160,11 +160,11 @@ class TestPooling:
         pipeline(folder, "Transformer", "Pooling", "Dense")
         write(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 8})
         assert read_checkpoint(folder, pooling="cls").dense == read_checkpoint(folder).dense
-        with pytest.raises(InvalidInputError, match=r"'cls\+mean' makes vectors of 2 parts.*dense layers"):
+        with pytest.raises(InvalidInputError, match=r"'cls\+mean' gives vectors of 2 parts.*dense layers"):
             read_checkpoint(folder, pooling="cls+mean")
 
     def test_several_of_the_caller_are_cut_to_no_length_of_the_model(self, folder: Path) -> None:
-        """What a model was trained to be cut to is for its own vectors: a cut would leave the first pooling alone."""
+        """Matryoshka lengths apply to a model's own vectors: truncation would keep only the first pooling mode."""
         change(folder / "config_sentence_transformers.json", truncate_dim=16)
         spec = ModelSpec("tiny", "org/tiny", 16, 32, 48, 1, "MIT", "")
         for entry in (None, spec):
@@ -209,10 +209,10 @@ class TestModules:
         [
             (["Transformer", "Pooling", "LSTM"], "LSTM"),
             (["Transformer", "CNN", "Pooling"], "CNN"),
-            (["Transformer"], "orders its modules"),
-            (["Pooling", "Transformer"], "orders its modules"),
-            (["Transformer", "Pooling", "Pooling"], "orders its modules"),
-            ([], "orders its modules"),
+            (["Transformer"], "lists the modules"),
+            (["Pooling", "Transformer"], "lists the modules"),
+            (["Transformer", "Pooling", "Pooling"], "lists the modules"),
+            ([], "lists the modules"),
         ],
     )
     def test_others_are_refused(self, kinds: list[str], message: str, folder: Path) -> None:
@@ -224,7 +224,7 @@ class TestModules:
         pipeline(folder, "Transformer", "Pooling", "Dense")
         settings = {"in_features": 32, "out_features": 8, "module_input_name": "token_embeddings"}
         write(folder / "2_Dense" / "config.json", settings)
-        with pytest.raises(ModelNotFoundError, match=r"works on tokens or on another output.*token_embeddings"):
+        with pytest.raises(ModelNotFoundError, match=r"has an unsupported input or output.*token_embeddings"):
             read_checkpoint(folder)
 
     @pytest.mark.parametrize("value", [{}, [1], [{"type": "x"}], "x", [module("Transformer", "../..")]])
@@ -278,7 +278,7 @@ class TestPrompts:
         folder: Path,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """As in encode_document and encode_query of sentence-transformers 6.2; plain encode would take it."""
+        """As in encode_document and encode_query of sentence-transformers 6.2; plain encode would use it."""
         change(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=default)
         for _ in range(2):
             checkpoint = read_checkpoint(folder)
@@ -296,7 +296,7 @@ class TestLengths:
     def test_the_setting_of_sentence_transformers_counts(self, folder: Path) -> None:
         change(folder / "sentence_bert_config.json", max_seq_length=30)
         assert read_checkpoint(folder).max_tokens == 30
-        # It cannot be more than there are positions.
+        # It cannot exceed the number of positions.
         change(folder / "sentence_bert_config.json", max_seq_length=5000)
         assert read_checkpoint(folder).max_tokens == 64
 
@@ -339,7 +339,7 @@ class TestSimilarity:
         assert read_checkpoint(folder).info(normalize=False).compared_by == expected
 
     def test_is_not_part_of_the_fingerprint(self, folder: Path) -> None:
-        """Two collections of the same vectors may be compared in two ways."""
+        """Two collections of the same vectors may use different similarity functions."""
         first = read_checkpoint(folder).info().fingerprint
         change(folder / "config_sentence_transformers.json", similarity_fn_name="dot")
         assert read_checkpoint(folder).info().fingerprint == first
@@ -399,7 +399,7 @@ class TestFingerprint:
         change(folder / "1_Pooling" / "config.json", pooling_mode="cls")
         others.add(fingerprint())
         assert len(others | {first}) == 5
-        # A setting and the folder's own word for the same are one space.
+        # A setting equal to the folder's own gives the same vector space.
         assert read_checkpoint(folder, pooling="cls").info().fingerprint == fingerprint()
         assert read_checkpoint(folder, pooling="max").info().fingerprint not in others | {first}
 

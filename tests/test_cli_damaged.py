@@ -67,7 +67,7 @@ def fill(pattern: str) -> Callable[[Path], None]:
 
 
 def refusal(*arguments: object) -> str:
-    """Return the one line that a command ends with."""
+    """Return the single error line of a command."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert isinstance(result.exception, EmbeddingError), (result.exception, result.output)
     message = str(result.exception)

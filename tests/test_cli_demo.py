@@ -1,4 +1,4 @@
-"""The demo: real docstrings in a real Chroma and a real LanceDB, asked in words."""
+"""The demo: questions about real docstrings in a real Chroma and a real LanceDB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor: what it looks at, and that what is off comes with a remedy."""
+"""The doctor: its checks, and a remedy for every problem."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def any_speed_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine must not turn into a finding here."""
+    """A busy machine must not cause a finding here."""
     monkeypatch.setattr("akidb_mlx_plugin.cli.doctor._SLOW_GFLOPS", 0.0)
 
 

@@ -1,4 +1,4 @@
-"""`akidb-mlx embed`: every format in and out, in order, in chunks, and nothing half written."""
+"""`akidb-mlx embed`: every input and output format, in order, in chunks, and never partially written."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_byte_order_mark_is_no_text(minilm: EmbeddingService) -> None:
         ('{"text": null}', "row 1 of standard input: field 'text' is None, not a text; leave such rows out"),
         ('{"text": "a"}\n{"text": "b\\ud800"}', "row 2 of standard input holds a lone surrogate (character 1)"),
         ('{"text": "a", "n": NaN}', "line 1 of standard input is not JSON: it has no NaN"),
-        ('{"text": "a", "n": 1e999}', "a number that JSON cannot hold"),
+        ('{"text": "a", "n": 1e999}', "a number that JSON cannot represent"),
         ("[1]", "not an object"),
         ('{"text": "a"', "line 1 of standard input is not JSON"),
         (b'{"text": "\xff"}', "line 1 of standard input is not UTF-8"),
@@ -187,7 +187,7 @@ def test_fields_that_not_every_row_has_become_columns() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["in.csv", "--output", "o.npy"], "by --input-format"),
+        (["in.csv", "--output", "o.npy"], "specify --input-format"),
         ([".", "--output", "folder.npy"], "folder.npy is a folder"),
         (["missing.txt", "--output", "o.npy"], "cannot read missing.txt: No such file"),
         (["missing.parquet", "--output", "o.npy"], "cannot read missing.parquet"),

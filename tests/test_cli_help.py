@@ -1,4 +1,4 @@
-"""Every command explains itself: an example that works, completion in the shell, and exit codes."""
+"""Help of every command: working examples, shell completion, and exit codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from akidb_mlx_plugin import Document
 from akidb_mlx_plugin.cli import app
 
 MINILM = "minilm-l6-v2"
-# Those that are over at once, need no hub, and write nowhere but to the folder they are run in.
+# Commands that are quick, need no hub, and write only to the current folder.
 QUICK = (
     "cache list",
     "cache size",
@@ -40,7 +40,7 @@ QUICK = (
 
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield every command that does something, with its full name."""
+    """Yield every command that is not a group, with its full name."""
     if hasattr(command, "commands"):
         for name, inner in command.commands.items():
             yield from walk(inner, (*path, name))
@@ -52,7 +52,7 @@ COMMANDS = dict(walk(typer.main.get_command(app)))
 
 
 def examples_of(command: Any) -> list[str]:
-    """Return the examples in a command's help, without the program's name and what a shell would do with the rest."""
+    """Return the examples in a command's help, without the program's name and redirections."""
     found = re.findall(r"^Example: akidb-mlx (.+)$", command.help or "", flags=re.MULTILINE)
     return [example.partition(" > ")[0] for example in found]
 
@@ -116,7 +116,7 @@ def test_quick_example_runs(example: str, prepared: Path, monkeypatch: pytest.Mo
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program as its script does."""
+    """Run the program like its script."""
     code = "import sys; sys.argv[0] = 'akidb-mlx'; from akidb_mlx_plugin.__main__ import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -139,7 +139,7 @@ def test_the_shell_completes_options() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_for_completion_is_shown(shell: str) -> None:
-    # Named here and not found out from the process above, which need be no shell.
+    # Set here rather than detected from the parent process, which need not be a shell.
     done = run("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert done.returncode == 0, done.stderr
     assert "_AKIDB_MLX_COMPLETE" in done.stdout
@@ -163,7 +163,7 @@ def test_exit_status(arguments: list[str], status: int) -> None:
     done = run(*arguments)
     assert done.returncode == status
     assert "Traceback" not in done.stderr
-    # What goes wrong is told on standard error, an error of this package's in one line.
+    # Errors go to standard error, this package's own in one line.
     assert bool(done.stdout) == (status == 0)
     if status == 1:
         assert re.fullmatch(r"akidb-mlx: .+\n", done.stderr)

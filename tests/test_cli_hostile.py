@@ -1,4 +1,4 @@
-"""Commands among hostile files, names, limits and callers: one line each, and outputs as they should be."""
+"""Commands with hostile files, names, limits and callers: one line each, and correct outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from akidb_mlx_plugin.cli.embed_output import atomic_write
 from akidb_mlx_plugin.cli.output import PlainFormatter, print_error, print_json, print_rows, printable
 
 MODEL = str(Path(__file__).parent / "golden" / "bert" / "model")
-# Colours, a window title, a bell, text from right to left, and an escape of the second set of controls.
+# Colors, a window title, a bell, right-to-left text, and a C1 control sequence.
 NASTY = "a\x1b[31mred\x1b]0;title\x07\u202eb\x9b5m\x7f"
 
 
@@ -130,7 +130,7 @@ class TestEmbed:
     @pytest.mark.parametrize(
         ("rows", "target", "message"),
         [
-            ('{"text": "a", "meta": {}}\n', "o.parquet", "Parquet cannot hold these rows"),
+            ('{"text": "a", "meta": {}}\n', "o.parquet", "Parquet cannot store these rows"),
             ('{"text": "a", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "o.jsonl", "nested too deeply"),
             ('{"text\\u001b[31m": "a"}\n', "o.jsonl", "no text in field"),
             (json.dumps({f"field {i}": 1 for i in range(10_000)}), "o.jsonl", "no text in field"),
@@ -148,7 +148,7 @@ class TestEmbed:
         assert os.listdir(tmp_path) == ["in.jsonl"]
 
     def test_with_standard_streams_closed(self, tmp_path: Path) -> None:
-        """The output file must not take their places: what is printed would go into it."""
+        """The output file must not get their descriptors, or it would receive what is printed."""
         (tmp_path / "in.txt").write_text("hello\n")
         run = f"{sys.executable} -m akidb_mlx_plugin embed {{}} -o o.npy --model {MODEL} <&- >&- 2>&-"
         assert subprocess.run(["sh", "-c", run.format("in.txt")], cwd=tmp_path, timeout=120).returncode == 0
@@ -200,7 +200,7 @@ def test_a_signal_at_any_time_leaves_no_stack_trace(
     time.sleep(delay_s)
     running.send_signal(number)
     _, errors = running.communicate(timeout=60)
-    # Before the command's own code has begun, the interpreter has nothing but its defaults.
+    # Before the command's own code runs, the interpreter has only its defaults.
     assert running.returncode in (status, -number, 0)
     if running.returncode == status:
         assert "Traceback" not in errors

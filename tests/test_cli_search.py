@@ -1,4 +1,4 @@
-"""`akidb-mlx search`: a real Chroma, in a folder and behind its server, and a real LanceDB."""
+"""`akidb-mlx search`: a real Chroma, in a folder and on a server, and a real LanceDB."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ app.command()(search)
 @pytest.fixture(scope="module")
 def chroma_folder(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("chroma")
-    # The same settings as the command's: Chroma allows a process one client of each folder.
+    # The same settings as the command's: Chroma allows only one client per folder in a process.
     client = chromadb.PersistentClient(folder, settings=Settings(anonymized_telemetry=False))
     docs = akidb_mlx_chroma.create_collection(client, "docs", MLXEmbeddingFunction(model=MINILM))
     akidb_mlx_chroma.upsert(docs, DOCUMENTS)

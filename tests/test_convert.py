@@ -1,4 +1,4 @@
-"""`akidb-mlx convert`: whole, true to the original, and never over something else."""
+"""`akidb-mlx convert`: complete, close to the original, and never overwriting anything."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_tensors_keep_their_names_and_what_is_not_a_large_matrix_its_format(tmp_
 
 def test_matrices_that_do_not_divide_into_groups_stay(tmp_path: Path) -> None:
     done = convert_checkpoint(source("gemma3_text"), tmp_path / "new", EIGHT)
-    assert done.quantized == 4  # the second halves of the feed-forward networks, 64 wide; all else is 48 wide
+    assert done.quantized == 4  # the second halves of the feed-forward networks, 64 wide; all others are 48 wide
     assert done.kept > 0
     assert mean_cosine(source("gemma3_text"), done.folder) > 0.999
 
@@ -118,7 +118,7 @@ class TestNothingIsHalfDone:
 
     def test_a_quantized_source_is_refused(self, tmp_path: Path) -> None:
         convert_checkpoint(source("bert"), tmp_path / "a", EIGHT)
-        with pytest.raises(ModelNotFoundError, match="quantized already"):
+        with pytest.raises(ModelNotFoundError, match="already quantized"):
             convert_checkpoint(tmp_path / "a", tmp_path / "b", EIGHT)
         assert not (tmp_path / "b").exists()
 
@@ -210,6 +210,6 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch
         raise RuntimeError("[write] Unable to write 8259 bytes to file.")
 
     monkeypatch.setattr(mx, "save_safetensors", no_room)
-    with pytest.raises(OSError, match=r"model\.safetensors cannot be written, with .* MB free on the disk: \[write\]"):
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written \(.* MB free on the disk\): \[write\]"):
         convert_checkpoint(GOLDEN / "bert" / "model", tmp_path / "out", choose_recipe(8, 32, "affine", "plain"))
     assert list(tmp_path.iterdir()) == []

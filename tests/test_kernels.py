@@ -1,4 +1,4 @@
-"""Activations and softmax against their definitions in double precision, on a CPU and as elsewhere."""
+"""Activations and softmax against their definitions in double precision, with the CPU's and the other code path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from akidb_mlx_plugin.nn import layout
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS, softmax_parts
 
-# Densely where the functions bend, sparsely far out.
+# Dense where the functions bend, sparse far out.
 POINTS = np.concatenate([np.linspace(-12, 12, 20_001), [-1e4, -300, -88, -40, 40, 88, 300, 1e4]]).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Folders as converters, caches and older versions of sentence-transformers leave them."""
+"""Folder layouts of converters, caches and older versions of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from akidb_mlx_plugin.errors import ModelNotFoundError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the tiny BERT, pooled by its mean."""
+    """A copy of the tiny BERT with mean pooling."""
     return copy_golden("bert", tmp_path / "m")
 
 
 def write_float64(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write a safetensors file with numbers that MLX does not have."""
+    """Write a safetensors file with dtypes that MLX does not have."""
     header: dict[str, Any] = {}
     content = b""
     for name, tensor in tensors.items():
@@ -91,7 +91,7 @@ class TestDenseLayers:
         mx.eval(tensors)
         mx.save_safetensors(str(folder / "model.safetensors"), tensors)
         assert np.abs(embed(folder) - expected).max() < 1e-6
-        # Without a pipeline too.
+        # Also without a pipeline.
         (folder / "modules.json").unlink()
         assert np.abs(embed(folder) - expected).max() < 1e-6
 
@@ -161,7 +161,7 @@ class TestPlaces:
         assert np.array_equal(embed(folder), expected)
         assert read_checkpoint(folder).weights_digest == digest
         write(folder / "model.safetensors.index.json", {"weight_map": {"x": "../all.safetensors"}})
-        with pytest.raises(ModelNotFoundError, match="lies outside"):
+        with pytest.raises(ModelNotFoundError, match="outside the folder"):
             embed(folder)
 
     @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_config.json", "modules.json"])
@@ -223,7 +223,7 @@ class TestStaticEmbedding:
         table = mx.random.normal((10, 24), key=mx.random.key(7))
         tensors = {"embeddings": table, "mapping": mx.full((448,), 10, dtype=mx.int64)}
         mx.save_safetensors(str(static / "model.safetensors"), tensors)
-        with pytest.raises(ModelNotFoundError, match="not among the table's 10"):
+        with pytest.raises(ModelNotFoundError, match="outside the table's 10 rows"):
             embed(static)
 
     def test_is_the_mean_of_its_tokens_without_special_ones(self, static: Path) -> None:
@@ -248,7 +248,7 @@ class TestStaticEmbedding:
         rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
         expected = np.stack([plain[row].mean(axis=0) for row in rows])
         assert np.abs(embed(static, normalize=False) - expected).max() < 1e-6
-        # Without a pipeline the settings of model2vec itself count.
+        # Without a pipeline, model2vec's own settings apply.
         (static / "modules.json").unlink()
         write(static / "config.json", {"model_type": "model2vec", "normalize": False, "seq_length": 1000})
         assert np.abs(embed(static) - expected).max() < 1e-6

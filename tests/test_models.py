@@ -1,4 +1,4 @@
-"""Every architecture against sentence-transformers, on tiny checkpoints that have every feature of the real ones."""
+"""Every architecture against sentence-transformers, on tiny checkpoints with every feature of the real ones."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class TestAgainstSentenceTransformers:
         assert response.usage.truncated == 62
 
 
-# What each feature of a checkpoint is there for: without it, or with it a little different, other vectors come out.
+# Every feature matters: removing it, or changing it slightly, changes the vectors.
 NOTICED: list[tuple[str, dict[str, Any]]] = [
     ("gemma3_text", {"sliding_window": 10}),
     ("gemma3_text", {"sliding_window": 6}),
@@ -151,7 +151,7 @@ def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any])
     changed = replace(golden.checkpoint, config={**golden.checkpoint.config, **changes})
     vectors = embed(changed, load_model(changed), golden.texts)
     assert np.isfinite(vectors).all()
-    # One place more or less of a window of hundreds, and the two forms of gelu, differ little.
+    # One position in a window of hundreds makes little difference, and so do the two forms of gelu.
     assert farthest(vectors, golden.vectors["document"]) > (3e-5 if "hidden_act" in changes else 3e-4)
 
 
@@ -188,7 +188,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"layer_types": ["full_attention"]}, "names 1 layers"),
     ("qwen3", {"layer_types": ["linear_attention"] * 3}, "linear_attention"),
     ("qwen3_window", {"use_sliding_window": False}, "no sliding_window"),
-    ("qwen3_window", {"architectures": ["Qwen3BiModel"]}, "both directions"),
+    ("qwen3_window", {"architectures": ["Qwen3BiModel"]}, "bidirectional"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ("modernbert", {"hidden_activation": "mish"}, "mish"),
 ]
@@ -207,7 +207,7 @@ class TestModelsOfMlxLm:
         _need_mlx_lm()
 
     def test_long_texts_go_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(causal_lm, "_PIECE", 11)
+        monkeypatch.setattr(causal_lm, "_CHUNK", 11)
         golden = read_golden("granite")
         model = load_model(golden.checkpoint)
         for packing in (pack_exact, pack_padded):
@@ -244,14 +244,14 @@ class TestModelsOfMlxLm:
             load_model(replace(golden.checkpoint, config=by_layer))
 
     def test_an_architecture_that_needs_something_else(self) -> None:
-        # mlx-lm's module for it exits the interpreter where another package is missing.
+        # mlx-lm's module for it exits the interpreter if another package is missing.
         if importlib.util.find_spec("hf_olmo") is None:
             with pytest.raises(ModelNotFoundError, match="olmo cannot be imported"):
                 find_encoder("olmo")
 
     def test_an_encoder_in_disguise_is_refused(self) -> None:
         checkpoint = read_golden("granite").checkpoint
-        with pytest.raises(ModelNotFoundError, match="both directions"):
+        with pytest.raises(ModelNotFoundError, match="is bidirectional"):
             load_model(replace(checkpoint, config={**checkpoint.config, "is_causal": False}))
 
     def test_settings_that_do_not_fit(self) -> None:

@@ -1,4 +1,4 @@
-"""BERT's relatives: what each setting does, what is refused, what other libraries leave in their files."""
+"""Models related to BERT: the effect of each setting, rejected settings, and leftovers of other libraries."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any])
     assert farthest(vectors, golden.vectors["document"]) > 3e-4
 
 
-# Settings that say what is so anyway, or what has no part in the vectors.
+# Settings at their defaults, or without effect on the vectors.
 WITHOUT_EFFECT: list[tuple[str, dict[str, Any]]] = [
     ("distilbert", {"sinusoidal_pos_embds": False}),
     ("distilbert", {"layer_norm_eps": 0.1}),

@@ -1,4 +1,4 @@
-"""Causal decoders and their relatives that look both ways: what each setting does, and what is refused."""
+"""Causal decoders and their bidirectional variants: the effect of each setting, and rejected settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models import find_encoder, mlx_lm, mlx_lm_gaps
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.models.causal_lm import CausalEncoder
 from akidb_mlx_plugin.models.settings import rope_settings
 
@@ -34,7 +34,7 @@ def _on_cpu() -> Iterator[None]:
 
 
 def changed(name: str, changes: dict[str, Any], **more: Any) -> Checkpoint:
-    """Return a checkpoint of tests/golden with other settings; those of a mapping are put into it."""
+    """Return a checkpoint of tests/golden with changed settings; mappings are merged."""
     checkpoint = read_golden(name).checkpoint
     config = dict(checkpoint.config)
     for key, value in changes.items():
@@ -48,7 +48,7 @@ def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": parameters}
 
 
-# Without a feature, or with it a little different, other vectors come out.
+# Removing a feature, or changing it slightly, changes the vectors.
 NOTICED: list[tuple[str, dict[str, Any]]] = [
     ("llama_scaled", rope(factor=4.4)),
     ("llama_scaled", rope(low_freq_factor=1.5)),
@@ -110,7 +110,7 @@ def older_rope(name: str) -> dict[str, Any]:
     return {"rope_parameters": None, "rope_theta": theta, "rope_scaling": {"type": kind, **parameters}}
 
 
-# The same model, said in another way.
+# The same model with its settings in another form.
 SAME: list[tuple[str, dict[str, Any]]] = [
     ("llama_scaled", older_rope("llama_scaled")),
     ("qwen3_yarn", older_rope("qwen3_yarn")),
@@ -151,7 +151,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama_scaled", {"head_dim": 15}, "even number"),
     ("llama_scaled", {"hidden_act": "mish"}, "mish"),
     ("mistral", {"sliding_window": 0}, "sliding_window"),
-    ("mistral", {"architectures": ["MistralBiModel"]}, "sliding_window of 6 in a mistral that attends in both"),
+    ("mistral", {"architectures": ["MistralBiModel"]}, "sliding_window of 6 in a bidirectional mistral"),
     ("ministral", {"layer_types": 3}, "layer_types"),
     ("ministral3", rope(llama_4_scaling_beta=None), "llama_4_scaling_beta"),
     ("phi3", rope(short_factor=[1.0]), "a list of 3 numbers"),
@@ -160,7 +160,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "gemma3_text_not_causal",
         {"is_causal": None, "use_bidirectional_attention": None, "architectures": ["GemmaBiModel"]},
-        "both directions",
+        "bidirectional",
     ),
 ]
 
@@ -216,12 +216,12 @@ class TestWhichWaysItLooks:
         ],
     )
     def test_is_decided_by_the_configuration_then_by_the_architecture(self, config: dict[str, Any], both: bool) -> None:
-        assert attends_both_ways(config) is both
+        assert is_bidirectional(config) is both
 
     @pytest.mark.parametrize("name", ["llama_scaled", "qwen3", "mistral", "gemma3_text_causal"])
     def test_the_first_token_of_one_that_looks_backwards_is_not_pooled(self, name: str) -> None:
         for pooling in (("cls",), ("mean", "cls")):
-            with pytest.raises(ModelNotFoundError, match=r"'cls'.*looks backwards only"):
+            with pytest.raises(ModelNotFoundError, match=r"'cls'.*is causal by its config.json"):
                 load_model(changed(name, {}, pooling=pooling))
 
     def test_the_first_token_of_one_that_looks_both_ways_is(self) -> None:
@@ -275,12 +275,12 @@ class TestModelsOfMlxLm:
         ],
     )
     def test_a_window_that_it_forgets_is_known(self, config: dict[str, Any], window: int | None) -> None:
-        assert mlx_lm_gaps.forgotten_window(config) == window
+        assert mlx_lm_gaps.ignored_window(config) == window
 
-    def test_texts_longer_than_a_forgotten_window_are_refused(self) -> None:
+    def test_texts_longer_than_an_ignored_window_are_rejected(self) -> None:
         encoder = CausalEncoder.from_config({"model_type": "starcoder2", **SIZES, "sliding_window": 8})
         encoder.check_length(8)
-        with pytest.raises(ModelNotFoundError, match=r"look 8 tokens back.*up to 9 tokens.*to 8 or less"):
+        with pytest.raises(ModelNotFoundError, match=r"sliding_window of 8 tokens.*up to 9 tokens.*to 8 or less"):
             encoder.check_length(9)
 
     def test_where_it_applies_windows_is_as_its_sources_say(self) -> None:
@@ -290,17 +290,17 @@ class TestModelsOfMlxLm:
         folder = Path(package.submodule_search_locations[0]) / "models"
         sources = {name: (folder / f"{name}.py") for name in mlx_lm.MODULES}
         applied = {name for name, file in sources.items() if file.is_file() and "window_size=" in file.read_text()}
-        # The first has indices of its own, the second a window that belongs to its loops.
+        # The first has its own indices, the second a window that belongs to its loops.
         assert (applied | {"deepseek_v41"}) - {"iquestloopcoder"} == mlx_lm_gaps.APPLY_WINDOW
 
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            ({"model_type": "starcoder2", "rope_scaling": {"type": "linear", "factor": 2.0}}, "positions unscaled"),
+            ({"model_type": "starcoder2", "rope_scaling": {"type": "linear", "factor": 2.0}}, "does not scale"),
             ({"model_type": "gemma2", "head_dim": 8, **rope(rope_type="llama3", factor=2.0)}, "lacks original_max"),
             ({"model_type": "granite", **rope(rope_type="longrope", factor=2.0)}, "cannot be built|longrope"),
             ({"model_type": "smollm3", "rope_scaling": [1]}, "cannot be built|must be an object"),
-            ({"model_type": "mixtral", "architectures": ["MixtralBiModel"]}, "both directions"),
+            ({"model_type": "mixtral", "architectures": ["MixtralBiModel"]}, "is bidirectional"),
             ({"model_type": "cohere2", "head_dim": 8, "layer_types": ["full_attention"] * 2}, "not in the order"),
         ],
     )

@@ -1,4 +1,4 @@
-"""EmbeddingGemma 2, whole and its text tower alone, and Gemma 3 made to look both ways."""
+"""EmbeddingGemma 2, whole or only its text tower, and Gemma 3 with bidirectional attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.inference.packing import pack_exact
-from akidb_mlx_plugin.models.architectures import attends_both_ways, text_settings
+from akidb_mlx_plugin.models.architectures import is_bidirectional, text_settings
 from akidb_mlx_plugin.nn.batch import Tokens
 
 ROPE = {"rope_type": "default", "rope_theta": 500.0}
@@ -101,7 +101,7 @@ class TestEmbeddingGemma2:
         ("changes", "message"),
         [
             ({"per_layer_config": {"1": {"sliding_window": 3}}}, "per_layer_config sets sliding_window"),
-            ({"per_layer_config": {"1": {"head_dim": 16}}}, "heads of several sizes"),
+            ({"per_layer_config": {"1": {"head_dim": 16}}}, "different head sizes"),
             ({"layer_types": ["full_attention"] * 4}, "names 4 layers"),
             ({"layer_types": ["linear_attention"] * 5}, "linear_attention"),
             ({"hidden_activation": "mish"}, "mish"),
@@ -187,7 +187,7 @@ class TestGemma3BothWays:
     def test_windows_that_only_a_name_speaks_of_are_refused(self) -> None:
         checkpoint = read_golden("gemma3_text_causal").checkpoint
         unsaid = {"use_bidirectional_attention": None, "architectures": ["Gemma3BidirectionalModel"]}
-        with pytest.raises(ModelNotFoundError, match="attends in both directions"):
+        with pytest.raises(ModelNotFoundError, match="in a bidirectional gemma3_text"):
             load_model(replace(checkpoint, config={**checkpoint.config, **unsaid}))
 
     def test_without_windows_the_name_is_enough(self) -> None:
@@ -223,4 +223,4 @@ class TestGemma3BothWays:
     ],
 )
 def test_which_decoders_look_both_ways(config: dict[str, Any], expected: bool) -> None:
-    assert attends_both_ways(config) is expected
+    assert is_bidirectional(config) is expected

@@ -1,4 +1,4 @@
-"""LFM2: the decoder, and the encoder made of it."""
+"""LFM2: the decoder, and the encoder made from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.nn.batch import Tokens
-from akidb_mlx_plugin.nn.convolution import Neighbours
+from akidb_mlx_plugin.nn.convolution import Neighbors
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
     ("lfm2", {"rope_parameters": None}),
     ("lfm2", {"norm_eps": 0.1}),
     ("lfm2_bias", {"is_causal": True}),
-    # Attention in both directions alone leaves a convolution as it is.
+    # Bidirectional attention alone does not change the convolutions.
     ("lfm2_bias", {"architectures": ["Lfm2BidirectionalModel"]}),
     ("lfm2_bidirectional", {"architectures": None, "auto_map": None, "is_causal": False}),
     ("lfm2_bidirectional_even", {"architectures": None, "auto_map": None, "is_causal": False}),
@@ -77,7 +77,7 @@ def test_other_layouts_of_settings_mean_the_same(name: str, changes: dict[str, A
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("lfm2_bidirectional", {"is_causal": True}, "says that it is causal"),
+        ("lfm2_bidirectional", {"is_causal": True}, "sets is_causal"),
         ("lfm2_bidirectional", {"architectures": None, "auto_map": None}, "pooling 'cls'"),
         ("lfm2", {"num_hidden_layers": "4"}, "num_hidden_layers"),
         ("lfm2", {"full_attn_idxs": 3, "layer_types": None}, "full_attn_idxs"),
@@ -102,7 +102,7 @@ def test_layouts_of_tensors(tmp_path: Path, prefix: str) -> None:
     assert isinstance(tensors, dict)
     rewritten = {"lm_head.weight": mx.ones((2, 2))} if prefix else {}
     for name, value in tensors.items():
-        # mlx-lm keeps a convolution's weights as MLX multiplies them.
+        # mlx-lm stores a convolution's weights in MLX's layout.
         kernel = name.endswith("conv.conv.weight") and prefix == "model."
         rewritten[prefix + name] = value.swapaxes(1, 2) if kernel else value
     mx.eval(rewritten)
@@ -119,7 +119,7 @@ def test_a_convolution_stays_within_its_text(packing: Packing, offsets: tuple[in
     taps = rng.standard_normal((len(offsets), 4), dtype=np.float32)
     for batch in packing(texts, 12):
         tokens = Tokens.from_batch(batch)
-        mixed = np.array(Neighbours(tokens, offsets).convolve(mx.array(table)[tokens.ids], mx.array(taps)))
+        mixed = np.array(Neighbors(tokens, offsets).convolve(mx.array(table)[tokens.ids], mx.array(taps)))
         rows = [row for block in batch.blocks for row in mixed[block.start : block.stop].reshape(-1, block.length, 4)]
         for row, index in zip(rows, batch.order, strict=False):
             text = table[texts[index]]

@@ -1,4 +1,4 @@
-"""NomicBERT, GTE, jina v3 and EuroBERT: settings that matter, layouts that mean the same, and what is refused."""
+"""NomicBERT, GTE, jina v3 and EuroBERT: settings that matter, equivalent layouts, and rejected settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.dynamic_rotary import DynamicRotary
 
 Tensors = dict[str, mx.array]
-# Three layouts that transformers has of its own, and four that are published.
+# Three of transformers' own layouts, and four published ones.
 NAMES = ["nomic_bert", "gte", "jina_embeddings_v3", "nomic_bert_published", "nomic_bert_long", "nomic_bert_moe", "new"]
 
 
@@ -77,13 +77,13 @@ def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any])
     assert farthest(vectors, golden.vectors["document"]) > 3e-4
 
 
-# The same settings in the layout that the checkpoint does not have.
+# The same settings in the layout that the checkpoint does not use.
 OTHER_LAYOUTS: list[tuple[str, dict[str, Any]]] = [
-    # nomic-embed-text-v1.5 has both; max_position_embeddings is the length of training.
+    # nomic-embed-text-v1.5 has both; max_position_embeddings is the training length.
     ("nomic_bert_published", {**_rope(100.0), "hidden_size": 32, "hidden_act": "silu", "max_position_embeddings": 16}),
     ("nomic_bert_published", {"num_experts": 0, "moe_every_n_layers": 0, "use_rms_norm": None}),
     ("nomic_bert_long", {**_rope(100.0, "dynamic", factor=2.0), "max_position_embeddings": 16}),
-    # Fine-tuned, and saved by a transformers that has the architecture.
+    # Fine-tuned, and saved by a version of transformers with the architecture.
     (
         "nomic_bert_long",
         {**_rope(100.0, "dynamic", factor=2.0), "rotary_scaling_factor": None, "max_position_embeddings": 16},
@@ -92,7 +92,7 @@ OTHER_LAYOUTS: list[tuple[str, dict[str, Any]]] = [
     ("gte", {"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": None, "position_embedding_type": "rope"}),
     # Fixed NTK scaling in the terms of transformers, which lacks it: 20 * 8, and 8 ** (2 / 8).
     ("new", {"rope_scaling": None, **_rope(160.0, "linear", factor=8**0.25)}),
-    # As strings, which snowflake-arctic-embed-m-v2.0 has there; neither changes what is computed.
+    # As strings, like snowflake-arctic-embed-m-v2.0; neither changes the result.
     ("gte", {"unpad_inputs": "true", "use_memory_efficient_attention": "true", "logn_attention_scale": False}),
     ("eurobert", {"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": None}),
     ("jina_embeddings_v3", {"rope_parameters": None, "rope_theta": 100.0}),
@@ -118,7 +118,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("nomic_bert_published", {"rotary_emb_scale_base": 512}, "rotary_emb_scale_base"),
     ("nomic_bert_published", {"num_heads_kv": 2}, "num_heads_kv 2"),
     ("nomic_bert_published", {"activation_function": "gelu_new"}, "activation_function 'gelu_new'"),
-    ("nomic_bert_published", {"moe_every_n_layers": 2, "num_experts": 4}, "experts that are not gated"),
+    ("nomic_bert_published", {"moe_every_n_layers": 2, "num_experts": 4}, "experts without gates"),
     ("nomic_bert_published", {"n_inner": None}, "intermediate_size"),
     ("nomic_bert_published", {"rope_parameters": {"rope_theta": 200.0}}, "contradict rotary_emb_base 100"),
     ("nomic_bert_long", _rope(100.0), "rotary_scaling_factor 2"),
@@ -146,7 +146,7 @@ def test_what_would_be_computed_wrong_is_refused(name: str, changes: dict[str, A
 
 
 def _own_names(name: str, tensors: Tensors) -> Tensors:
-    """As transformers names them where it is asked not to write the published names."""
+    """Rename tensors to transformers' own names, which it writes instead of the published ones on request."""
     return (
         find_encoder(read_golden(name).checkpoint.model_type)
         .from_config(read_golden(name).checkpoint.config)
@@ -155,7 +155,7 @@ def _own_names(name: str, tensors: Tensors) -> Tensors:
 
 
 def _with_heads(name: str, tensors: Tensors) -> Tensors:
-    """As models for other tasks are saved: the encoder below a name of its own, beside heads and buffers."""
+    """Rename tensors as in models for other tasks: the encoder under a prefix, with heads and buffers."""
     prefix = {"nomic": "bert.", "gte": "new.", "new": "", "jina": "roberta."}[name.split("_")[0]]
     one = mx.ones((2, 2))
     heads = {"cls.predictions.decoder.bias": one, "lm_head.dense.weight": one, "classifier.weight": one}
@@ -164,7 +164,7 @@ def _with_heads(name: str, tensors: Tensors) -> Tensors:
 
 
 def _rewritten(folder: Path, name: str, change: Callable[[str, Tensors], Tensors]) -> Path:
-    """Return a copy of a golden checkpoint with other tensors."""
+    """Return a copy of a golden checkpoint with changed tensors."""
     shutil.copytree(GOLDEN / name / "model", folder, dirs_exist_ok=True)
     tensors = mx.load(str(folder / "model.safetensors"))
     assert isinstance(tensors, dict)
@@ -209,7 +209,7 @@ class TestMaxTokens:
         ("name", "changes", "expected"),
         [
             ("nomic_bert_published", {"n_positions": 20}, 20),
-            # The length of training: rotary positions go on behind it, as they do in sentence-transformers.
+            # The training length: rotary positions continue beyond it, as in sentence-transformers.
             ("nomic_bert_published", {"max_trained_positions": 20, "max_position_embeddings": 20}, 48),
             ("gte", {"max_position_embeddings": 20}, 20),
         ],

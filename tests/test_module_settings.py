@@ -1,4 +1,4 @@
-"""Settings of sentence-transformers' modules: honoured, or refused by name; never read past."""
+"""Settings of sentence-transformers' modules: honored, or rejected by name; never ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packing: every text once, in its place, within the budget."""
+"""Packing: every text once, in the right position, within the budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every pooling against its definition, on full and padded rectangles, with and without the prompt."""
+"""Every pooling mode against its definition, on full and padded rectangles, with and without the prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _on_cpu() -> Iterator[None]:
 
 
 def definition(mode: str, tokens: NDArray[np.float64], skip: int) -> NDArray[np.float64]:
-    """Pool one text, (L, D) to (D,), as sentence-transformers does; its prompt is shorter than the text."""
+    """Pool one text, (L, D) to (D,), like sentence-transformers; its prompt is shorter than the text."""
     rest, places = tokens[skip:], np.arange(skip + 1, len(tokens) + 1)[:, None]
     return {
         "cls": lambda: rest[0],
@@ -58,7 +58,7 @@ def test_pooling_is_as_defined(lengths: list[list[int]], padded: bool, modes: li
         for row in range(block.rows):
             first = block.start + row * block.length
             last = first + (block.lengths[row] if block.lengths else block.length)
-            # What an encoder leaves in the padding may be anything.
+            # An encoder may leave any values in the padding.
             hidden[last : first + block.length] = np.nan
             tokens = hidden[first:last].astype(np.float64)
             expected.append(np.concatenate([definition(mode, tokens, skip) for mode in modes]))

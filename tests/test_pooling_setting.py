@@ -1,6 +1,6 @@
-"""The setting `pooling`: from every place where it can be given to the vectors, and to what both databases store."""
+"""The setting `pooling`: from every place where it can be set to the vectors, and to the settings in both databases."""
 
-# No postponed annotations here: LanceDB reads the vector column's width from the class as it is written.
+# No postponed annotations here: LanceDB reads the vector column's width from the class annotations.
 
 import json
 import shutil
@@ -52,18 +52,18 @@ def vectors(model: Path, **settings: Any) -> Any:
 
 @pytest.fixture
 def cls_vectors(tiny_dir: Path, tmp_path: Path) -> Any:
-    """What the tiny BERT makes where its own folder says cls, of unit length."""
+    """The tiny BERT's vectors if its own folder sets cls pooling, with unit length."""
     return vectors(folder_with(tiny_dir, tmp_path / "says-cls", "cls"))
 
 
 @pytest.fixture
 def mean_vectors(tiny_dir: Path) -> Any:
-    """What the tiny BERT makes as it is."""
+    """The tiny BERT's vectors with its own settings."""
     return vectors(tiny_dir)
 
 
 def folder_with(model: Path, copy: Path, mode: str) -> Path:
-    """Copy a model, with another pooling in its own configuration."""
+    """Copy a model with another pooling in its own configuration."""
     shutil.copytree(model, copy)
     file = copy / "1_Pooling" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "pooling_mode": mode}))
@@ -118,7 +118,7 @@ class TestService:
 
 @pytest.fixture
 def chroma_client(tmp_path: Path) -> ClientAPI:
-    # The settings of the command line: Chroma allows a process one client of each folder.
+    # The command line's settings: Chroma allows only one client per folder in a process.
     return chromadb.PersistentClient(tmp_path / "chroma", settings=Settings(anonymized_telemetry=False))
 
 
@@ -146,7 +146,7 @@ class TestChroma:
         other = MLXEmbeddingFunction(tiny_dir, pooling="cls")
         with pytest.raises(DimensionMismatchError, match="cannot be compared"):
             akidb_mlx_chroma.get_collection(chroma_client, "docs", other)
-        # What the checkpoint says and a setting that says the same are one.
+        # A setting equal to the checkpoint's own is equivalent to none.
         akidb_mlx_chroma.get_collection(chroma_client, "docs", MLXEmbeddingFunction(tiny_dir, pooling="mean"))
         with pytest.raises(InvalidInputError, match="pooling: None -> 'cls'"):
             chroma_client.get_collection("docs").modify(configuration={"embedding_function": other})  # type: ignore[typeddict-item]

@@ -1,4 +1,4 @@
-"""A causal model's prompt, computed once: the same vectors from fewer tokens."""
+"""The cached prompt of a causal model: the same vectors from fewer tokens."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from akidb_mlx_plugin.nn import layout as layouts
 from akidb_mlx_plugin.nn.attention import attend, attend_last
 from akidb_mlx_plugin.nn.batch import Block, Prefix, TokenBatch, Tokens
 
-# Ten tokens with every tokenizer here, but for the opening one, of which the last is a space.
+# Ten tokens with every tokenizer here, not counting an opening one; the last is a space.
 PROMPT = "the question of time: "
-# Sixteen, the last of which is another where the text goes on with the word.
+# Sixteen tokens, the last of which changes if the text continues its word.
 CUT_PROMPT = "the question of time and the work of the que"
 CAUSAL = ("llama", "llama_scaled", "ministral", "ministral3", "mistral", "qwen2", "qwen3", "qwen3_window", "qwen3_yarn")
 TEXTS = (
@@ -42,7 +42,7 @@ TEXTS = (
 
 
 class Watched:
-    """What an embedder's encoder is asked to compute, in numbers of tokens."""
+    """The numbers of tokens that an embedder's encoder computes."""
 
     def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
         self.computed: list[int] = []

@@ -35,7 +35,7 @@ def model(tiny_dir: Path) -> Path:
 
 @pytest.fixture
 def expected(model: Path) -> dict[str, Any]:
-    """The text's vector as a document and as a query."""
+    """Return the text's vector as a document and as a query."""
     with Embedder.load(model) as embedder:
         made = {
             "document": embedder.embed([TEXT], prompt="").embeddings[0],

@@ -81,7 +81,7 @@ class TestUserProvided:
     def test_a_text_is_refused_with_the_remedy(self) -> None:
         provider = UserProvidedProvider(dimension=3)
         for ask in (provider.embed_batch, provider.check_request):
-            with pytest.raises(InvalidInputError, match="give a vector with every document and every query"):
+            with pytest.raises(InvalidInputError, match="provide a vector with every document and every query"):
                 ask(request("a"))
         provider.health_check()
         provider.close()

@@ -1,4 +1,4 @@
-"""Every checkpoint of the README's table, in the layout in which it is published, built small: read and computed."""
+"""Read and compute a small copy of every checkpoint in the README's table, in its published layout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def published(request: pytest.FixtureRequest) -> Published:
 
 
 def positions(checkpoint: Checkpoint) -> int:
-    """Return how many tokens a tiny checkpoint has positions for."""
+    """Return the number of tokens that a tiny checkpoint has positions for."""
     architecture = find_architecture(checkpoint.model_type)
     named = checkpoint.config.get(architecture.positions or "") or 1 << 30
     return int(named) - (int(checkpoint.config.get("pad_token_id") or 0) + 1 if architecture.offset_positions else 0)
@@ -58,7 +58,7 @@ def check_description(checkpoint: Checkpoint, published: Published) -> None:
         (row,) = load_text_tokenizer(checkpoint).encode([QUESTION]).ids
         assert row[-1] == Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")).token_to_id(published.end)
     assert checkpoint.max_tokens == min(published.longest or published.tokens or 0, positions(checkpoint))
-    # The lengths that the real width has.
+    # The lengths for the real width.
     dense = tuple(replace(layer, out_features=published.width) for layer in checkpoint.dense)
     width = {"hidden_size": published.width}
     real = replace(checkpoint, config={**checkpoint.config, **width}, dense=dense).allowed_dimensions
@@ -86,7 +86,7 @@ def test_before_its_weights_are_there(published: Published, tmp_path: Path) -> N
 
 
 def compare(published: Published, checkpoint: Checkpoint, golden: Golden, texts: Sequence[str]) -> Vector:
-    """Return what the golden checkpoint makes of texts with the published one's pooling and its layers behind it."""
+    """Return the golden checkpoint's vectors with the published one's pooling and dense layers."""
     same = golden.checkpoint.pooling == (published.pooling,)
     if same and len(golden.checkpoint.dense) == len(checkpoint.dense):
         return golden.vectors["document"][[golden.texts.index(text) for text in texts]]
@@ -118,7 +118,7 @@ def test_as_a_local_folder(published: Published, tmp_path: Path, caplog: pytest.
         assert checkpoint.prompt_for("document") == (published.document if published.knows_prompts else "")
         vectors = embedder.embed(texts, prompt=prompt).embeddings
         asked = embedder.embed([QUESTION], kind="query").embeddings
-        # A prompt's keys and values may have been computed before, and round otherwise.
+        # A cached prompt's keys and values may round differently.
         assert farthest(asked, embedder.embed([query + QUESTION], prompt="").embeddings) < 1e-5
         assert len(texts) > 5
         assert np.isfinite(vectors).all()
@@ -131,7 +131,7 @@ def test_as_a_local_folder(published: Published, tmp_path: Path, caplog: pytest.
         if published.base_model or published.modules:
             check_description(checkpoint, published)
     else:
-        # Neither the folder nor its README says the pooling: it is a convention, and said.
+        # Neither the folder nor its README gives the pooling: the convention is used, with a warning.
         assert checkpoint.pooling_is_convention
         assert "pass pooling=" in caplog.text
 

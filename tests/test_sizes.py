@@ -1,4 +1,4 @@
-"""Counts of config.json that the weights cannot hold are refused before a module is built."""
+"""Counts in config.json that the weights contradict are rejected before a module is built."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_refused_in_little_memory(tmp_path: Path, base: str, change: dict[str, A
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ModelNotFoundError, match="|".join(change)):
         load_model(read_checkpoint(folder))
-    # In KiB on Linux, in bytes on a Mac.
+    # In KiB on Linux, in bytes on macOS.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 * (
         1024 if mx.metal.is_available() else 1
     )

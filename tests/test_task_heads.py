@@ -1,4 +1,4 @@
-"""Tensors that models for a task have beside their encoder."""
+"""Task heads that checkpoints hold in addition to their encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token rows: ends, truncation, prompts, case."""
+"""Token rows: end tokens, truncation, prompts, case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows
 from akidb_mlx_plugin.registry import list_models
 
-END = 0  # of the tiny Qwen3, where it is the padding token too; "<|im_end|>", its eos_token, is 2
+END = 0  # end token of the tiny Qwen3, also its padding token; "<|im_end|>", its eos_token, is 2
 
 
 def folder_of(name: str) -> Path:
@@ -25,7 +25,7 @@ def folder_of(name: str) -> Path:
 
 
 def without_template(folder: Path) -> Path:
-    """Copy the tiny Qwen3's tokenizer as upstream first released it: nothing is put at the end of a text."""
+    """Copy the tiny Qwen3's tokenizer as first released upstream: without an end token."""
     shutil.copytree(folder_of("qwen3"), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["post_processor"] = None
@@ -76,7 +76,7 @@ def test_a_text_of_gemma_begins_and_ends() -> None:
 
 
 def test_nothing_is_padded_and_long_texts_are_counted(minilm_dir: Path) -> None:
-    # This tokenizer.json asks for padding and truncation to 128.
+    # This tokenizer.json sets padding and truncation to 128.
     tokenizer = TextTokenizer(minilm_dir, 256)
     rows = tokenizer.encode(["", "hello", "x " * 254, "x " * 255])
     assert [len(row) for row in rows.ids] == [2, 3, 256, 256]
@@ -97,13 +97,13 @@ def test_case_is_folded_where_it_is_asked_for() -> None:
     plain, folded = (TextTokenizer(folder_of("roberta"), 48, lowercase=lowercase) for lowercase in (False, True))
     texts = ["The RIVER", "ÉTÉ"]
     assert folded.encode(texts).ids == plain.encode(["the river", "été"]).ids != plain.encode(texts).ids
-    # A special token stays one.
+    # A special token is kept.
     assert folded.encode(["<MASK> <mask>"]).ids[0].count(4) == plain.encode(["<mask>"]).ids[0].count(4)
 
 
 def test_a_text_without_any_token_is_refused(tmp_path: Path) -> None:
     tokenizer = TextTokenizer(without_template(tmp_path / "m"), 48)
-    with pytest.raises(InvalidInputError, match="text 1 makes no token"):
+    with pytest.raises(InvalidInputError, match="text 1 has no tokens"):
         tokenizer.encode(["a", ""])
 
 
@@ -116,7 +116,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 class TestIdsBeyondTheTable:
-    """The real EmbeddingGemma has a token `<image_soft_token>` one past its table; MLX reads foreign memory there."""
+    """The real EmbeddingGemma has a token `<image_soft_token>` one past its table; MLX would read out of bounds."""
 
     TEXTS = ("the <image_soft_token> river", "<image_soft_token>", "the river")
 
@@ -145,7 +145,7 @@ class TestIdsBeyondTheTable:
         shutil.copytree(folder_of("bert"), folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
-        with pytest.raises(ModelNotFoundError, match=r"word_embeddings\.weight of shape \(448, \d+\) where \(449, "):
+        with pytest.raises(ModelNotFoundError, match=r"word_embeddings\.weight of shape \(448, \d+\), expected \(449"):
             Embedder.load(folder)
 
     def test_stop_before_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:

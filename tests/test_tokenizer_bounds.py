@@ -1,4 +1,4 @@
-"""Long texts are cut before they are tokenized, and their tokens are the same as if they were not."""
+"""Long texts are shortened before tokenization without changing their tokens."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from akidb_mlx_plugin.inference.tokenizer_bounds import TextBounds
 from akidb_mlx_plugin.inference.tokenizer_loading import load_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
-# WordPiece; byte-level BPE; the same with Qwen's pattern; Gemma's BPE; Unigram with and without a split at blanks.
+# WordPiece; byte-level BPE; the same with Qwen's pattern; Gemma's BPE; Unigram with and without splits at spaces.
 KINDS = ("bert", "eurobert", "qwen2", "gemma3_text", "xlm_roberta", "t5", "albert", "roberta")
-# What a cut could get wrong: words, blanks, contractions, marks, ideographs, kana, Hangul, emoji, special tokens.
+# Where a cut could go wrong: words, blanks, contractions, marks, ideographs, kana, Hangul, emoji, special tokens.
 PARTS = (
     *(
         "the ",
@@ -183,7 +183,7 @@ def test_megabytes_take_little_memory() -> None:
 
 def test_a_panic_is_the_texts_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     class PanicException(BaseException):
-        """As pyo3 raises it: no Exception."""
+        """Like pyo3's: not an Exception."""
 
     def give_up(texts: list[str], *, add_special_tokens: bool) -> None:
         raise PanicException("called `Result::unwrap()` on an `Err` value:\n retry-limit-in-match over")

@@ -1,4 +1,4 @@
-"""A folder's tokenizer is the one that transformers makes of it: its class, its settings, its added tokens."""
+"""A folder's tokenizer matches transformers': its class, its settings, its added tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_case(name: str, folder: Path) -> Path:
 
 
 def change(file: Path, **values: Any) -> None:
-    """Change values of a JSON file, which need not be there; None takes one out."""
+    """Change values of a JSON file, created if missing; None removes a value."""
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     content = {key: value for key, value in (content | values).items() if value is not None}
     file.write_text(json.dumps(content), encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_settings_of_the_cases_show(name: str, other: str) -> None:
 
 
 class TestBeginningAndEnd:
-    """transformers 4 goes by these settings for some classes; 5 goes by tokenizer.json."""
+    """transformers 4 follows these settings for some classes; 5 follows tokenizer.json."""
 
     @pytest.mark.parametrize(
         ("name", "settings", "expected"),
@@ -99,7 +99,7 @@ class TestBeginningAndEnd:
         folder = write_case("qwen", tmp_path)
         code = {"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast"]}
         change(folder / "tokenizer_config.json", auto_map=code, add_eos_token=True)
-        # Its end token, <|im_end|>, in the place of the template's <|endoftext|>.
+        # Its end token, <|im_end|>, instead of the template's <|endoftext|>.
         assert ids_of(folder, "") == [[2]]
 
     def test_are_refused_where_there_is_no_such_token(self, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ class TestBeginningAndEnd:
 
 
 class TestATokenizerThatItsClassWouldChange:
-    """Public reports: transformers 5 reads such folders otherwise than 4.x, under which they were made."""
+    """Public reports: transformers 5 reads such folders differently from 4.x, which saved them."""
 
     def test_stays_with_another_kind_of_vocabulary(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         folder = write_case("xlm-roberta", tmp_path)
@@ -136,7 +136,7 @@ class TestATokenizerThatItsClassWouldChange:
         )
         whole.save(str(folder / "tokenizer.json"))
         assert ids_of(folder, "on 42 pages") == [whole.encode("on 42 pages").ids]
-        # What that cannot do with one setting changed, the class does.
+        # A changed setting that the file cannot follow is followed by the class.
         change(folder / "tokenizer_config.json", add_prefix_space=True)
         (folder / "tokenizer.json").rename(folder / "other.json")
         of_class = ids_of(folder, "on 42 pages")
@@ -226,7 +226,7 @@ class TestTokensWithoutARow:
         whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         whole.save(str(tmp_path / "tokenizer.json"))
         assert ids_of(tmp_path, "the river", rows=100) == [[3, 99]]
-        with pytest.raises(ModelNotFoundError, match=r"up to id 99 \(with 'river'.* 50 rows"):
+        with pytest.raises(ModelNotFoundError, match=r"up to id 99 \(including 'river'.* 50 rows"):
             TextTokenizer(tmp_path, 64, rows=50)
 
 
@@ -235,7 +235,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "bert, cased",
         "tokenizer_config.json",
         {"tokenizer_class": "BertJapaneseTokenizer"},
-        "BertJapaneseTokenizer.*Python code",
+        "BertJapaneseTokenizer.*implemented in Python",
     ),
     "a class that is no name": (
         "bert, cased",
@@ -285,7 +285,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "bert, cased",
         "tokenizer_config.json",
         {"added_tokens_decoder": {"x": "[DOC]"}},
-        "'x' in the place of an id",
+        "'x' instead of an id",
     ),
     "dropout": (
         "llama 3, whose class is ignored",
@@ -297,7 +297,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "bert, vocab.txt",
         "tokenizer_config.json",
         {"unk_token": "<oov>"},
-        "no '<oov>', which stands for unknown words",
+        "no '<oov>', the token for unknown words",
     ),
 }
 
@@ -349,7 +349,7 @@ class TestTextsThatAreCutOnTheLeft:
         rows = tokenizer.encode(self.TEXTS)
         whole = TextTokenizer(folder, 500, end_token="</s>").encode(self.TEXTS)
         assert rows.ids[0] == whole.ids[0]
-        # The beginning token, the last of the text, the end token.
+        # The beginning token, the last token of the text, the end token.
         assert rows.ids[1] == [whole.ids[1][0], *whole.ids[1][-9:]]
         assert (rows.truncated, whole.truncated) == (1, 0)
 
