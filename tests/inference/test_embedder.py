@@ -35,7 +35,7 @@ from akidb_mlx_plugin.runtime.devices import choose_device
 
 pytest_plugins = ("host_fixtures",)
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS: list[str] = json.loads(gzip.decompress((GOLDEN / "minilm_texts.json.gz").read_bytes()))
 TINY_TEXTS: list[str] = json.loads((TINY.parent / "texts.json").read_text())
 

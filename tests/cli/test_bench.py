@@ -466,7 +466,7 @@ def test_the_commands_import_nothing_heavy() -> None:
 
 @pytest.fixture
 def compare_folder(monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = Path(__file__).parent / "benchmarks"
+    folder = Path(__file__).parents[1] / "benchmarks"
     monkeypatch.syspath_prepend(str(folder))
     return folder
 

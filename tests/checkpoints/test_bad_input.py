@@ -53,7 +53,7 @@ HUGE = {
 @pytest.fixture(scope="module")
 def tiny() -> Any:
     """An embedder on a tiny BERT."""
-    with Embedder.load(Path(__file__).parent / "golden" / "bert" / "model") as embedder:
+    with Embedder.load(Path(__file__).parents[1] / "golden" / "bert" / "model") as embedder:
         yield embedder
 
 

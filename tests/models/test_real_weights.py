@@ -24,7 +24,7 @@ GEMMA = "google/embeddinggemma-300m"
 
 @pytest.fixture(autouse=True)
 def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 def test_differences_and_conversions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

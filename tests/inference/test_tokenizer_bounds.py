@@ -16,7 +16,7 @@ from akidb_mlx_plugin.inference.tokenizer import TextTokenizer
 from akidb_mlx_plugin.inference.tokenizer_bounds import TextBounds
 from akidb_mlx_plugin.inference.tokenizer_loading import load_tokenizer
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 # WordPiece; byte-level BPE; the same with Qwen's pattern; Gemma's BPE; Unigram with and without splits at spaces.
 KINDS = ("bert", "eurobert", "qwen2", "gemma3_text", "xlm_roberta", "t5", "albert", "roberta")
 # Where a cut could go wrong: words, blanks, contractions, marks, ideographs, kana, Hangul, emoji, special tokens.

@@ -18,7 +18,7 @@ import pytest
 from akidb_mlx_plugin.cli.embed_output import atomic_write
 from akidb_mlx_plugin.cli.output import PlainFormatter, print_error, print_json, print_rows, printable
 
-MODEL = str(Path(__file__).parent / "golden" / "bert" / "model")
+MODEL = str(Path(__file__).parents[1] / "golden" / "bert" / "model")
 # Colors, a window title, a bell, right-to-left text, and a C1 control sequence.
 NASTY = "a\x1b[31mred\x1b]0;title\x07\u202eb\x9b5m\x7f"
 

@@ -13,7 +13,7 @@ from akidb_mlx_plugin.registry import list_models
 
 
 def _benchmark() -> ModuleType:
-    file = Path(__file__).parent / "benchmarks" / "full_shape.py"
+    file = Path(__file__).parents[1] / "benchmarks" / "full_shape.py"
     spec = importlib.util.spec_from_file_location("full_shape", file)
     assert spec is not None
     assert spec.loader is not None

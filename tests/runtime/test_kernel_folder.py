@@ -18,7 +18,7 @@ from akidb_mlx_plugin.nn.activations import _Fused
 from akidb_mlx_plugin.nn.compiled import without_kernels
 from akidb_mlx_plugin.runtime import kernel_folder
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 pytestmark = pytest.mark.skipif(not kernel_folder.IS_GUARDED, reason="a Mac's temporary folder is the user's alone")
 

@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer
 
-GOLDEN: dict[str, Any] = json.loads(gzip.decompress((Path(__file__).parent / "golden/tokenizers.json.gz").read_bytes()))
+GOLDEN: dict[str, Any] = json.loads(
+    gzip.decompress((Path(__file__).parents[1] / "golden/tokenizers.json.gz").read_bytes())
+)
 CASES: dict[str, dict[str, Any]] = {case["name"]: case for case in GOLDEN["cases"]}
 
 

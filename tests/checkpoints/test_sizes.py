@@ -16,7 +16,7 @@ from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.checkpoints.sizes import check_sizes
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize(
