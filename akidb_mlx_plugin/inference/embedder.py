@@ -14,11 +14,11 @@ from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
-from akidb_mlx_plugin.inference.job import EmbeddingJob, Place, ResolvedRequest
+from akidb_mlx_plugin.inference.job import EmbeddingJob, Place
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.runtime.devices import choose_device
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, ResolvedRequest
 from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough that memory stays flat.

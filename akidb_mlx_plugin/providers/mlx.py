@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, ResolvedRequest
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
@@ -48,12 +48,14 @@ class MLXProvider(EmbeddingProvider):
         """
         return self._load().embed_requests([self._with_defaults(request) for request in requests])
 
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Check a request against the model; while none is loaded, against what every model requires."""
-        if self._embedder is None:
-            check_request(request)
-        else:
-            self._embedder.resolve(self._with_defaults(request))
+    def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
+        """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
+        completed = self._with_defaults(request)
+        embedder = self._embedder
+        if embedder is None:
+            check_request(completed)
+            return completed
+        return embedder.resolve(completed)
 
     def model_info(self) -> ModelInfo:
         """Describe the model from its checkpoint, downloaded if needed, without loading the weights."""
@@ -135,6 +137,8 @@ class MLXProvider(EmbeddingProvider):
             release_embedder(embedder)
 
     def _with_defaults(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
+        if isinstance(request, ResolvedRequest):
+            return request
         config, query = self._config, request.kind == "query"
         prompt = config.query_prompt if query else config.document_prompt
         task = config.query_task if query else config.document_task

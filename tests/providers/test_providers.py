@@ -80,7 +80,7 @@ def _path() -> dict[str, str]:
 class TestUserProvided:
     def test_a_text_is_refused_with_the_remedy(self) -> None:
         provider = UserProvidedProvider(dimension=3)
-        for ask in (provider.embed_batch, provider.check_request):
+        for ask in (provider.embed_batch, provider.prepare):
             with pytest.raises(InvalidInputError, match="provide a vector with every document and every query"):
                 ask(request("a"))
         provider.health_check()
@@ -103,9 +103,10 @@ class FakeEmbedder:
         self.requests += requests
         return [MockProvider(8).embed_batch(each) for each in requests]
 
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
+    def resolve(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         if request.dimension not in (None, 8):
             raise InvalidInputError("no such dimension")
+        return request
 
     def info(self) -> ModelInfo:
         return ModelInfo("m", 8, 256, device="cpu", dtype="float32", parameters=5, fingerprint="of the checkpoint")
@@ -143,7 +144,7 @@ class TestMLX:
     def test_loads_with_the_first_text_and_once(self, loader: Loader, tmp_path: Path) -> None:
         config = MLXConfig(model="minilm-l6-v2", cache_dir=tmp_path, device="cpu", max_cache_gb=3, pooling="mean")
         provider = MLXProvider(config, trusted=False)
-        provider.check_request(request("a"))
+        provider.prepare(request("a"))
         provider.health_check()
         assert (loader.asked, provider.load_seconds) == ([], None)
         with ThreadPoolExecutor(8) as pool:
@@ -170,10 +171,10 @@ class TestMLX:
     def test_checks_with_the_model_once_it_is_there(self, loader: Loader) -> None:
         provider = MLXProvider(MLXConfig())
         odd = BatchEmbeddingRequest(["a"], dimension=9)
-        provider.check_request(odd)
+        provider.prepare(odd)
         provider.embed_batch(request("a"))
         with pytest.raises(InvalidInputError, match="no such dimension"):
-            provider.check_request(odd)
+            provider.prepare(odd)
 
     def test_a_failed_load_is_told_and_tried_again(self, loader: Loader) -> None:
         provider = MLXProvider(MLXConfig())
