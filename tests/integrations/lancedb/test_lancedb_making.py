@@ -64,7 +64,7 @@ class TestMaking:
         function = make(mode="user_provided", name="theirs", dimension=2)
         table = lancedb.connect(tmp_path).create_table("theirs", schema=note_of(function))
         table.add([{"key": "a", "text": "a text", "vector": [1.0, 0.0]}])
-        with pytest.raises(InvalidInputError, match="give a vector"):
+        with pytest.raises(InvalidInputError, match="provide a vector"):
             table.search("a text")
 
     def test_user_provided_mode_needs_a_width_for_a_column(self) -> None:
