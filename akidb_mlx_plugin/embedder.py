@@ -16,14 +16,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
+from akidb_mlx_plugin.checkpoints.lookup import find_checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
+from akidb_mlx_plugin.hub.locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.inputs import check_request, list_inputs
-from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.memory import check_batch
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.dense import SMALLEST_NORM
@@ -333,10 +333,10 @@ def _locate_for_use(model: str | Path, **options: Any) -> tuple[Checkpoint, Mode
 
     Args:
         model: as `Embedder.load`.
-        options: of `locate_checkpoint`.
+        options: of `find_checkpoint`.
     """
     for last in (False, True):
-        checkpoint = locate_checkpoint(model, **options)
+        checkpoint = find_checkpoint(model, **options)
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:

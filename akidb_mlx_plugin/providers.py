@@ -96,7 +96,7 @@ class MLXProvider(EmbeddingProvider):
     def model_info(self) -> ModelInfo:
         """Describe the model from its checkpoint, which is downloaded where needed; the weights are not loaded."""
         if self._described is None:
-            from akidb_mlx_plugin.locate import describe_model
+            from akidb_mlx_plugin.checkpoints.lookup import describe_model
 
             prompts = {"query": self._config.query_prompt, "document": self._config.document_prompt}
             tasks = {"query": self._config.query_task, "document": self._config.document_task}

@@ -27,9 +27,9 @@ from akidb_mlx_plugin import (
     InvalidInputError,
     ServiceUnavailableError,
 )
-from akidb_mlx_plugin.cache import resolve_cache_dir
 from akidb_mlx_plugin.embedder import Embedder
 from akidb_mlx_plugin.embedders import acquire_embedder, release_embedder
+from akidb_mlx_plugin.hub.cache import resolve_cache_dir
 from akidb_mlx_plugin.runtime.devices import choose_device
 
 pytest_plugins = ("host_fixtures",)

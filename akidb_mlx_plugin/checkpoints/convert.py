@@ -24,7 +24,7 @@ from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
 from akidb_mlx_plugin.checkpoints.tensors import original_names, read_tensors
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.manifest import select_files
+from akidb_mlx_plugin.hub.files import select_files
 from akidb_mlx_plugin.models import find_encoder
 
 # For how far the vectors of a conversion are from its original's: several scripts, prose and code, short and long.

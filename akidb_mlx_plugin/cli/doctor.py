@@ -108,7 +108,7 @@ def _measure_gflops() -> float:
 
 
 def _cache() -> Iterator[_Finding]:
-    from akidb_mlx_plugin.cache import default_cache_dir, list_cached_models
+    from akidb_mlx_plugin.hub.cache import default_cache_dir, list_cached_models
 
     folder = default_cache_dir()
     models = list_cached_models()

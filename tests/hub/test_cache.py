@@ -12,17 +12,17 @@ import pytest
 from loopback_hub import REPO, WEIGHTS, WEIGHTS_BYTES, Fault, Hub, tiny_files
 
 from akidb_mlx_plugin import cache, locate
-from akidb_mlx_plugin.cache import (
+from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.hub import download_model, ensure_model
+from akidb_mlx_plugin.hub.cache import (
     cache_size_gb,
     cleanup_cache,
     default_cache_dir,
     list_cached_models,
     mark_in_use,
 )
-from akidb_mlx_plugin.cache_locks import download_lock
-from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.hub import download_model, ensure_model
-from akidb_mlx_plugin.manifest import MANIFEST_NAME
+from akidb_mlx_plugin.hub.files import MANIFEST_NAME
+from akidb_mlx_plugin.hub.locks import download_lock
 
 if TYPE_CHECKING:
     from hub_fixtures import Spawn
@@ -34,7 +34,7 @@ Log = pytest.LogCaptureFixture
 HOLD = """
 import sys
 from pathlib import Path
-from akidb_mlx_plugin.cache import mark_in_use
+from akidb_mlx_plugin.hub.cache import mark_in_use
 handle = mark_in_use(Path({folder!r}))
 print("held", flush=True)
 sys.stdin.read()
@@ -272,7 +272,7 @@ class TestUse:
 
         monkeypatch.setattr(locate, "read_checkpoint", evict_then_read)
         monkeypatch.setattr(locate, "check_settings", None)
-        assert locate.locate_checkpoint(REPO) == read[1]
+        assert locate.find_checkpoint(REPO) == read[1]
         assert (read[1] / MANIFEST_NAME).is_file()
 
     def test_a_model_in_use_stays(self, folders: list[Path], cache_dir: Path) -> None:
