@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 RECORDS = "akidb"
 WHEEL = "wheel-"
-# What a tool that needs less may have left out, and what may change a model's vectors: it says pooling and prompts.
-_DESCRIPTIONS = {"README.md", "modules.json"}
 _NAME = re.compile(r"[\w.-]+")
 
 _log = logging.getLogger(__name__)
@@ -115,7 +113,7 @@ def find_cached(request: SnapshotRequest, *, deep: bool = False, lenient: bool =
     Args:
         request: which.
         deep: read every byte.
-        lenient: take one of the Hugging Face cache that lacks what only describes the model; for want of a hub.
+        lenient: as in `read_shared`.
     """
     commit = None
     for snapshot in _candidates(request, lenient):
@@ -180,16 +178,17 @@ def read_shared(repo: str, folder: Path, *, card_needed: bool = True, lenient: b
         repo: Hugging Face repository.
         folder: the snapshot.
         card_needed: whether the repository's name alone leaves open what the model is.
-        lenient: do without what only describes the model.
+        lenient: do without the card, which may name another model whose prompts and pooling are meant, and without
+            proof that there is no modules.json.
     """
-    spared = _DESCRIPTIONS if lenient else set() if card_needed else {"README.md"}
     if listing := read_listing(folder.parent.parent / "trees" / f"{folder.name}.json"):
         wanted = set(select_files(file.path for file in listing[1]))
         files = [file for file in listing[1] if file.path in wanted]
-        files = [file for file in files if file.path not in spared or (folder / file.path).exists()]
+        if lenient or not card_needed:
+            files = [file for file in files if file.path != "README.md" or (folder / file.path).exists()]
     else:
         paths = files_in(folder)
-        if _missing_pieces(folder, set(paths), settled=lenient or not card_needed):
+        if _lacks_pieces(folder, set(paths), known=not card_needed, lenient=lenient):
             return None
         files = [_entry_of(folder, path) for path in paths]
     if not any(file.path.endswith(".safetensors") for file in files):
@@ -197,19 +196,22 @@ def read_shared(repo: str, folder: Path, *, card_needed: bool = True, lenient: b
     return Snapshot(repo, folder.name, folder, "Hugging Face cache", tuple(files))
 
 
-def _missing_pieces(folder: Path, paths: set[str], *, settled: bool) -> bool:
+def _lacks_pieces(folder: Path, paths: set[str], *, known: bool, lenient: bool) -> bool:
     """Return whether a snapshot without a listing lacks something that its other files imply."""
     if not paths & {"config.json", "modules.json"} or not shards_in(folder) <= paths:
         return True
     try:
         modules = json.loads((folder / "modules.json").read_bytes())
-        places = [module["path"] for module in modules if module["path"] and "Normalize" not in module["type"]]
-        if not all(f"{place}/config.json" in paths for place in places) and not settled:
+        bare = ("Normalize", "StaticEmbedding")
+        places = [module["path"] for module in modules if not module["type"].endswith(bare)]
+        missing = {f"{place}/config.json".lstrip("/") for place in places} - paths
+        # Converters leave folders out; a model that is known by name does without.
+        if missing and (not known or "config.json" in missing):
             return True
         first = modules[0]["path"]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         absent = (folder.parent.parent / ".no_exist" / folder.name / "modules.json").exists()
-        if not absent and not settled:
+        if not (absent or known or lenient):
             return True
         first = ""
     prefix = f"{first}/" if first else ""
