@@ -92,7 +92,8 @@ def migrate(cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> No
     Example: akidb-mlx cache migrate
     """
     moved, left = migrate_cache(cache_dir)
-    print_rows([{"model": folder.parent.parent.name, "folder": str(folder)} for folder in moved], as_json=as_json)
+    rows = [_row(model, as_json) for model in list_cached_models(cache_dir) if model.folder in moved]
+    print_rows(rows, as_json=as_json)
     for folder, reason in left.items():
         typer.echo(f"{folder} stays: {reason}", err=True)
 
