@@ -96,7 +96,9 @@ class Hub:
         self._lock = threading.Lock()
         # The hub, and the store.
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self)) for _ in range(2)]
-        self.url, self.store = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        # By another name, as versions of huggingface_hub differ in whether a port makes another host.
+        hosts = zip(("127.0.0.1", "localhost"), self._servers, strict=True)
+        self.url, self.store = (f"http://{host}:{server.server_address[1]}" for host, server in hosts)
 
     def __enter__(self) -> Hub:
         for server in self._servers:

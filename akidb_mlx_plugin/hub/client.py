@@ -58,7 +58,7 @@ class TransientError(DownloadError):
 
     Attributes:
         wait_s: how long the server asks to wait; None: it does not say.
-        unreachable: no answer came, or huggingface_hub has tried again already.
+        unreachable: no answer came; it is not asked again.
     """
 
     def __init__(self, message: str, *, wait_s: float | None = None, unreachable: bool = False) -> None:
@@ -347,7 +347,7 @@ def explain(error: Exception, hub: Hub, repo: str, revision: str) -> Exception:
         if isinstance(cause, http.TimeoutException):
             return TransientError(f"{hub.host} gave no answer in time", unreachable=True)
         if isinstance(cause, http.RemoteProtocolError):
-            return TransientError(f"{hub.host} cut the connection: {cause}", unreachable=True)
+            return TransientError(f"{hub.host} cut the connection: {cause}")
         if isinstance(cause, http.TransportError):
             return TransientError(f"{hub.host} cannot be reached: {cause}", unreachable=True)
         if isinstance(cause, http.HTTPError | http.InvalidURL):

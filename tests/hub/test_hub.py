@@ -284,12 +284,11 @@ class TestRetries:
     def test_a_connection_cut_each_time(self, hub: Hub, cache_dir: Path, no_sleep: None) -> None:
         hub.add(REPO, tiny_files())
         hub.fail(WEIGHTS, *[Fault(cut_after=50_000)] * 20)
-        with pytest.raises(DownloadError, match="cut the connection"):
+        with pytest.raises(DownloadError, match=r"cut the connection.*tried 3 times"):
             ensure_model(REPO)
         assert list_cached_models(cache_dir) == []
         assert [model.partial for model in list_cached_models(cache_dir, include_partial=True)] == [True]
-        assert not list(cache_dir.rglob("*.incomplete"))
-        assert hub.count("file", WEIGHTS) == 6
+        assert hub.count("file", WEIGHTS) == 18, "six by huggingface_hub, three times"
 
     @pytest.mark.usefixtures("cache_dir")
     def test_what_came_whole_is_kept(self, hub: Hub, no_sleep: None) -> None:
