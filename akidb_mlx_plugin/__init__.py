@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from akidb_mlx_plugin._lazy import import_when_asked
 from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.errors import (
     DimensionMismatchError,
@@ -20,15 +21,13 @@ from akidb_mlx_plugin.errors import (
     ServiceUnavailableError,
     UpsertError,
 )
-from akidb_mlx_plugin.lazy import import_when_asked
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.lookup import download_model
     from akidb_mlx_plugin.config import EmbeddingConfig
-    from akidb_mlx_plugin.embedder import Embedder
-    from akidb_mlx_plugin.hub.cache import cache_size_gb, cleanup_cache, list_cached_models
     from akidb_mlx_plugin.hub.registry import list_models
-    from akidb_mlx_plugin.providers import EmbeddingProvider
+    from akidb_mlx_plugin.inference.embedder import Embedder
+    from akidb_mlx_plugin.providers.base import EmbeddingProvider
     from akidb_mlx_plugin.service import EmbeddingService
     from akidb_mlx_plugin.types import (
         BatchEmbeddingRequest,
@@ -45,7 +44,7 @@ _LAZY = {
     "BatchEmbeddingRequest": "types",
     "BatchEmbeddingResponse": "types",
     "Document": "types",
-    "Embedder": "embedder",
+    "Embedder": "inference.embedder",
     "EmbeddingConfig": "config",
     "EmbeddingProvider": "providers",
     "EmbeddingService": "service",

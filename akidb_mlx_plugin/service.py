@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from akidb_mlx_plugin.batching import BatchQueue
+from akidb_mlx_plugin.batching.deadlines import Clock
+from akidb_mlx_plugin.batching.queue import BatchQueue
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
-from akidb_mlx_plugin.inputs import list_inputs
-from akidb_mlx_plugin.metrics import QueueMetrics, watch
+from akidb_mlx_plugin.metrics.exporter import QueueMetrics, watch
 from akidb_mlx_plugin.providers import EmbeddingProvider, make_provider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo
-from akidb_mlx_plugin.watchdog import Clock
+from akidb_mlx_plugin.validation import list_inputs
 
 _EXIT_TIMEOUT_S = 5.0
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from akidb_mlx_plugin.collections import StoredDocument, Target
 from akidb_mlx_plugin.config import EmbeddingConfig
-from akidb_mlx_plugin.mock import MockProvider
+from akidb_mlx_plugin.providers.mock import MockProvider
 from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_plugin.stores.base import StoredDocument, Target
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Document, Vector
 
 DIMENSION = 8

@@ -6,7 +6,7 @@ import pytest
 from collection_helpers import EmbeddedByMock
 
 from akidb_mlx_plugin import BatchEmbeddingRequest, BatchEmbeddingResponse
-from akidb_mlx_plugin.mock import MockProvider
+from akidb_mlx_plugin.providers.mock import MockProvider
 
 
 @pytest.fixture

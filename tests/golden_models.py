@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
+from akidb_mlx_plugin.inference.packing import pack_exact
 from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.pooling import pool
-from akidb_mlx_plugin.packing import pack_exact
 from akidb_mlx_plugin.types import Vector
 
 GOLDEN = Path(__file__).parent / "golden"

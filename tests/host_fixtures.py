@@ -18,7 +18,7 @@ from chromadb.api import ClientAPI
 from host_helpers import DOCUMENTS, MINILM, PATIENCE_S, TINY, Embedded
 
 from akidb_mlx_plugin import EmbeddingService
-from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 

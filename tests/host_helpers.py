@@ -13,8 +13,8 @@ import chromadb
 import numpy as np
 import pytest
 
-from akidb_mlx_plugin import stored
-from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
+from akidb_mlx_plugin.stores import settings as stored
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
 
 PATIENCE_S = 60.0

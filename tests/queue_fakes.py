@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from akidb_mlx_plugin.mock import MockProvider
+from akidb_mlx_plugin.batching.deadlines import Clock
+from akidb_mlx_plugin.providers.mock import MockProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
-from akidb_mlx_plugin.watchdog import Clock
 
 PATIENCE_S = 30.0
 

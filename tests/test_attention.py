@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.models.base import split_linear
 from akidb_mlx_plugin.nn import attention
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 from akidb_mlx_plugin.nn.rotary import Rotary, rotate
-from akidb_mlx_plugin.packing import pack_exact, pack_padded
 
 Array = NDArray[np.float32]
 

@@ -23,8 +23,8 @@ from akidb_mlx_lancedb import MLXEmbeddings
 from host_helpers import MINILM
 
 from akidb_mlx_plugin import EmbeddingService, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.embedder import Embedder
-from akidb_mlx_plugin.workers import WorkerPool
+from akidb_mlx_plugin.inference.embedder import Embedder
+from akidb_mlx_plugin.runtime.workers import WorkerPool
 
 pytest_plugins = ("host_fixtures",)
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from queue_fakes import PATIENCE_S, FakeClock, GatedEngine, request
 
-from akidb_mlx_plugin.batching import BatchQueue, QueueFullError
+from akidb_mlx_plugin.batching.pending import BatchStats, DeadlineExceededError, QueueObserver
+from akidb_mlx_plugin.batching.queue import BatchQueue, QueueFullError
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
-from akidb_mlx_plugin.ledger import BatchStats, DeadlineExceededError, QueueObserver
-from akidb_mlx_plugin.mock import hash_texts
+from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Usage
 
 
@@ -572,9 +572,9 @@ class TestProcesses:
     def run(self, script: str) -> str:
         header = """
             import os, signal, sys, threading
-            from akidb_mlx_plugin.batching import BatchQueue
+            from akidb_mlx_plugin.batching.queue import BatchQueue
             from akidb_mlx_plugin.errors import ServiceUnavailableError
-            from akidb_mlx_plugin.mock import MockProvider
+            from akidb_mlx_plugin.providers.mock import MockProvider
             from akidb_mlx_plugin.types import BatchEmbeddingRequest
             signal.alarm(60)
             request = BatchEmbeddingRequest(["text"])

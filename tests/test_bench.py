@@ -28,7 +28,7 @@ from akidb_mlx_plugin.benchmarks.tune import Cell, has_backlog, recommend
 from akidb_mlx_plugin.cli.bench import app
 from akidb_mlx_plugin.cli.bench_options import collect
 from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
-from akidb_mlx_plugin.mock import MockProvider
+from akidb_mlx_plugin.providers.mock import MockProvider
 
 DOCUMENT_KEYS = {"benchmark", "package", "when", "machine", "settings", "interrupted", "summary", "results", "raw"}
 

@@ -151,7 +151,7 @@ def test_a_product_of_mlx_that_is_wrong_is_noticed_and_undone() -> None:
         # Another product than the caller wants, as a library with 64-bit sides would give.
         other = blas.ctypes.CFUNCTYPE(None)(lambda: None)
         blas._Library.products = {"cblas_sgemm": blas.ctypes.cast(other, blas.ctypes.c_void_p).value}
-        from akidb_mlx_plugin.workers import WorkerPool
+        from akidb_mlx_plugin.runtime.workers import WorkerPool
         import mlx.core as mx
         pool = WorkerPool("cpu", 1)
         a = np.random.rand(20, 30).astype(np.float32)

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from akidb_mlx_plugin import Document, EmbeddingError
-from akidb_mlx_plugin.mock import hash_texts
+from akidb_mlx_plugin.providers.mock import hash_texts
 
 pytest_plugins = ("host_fixtures",)
 

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin.benchmarks.corpus import all_docstrings, popular_docstrings
 from akidb_mlx_plugin.cli import app
-from akidb_mlx_plugin.corpus import all_docstrings, popular_docstrings
 
 QUESTION = "how do I parse a date from a string"
 

@@ -29,13 +29,20 @@ from akidb_mlx_plugin import (
     ModelInfo,
     UpsertError,
 )
-from akidb_mlx_plugin.background import run_in_background
-from akidb_mlx_plugin.batching import QueueFullError
-from akidb_mlx_plugin.documents import CHUNK_CHARACTERS, split_documents
-from akidb_mlx_plugin.mock import hash_texts
-from akidb_mlx_plugin.spaces import StoredSpace, as_vector, check_query_vector, check_space, make_stamp, without_stamp
-from akidb_mlx_plugin.stored import settings_of
-from akidb_mlx_plugin.upserts import Upsert
+from akidb_mlx_plugin.batching.queue import QueueFullError
+from akidb_mlx_plugin.providers.mock import hash_texts
+from akidb_mlx_plugin.stores.async_upsert import run_in_background
+from akidb_mlx_plugin.stores.compatibility import (
+    StoredSpace,
+    as_vector,
+    check_query_vector,
+    check_space,
+    make_stamp,
+    without_stamp,
+)
+from akidb_mlx_plugin.stores.documents import CHUNK_CHARACTERS, split_documents
+from akidb_mlx_plugin.stores.settings import settings_of
+from akidb_mlx_plugin.stores.upsert import Upsert
 
 PATIENCE_S = 30
 
@@ -477,7 +484,7 @@ class TestBackground:
                 release.wait(PATIENCE_S)
 
         target.before_write = hold
-        caplog.set_level("INFO", "akidb_mlx_plugin.background")
+        caplog.set_level("INFO", "akidb_mlx_plugin.stores.async_upsert")
         documents = texts(100)
         task = asyncio.create_task(run_in_background(lambda: Upsert(target, documents, batch_size=10)))
         await written.wait()
@@ -505,7 +512,7 @@ class TestBackground:
             release.wait(PATIENCE_S)
 
         target.before_write = hold
-        caplog.set_level("INFO", "akidb_mlx_plugin.background")
+        caplog.set_level("INFO", "akidb_mlx_plugin.stores.async_upsert")
         task = asyncio.create_task(run_in_background(lambda: Upsert(target, texts(10))))
         await writing.wait()
         task.cancel()

@@ -14,11 +14,12 @@ from golden_models import GOLDEN
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin import Embedder
-from akidb_mlx_plugin.checkpoints.convert import SAMPLE_TEXTS, convert_checkpoint, mean_cosine
+from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
 from akidb_mlx_plugin.checkpoints.quantization import Scheme
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.checkpoints.recipes import MIXED, UNQUANTIZED, Recipe, choose_recipe, choose_scheme
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.inference.fidelity import SAMPLE_TEXTS, mean_cosine
 
 EIGHT = Recipe(Scheme(32, 8, "affine"), Scheme(32, 8, "affine"))
 

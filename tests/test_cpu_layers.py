@@ -12,7 +12,7 @@ from golden_models import embed, farthest, read_golden
 
 from akidb_mlx_plugin.checkpoints import loading
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
-from akidb_mlx_plugin.nn.cpu_layers import ColumnLinear, CPULayerNorm, CPULinear, CPURMSNorm, block_width
+from akidb_mlx_plugin.nn.cpu_layers import BlockedLinear, CPULayerNorm, CPULinear, CPURMSNorm, block_width
 from akidb_mlx_plugin.runtime.blas import Blas
 
 
@@ -21,13 +21,13 @@ from akidb_mlx_plugin.runtime.blas import Blas
 def test_it_computes_what_the_layer_does(tokens: int, bias: bool) -> None:
     linear = nn.Linear(48, 96, bias=bias)
     x = mx.random.normal((tokens, 48))
-    few = ColumnLinear(linear, 32)
+    few = BlockedLinear(linear, 32)
     assert np.allclose(np.array(few(x)), np.array(linear(x)), atol=1e-5)
     assert np.array_equal(np.array(few(x[None])), np.array(linear(x[None])))
 
 
 def test_weights_are_read_from_the_blocks_for_cpu_layers_alone() -> None:
-    few = ColumnLinear(nn.Linear(64, 64), 16)
+    few = BlockedLinear(nn.Linear(64, 64), 16)
     few.columns = mx.zeros_like(few.columns)
     few.bias = mx.zeros_like(few.bias)
     assert not np.array(few(mx.ones((20, 64)))).any()

@@ -27,9 +27,9 @@ from akidb_mlx_plugin import (
     InvalidInputError,
     ServiceUnavailableError,
 )
-from akidb_mlx_plugin.embedder import Embedder
-from akidb_mlx_plugin.embedders import acquire_embedder, release_embedder
 from akidb_mlx_plugin.hub.cache import resolve_cache_dir
+from akidb_mlx_plugin.inference.embedder import Embedder
+from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder
 from akidb_mlx_plugin.runtime.devices import choose_device
 
 pytest_plugins = ("host_fixtures",)
@@ -169,7 +169,7 @@ class TestTruncation:
 
     def test_is_counted_and_logged_once(self, fresh: Embedder, caplog: pytest.LogCaptureFixture) -> None:
         limit = fresh.info().max_tokens
-        with caplog.at_level(logging.WARNING, logger="akidb_mlx_plugin.embedder"):
+        with caplog.at_level(logging.WARNING, logger="akidb_mlx_plugin.inference.embedder"):
             assert fresh.embed([words(limit - 2)]).usage.truncated == 0
             assert caplog.messages == []
             usage = fresh.embed([words(limit - 1), "the", words(500)]).usage
@@ -290,7 +290,7 @@ class TestEnd:
         """20 times in 20, with embedders closed and not, and threads that are still at it."""
         code = """
             import sys, threading
-            from akidb_mlx_plugin.embedder import Embedder
+            from akidb_mlx_plugin.inference.embedder import Embedder
             way = int(sys.argv[2])
             embedder = Embedder.load(sys.argv[1])
             texts = ["a text", "another text that is a little longer", "short"] * 3
@@ -314,8 +314,9 @@ class TestEnd:
         printed = run_python(
             """
             import os, signal, sys, threading
-            from akidb_mlx_plugin import ServiceUnavailableError, embedders
-            from akidb_mlx_plugin.embedder import Embedder
+            from akidb_mlx_plugin import ServiceUnavailableError
+            from akidb_mlx_plugin.inference import shared as embedders
+            from akidb_mlx_plugin.inference.embedder import Embedder
             signal.alarm(60)
             shared = embedders.acquire_embedder(sys.argv[1])
             shared.embed(["a"])
@@ -344,7 +345,7 @@ class TestEnd:
         printed = run_python(
             """
             import os, signal, sys
-            from akidb_mlx_plugin.embedder import Embedder
+            from akidb_mlx_plugin.inference.embedder import Embedder
             signal.alarm(60)
             child = os.fork()
             if child == 0:

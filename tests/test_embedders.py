@@ -10,8 +10,8 @@ import pytest
 from host_helpers import count_loads
 
 from akidb_mlx_plugin import EmbeddingService, ModelNotFoundError, ServiceUnavailableError
-from akidb_mlx_plugin.embedder import Embedder
-from akidb_mlx_plugin.embedders import acquire_embedder, release_embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
+from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder
 
 pytest_plugins = ("host_fixtures",)
 

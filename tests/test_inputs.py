@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.inputs import check_request, list_inputs
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
+from akidb_mlx_plugin.validation import check_request, list_inputs
 
 
 @pytest.mark.parametrize("texts", [[""], ["a", "日本語", "🙂", "\0"], np.array(["numpy"])])

@@ -195,7 +195,7 @@ def test_others_code_is_not_compiled_and_the_switch_is_put_back(home: Path) -> N
 PROGRAM = """
 import sys, numpy as np
 from pathlib import Path
-from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
 for folder in sys.argv[2:]:
     with Embedder.load(Path(folder), device="cpu") as embedder:
         batches = (["a"], ["hello", "hello world " * 9], ["word " * 200] * 99)

@@ -20,8 +20,8 @@ from host_helpers import TINY
 from lancedb.pydantic import LanceModel, Vector
 
 from akidb_mlx_plugin import DimensionMismatchError, Document, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.mock import hash_texts
-from akidb_mlx_plugin.reembedding import default_name
+from akidb_mlx_plugin.providers.mock import hash_texts
+from akidb_mlx_plugin.stores.reembed import default_name
 from akidb_mlx_plugin.types import ModelInfo
 
 pytest_plugins = ("collection_fixtures",)

@@ -30,7 +30,7 @@ from akidb_mlx_plugin import (
     ModelNotFoundError,
     ServiceUnavailableError,
 )
-from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
 
 pytest_plugins = ("host_fixtures",)
 

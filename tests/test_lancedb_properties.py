@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from akidb_mlx_plugin import Document, InvalidInputError
-from akidb_mlx_plugin.mock import hash_texts
+from akidb_mlx_plugin.providers.mock import hash_texts
 
 D = 8
 IDS = ["a", "b", "it's", 'q"', "ü", "\0"]

@@ -29,7 +29,7 @@ from lancedb.pydantic import LanceModel, Vector
 from loopback_hub import Hub
 
 from akidb_mlx_plugin import DimensionMismatchError, Document, EmbeddingService, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.mock import hash_texts
+from akidb_mlx_plugin.providers.mock import hash_texts
 
 pytest_plugins = ("host_fixtures", "hub_fixtures", "collection_fixtures")
 

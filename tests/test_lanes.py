@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queue_fakes import request
 
-from akidb_mlx_plugin.lanes import SLICE_CHARACTERS, SLICE_TEXTS, Lanes
-from akidb_mlx_plugin.tickets import Part, Ticket
+from akidb_mlx_plugin.batching.requests import Part, Ticket
+from akidb_mlx_plugin.batching.scheduler import SLICE_CHARACTERS, SLICE_TEXTS, Lanes
 
 
 def ticket(texts: int, *, at: float = 0.0, length: int = 1) -> Ticket:

@@ -366,7 +366,7 @@ class TestMemory:
         assert mx.get_active_memory() - before < 10_000
 
     def test_what_cannot_fit_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("akidb_mlx_plugin.memory.available_memory", lambda: 1 << 20)
+        monkeypatch.setattr("akidb_mlx_plugin.runtime.memory.available_memory", lambda: 1 << 20)
         with pytest.raises(ServiceUnavailableError, match=r"needs 0\.09 GiB of memory and 0\.00 GiB are left"):
             load_model(read_golden("bert").checkpoint)
 

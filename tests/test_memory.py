@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from akidb_mlx_plugin import memory
 from akidb_mlx_plugin.errors import ServiceUnavailableError
+from akidb_mlx_plugin.runtime import memory
 
 GIB = 1 << 30
 

@@ -26,8 +26,8 @@ from typer.testing import CliRunner
 
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
-from akidb_mlx_plugin.metric_specs import METRICS
 from akidb_mlx_plugin.metrics import dashboard_json, exposition, start_metrics_server
+from akidb_mlx_plugin.metrics.specs import METRICS
 from akidb_mlx_plugin.service import EmbeddingService
 
 # One model name per test: the registry belongs to the process.
@@ -195,7 +195,8 @@ class TestServing:
     def test_a_fork_amid_a_scrape_does_not_hang(self) -> None:
         script = """
             import os, signal, threading
-            from akidb_mlx_plugin import EmbeddingService, metrics
+            from akidb_mlx_plugin import EmbeddingService
+            from akidb_mlx_plugin.metrics import exporter as metrics
             EmbeddingService(mode="mock").embed_batch(["a"])
             held, done = threading.Event(), threading.Event()
             def scrape():

@@ -21,9 +21,9 @@ from golden_models import GOLDEN, NAMES, Packing, embed, farthest, read_golden
 from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.models import causal_lm, find_encoder
 from akidb_mlx_plugin.nn import activations, attention
-from akidb_mlx_plugin.packing import pack_exact, pack_padded
 
 LM_NAMES = {"granite"}
 

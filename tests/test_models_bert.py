@@ -15,10 +15,10 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.tensors import load_strictly, read_tensors
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.nn import activations, attention
 from akidb_mlx_plugin.nn.position_bias import PositionBias, alibi_slopes, relative_buckets
-from akidb_mlx_plugin.packing import pack_exact, pack_padded
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.inference.packing import pack_exact
 from akidb_mlx_plugin.models.architectures import attends_both_ways, text_settings
 from akidb_mlx_plugin.nn.batch import Tokens
-from akidb_mlx_plugin.packing import pack_exact
 
 ROPE = {"rope_type": "default", "rope_theta": 500.0}
 

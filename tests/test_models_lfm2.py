@@ -17,9 +17,9 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.convolution import Neighbours
-from akidb_mlx_plugin.packing import pack_exact, pack_padded
 
 
 @pytest.fixture(autouse=True)

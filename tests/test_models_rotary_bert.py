@@ -19,10 +19,10 @@ from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.checkpoints.recipes import choose_recipe
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.inference.packing import pack_padded
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.dynamic_rotary import DynamicRotary
-from akidb_mlx_plugin.packing import pack_padded
 
 Tensors = dict[str, mx.array]
 # Three layouts that transformers has of its own, and four that are published.

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from akidb_mlx_plugin.inference.packing import bucket_length, pack_exact, pack_padded
 from akidb_mlx_plugin.nn.batch import Block
-from akidb_mlx_plugin.packing import pack_exact, pack_padded, round_length
 
 ROWS = st.lists(st.integers(1, 70).map(lambda length: list(range(100, 100 + length))), max_size=30)
 
@@ -40,7 +40,7 @@ def test_padded_packing(rows: list[list[int]], budget: int) -> None:
         (block,) = batch.blocks
         assert block.start == 0
         assert block.rows * block.length <= max(budget, block.length)
-        assert block.length == round_length(block.length)
+        assert block.length == bucket_length(block.length)
         assert block.lengths is not None
         assert len(block.lengths) == block.rows >= len(batch.order)
         ids = batch.ids.reshape(block.rows, block.length)
@@ -65,9 +65,9 @@ def test_longest_texts_go_first() -> None:
 
 
 def test_shapes_are_few() -> None:
-    lengths = {round_length(length) for length in range(1, 8193)}
+    lengths = {bucket_length(length) for length in range(1, 8193)}
     assert len(lengths) < 45
-    assert all(length <= round_length(length) <= max(length + 7, 1.5 * length) for length in range(1, 8193))
+    assert all(length <= bucket_length(length) <= max(length + 7, 1.5 * length) for length in range(1, 8193))
     shapes = {
         (batch.blocks[0].rows, batch.blocks[0].length)
         for count in range(1, 60)

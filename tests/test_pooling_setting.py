@@ -35,8 +35,8 @@ from akidb_mlx_plugin import (
 from akidb_mlx_plugin.cli.embed import embed
 from akidb_mlx_plugin.cli.reembed import reembed
 from akidb_mlx_plugin.cli.search import search
-from akidb_mlx_plugin.embedder import Embedder
-from akidb_mlx_plugin.embedders import acquire_embedder, release_embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
+from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder
 from akidb_mlx_plugin.pooling_names import POOLING_MODES
 
 pytest_plugins = ("host_fixtures",)

@@ -16,9 +16,9 @@ import pytest
 from checkpoint_helpers import change, copy_golden
 from golden_models import GOLDEN, farthest, read_golden
 
-from akidb_mlx_plugin import embedder as embedder_module
-from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.inference import embedder as embedder_module
 from akidb_mlx_plugin.inference import prompts as prompts_module
+from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn import activations, attention

@@ -17,7 +17,7 @@ from akidb_mlx_lancedb import MLXEmbeddings
 from host_helpers import vector_of
 
 from akidb_mlx_plugin import Document
-from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
 
 pytest_plugins = ("host_fixtures",)
 

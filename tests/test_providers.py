@@ -16,8 +16,8 @@ from queue_fakes import PATIENCE_S, request
 
 from akidb_mlx_plugin.config import EmbeddingConfig, MLXConfig
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError, ServiceUnavailableError
-from akidb_mlx_plugin.mock import MockProvider, hash_texts
 from akidb_mlx_plugin.providers import EmbeddingProvider, MLXProvider, UserProvidedProvider, make_provider
+from akidb_mlx_plugin.providers.mock import MockProvider, hash_texts
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
 
 
@@ -30,7 +30,9 @@ class TestMock:
         np.testing.assert_allclose(hash_texts(["a", "b"], 8)[:, :4], expected, atol=1e-7)
 
     def test_the_same_in_another_process(self) -> None:
-        script = "from akidb_mlx_plugin.mock import hash_texts; print(hash_texts(['é', ''], 16).tobytes().hex())"
+        script = (
+            "from akidb_mlx_plugin.providers.mock import hash_texts; print(hash_texts(['é', ''], 16).tobytes().hex())"
+        )
         printed = [
             subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env).stdout
             for env in ({"PYTHONHASHSEED": "1", **_path()}, {"PYTHONHASHSEED": "2", **_path()})
@@ -132,8 +134,8 @@ class Loader:
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
-    monkeypatch.setattr("akidb_mlx_plugin.embedders.acquire_embedder", loader.acquire)
-    monkeypatch.setattr("akidb_mlx_plugin.embedders.release_embedder", loader.released.append)
+    monkeypatch.setattr("akidb_mlx_plugin.inference.shared.acquire_embedder", loader.acquire)
+    monkeypatch.setattr("akidb_mlx_plugin.inference.shared.release_embedder", loader.released.append)
     return loader
 
 

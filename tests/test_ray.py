@@ -50,9 +50,9 @@ from akidb_mlx_plugin import (
     ModelNotFoundError,
     ServiceUnavailableError,
 )
-from akidb_mlx_plugin.corpus import all_docstrings
-from akidb_mlx_plugin.mock import MockProvider
+from akidb_mlx_plugin.benchmarks.corpus import all_docstrings
 from akidb_mlx_plugin.providers import EmbeddingProvider
+from akidb_mlx_plugin.providers.mock import MockProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")

@@ -11,11 +11,11 @@ import pytest
 from checkpoint_helpers import embed
 from golden_models import GOLDEN
 
+from akidb_mlx_plugin.benchmarks.corpus import all_docstrings
 from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
 from akidb_mlx_plugin.checkpoints.quantization import Scheme
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.checkpoints.recipes import Recipe
-from akidb_mlx_plugin.corpus import all_docstrings
 
 FOUR, EIGHT = Scheme(32, 4, "affine"), Scheme(32, 8, "affine")
 RECIPES = {"4 bits": Recipe(FOUR, FOUR), "8 bits": Recipe(EIGHT, EIGHT), "mixed": Recipe(FOUR, EIGHT, EIGHT)}

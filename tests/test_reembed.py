@@ -31,7 +31,7 @@ from akidb_mlx_plugin import (
     UpsertError,
 )
 from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
-from akidb_mlx_plugin.mock import hash_texts
+from akidb_mlx_plugin.providers.mock import hash_texts
 
 pytest_plugins = ("host_fixtures", "collection_fixtures")
 

@@ -21,7 +21,7 @@ from queue_fakes import PATIENCE_S, FakeClock, GatedEngine
 from akidb_mlx_plugin import service as service_module
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError, ServiceUnavailableError
-from akidb_mlx_plugin.mock import hash_texts
+from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
@@ -212,7 +212,7 @@ class TestEnding:
         script = f"""
             import signal, time
             from akidb_mlx_plugin import EmbeddingService
-            from akidb_mlx_plugin.mock import MockProvider
+            from akidb_mlx_plugin.providers.mock import MockProvider
             signal.alarm(60)
             class Slow(MockProvider):
                 def embed_requests(self, requests):

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from akidb_mlx_plugin import DimensionMismatchError, Document, EmbeddingService, InvalidInputError
 from akidb_mlx_plugin.checkpoints.lookup import find_similarity
 from akidb_mlx_plugin.cli.search import search
-from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
 
 pytest_plugins = ("host_fixtures", "hub_fixtures")
 

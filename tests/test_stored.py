@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.registry import list_models
-from akidb_mlx_plugin.stored import SETTINGS, check_same_space, check_settings, config_of, settings_of
+from akidb_mlx_plugin.stores.settings import SETTINGS, check_same_space, check_settings, config_of, settings_of
 
 MINILM = {**dict.fromkeys(SETTINGS), "model": "minilm-l6-v2", "mode": "mlx", "dimension": 384, "normalize": True}
 TEXTS = st.none() | st.text(max_size=20)

@@ -12,9 +12,9 @@ from golden_models import GOLDEN
 from tokenizers import Tokenizer
 
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
-from akidb_mlx_plugin.embedder import Embedder
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.hub.registry import list_models
+from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows
 
 END = 0  # of the tiny Qwen3, where it is the padding token too; "<|im_end|>", its eos_token, is 2

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from host_helpers import PATIENCE_S, run_python
 
-from akidb_mlx_plugin import ServiceUnavailableError, workers
-from akidb_mlx_plugin.workers import WorkerPool, core_count
+from akidb_mlx_plugin import ServiceUnavailableError
+from akidb_mlx_plugin.runtime import workers
+from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
 
 
 @pytest.fixture
@@ -260,7 +261,7 @@ class TestEnd:
         printed = run_python(
             """
             import threading, time
-            from akidb_mlx_plugin.workers import WorkerPool
+            from akidb_mlx_plugin.runtime.workers import WorkerPool
             import mlx.core as mx
             begun = threading.Event()
             def work():
@@ -280,7 +281,7 @@ class TestEnd:
             """
             import os, signal
             from akidb_mlx_plugin import ServiceUnavailableError
-            from akidb_mlx_plugin.workers import WorkerPool
+            from akidb_mlx_plugin.runtime.workers import WorkerPool
             signal.alarm(60)
             pool = WorkerPool("cpu", 2)
             with pool._lock:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from akidb_mlx_plugin.corpus import all_docstrings
+from akidb_mlx_plugin.benchmarks.corpus import all_docstrings
 from akidb_mlx_plugin.errors import InvalidInputError
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from akidb_mlx_plugin.benchmarks.process import peak_bytes
 from akidb_mlx_plugin.benchmarks.summary import Spread
 from akidb_mlx_plugin.benchmarks.texts import take_texts
-from akidb_mlx_plugin.providers import EmbeddingProvider
+from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from akidb_mlx_plugin.checkpoints.families import Family
+from akidb_mlx_plugin.checkpoints.fingerprint import fingerprint
 from akidb_mlx_plugin.checkpoints.head import DenseLayer
 from akidb_mlx_plugin.checkpoints.prompts import find_prompt
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -143,19 +142,6 @@ class Checkpoint:
         lengths = {*named, self.default_dimension, self.native_dimension}
         return tuple(sorted(length for length in lengths if length <= self.native_dimension))
 
-    def fingerprint(self, dimension: int, normalize: bool, prompts: Mapping[str, str]) -> str:
-        """Name the vector space: equal fingerprints mean comparable vectors."""
-        space = {
-            "weights": self.weights_digest,
-            "max_tokens": self.max_tokens,
-            "pooling": list(self.pooling),
-            "pool_prompt": self.pool_prompt,
-            "prompts": {kind: prompts[kind] for kind in ("document", "query")},
-            "dimension": dimension,
-            "normalize": normalize,
-        }
-        return hashlib.sha256(json.dumps(space, sort_keys=True).encode()).hexdigest()[:16]
-
     def info(
         self,
         *,
@@ -195,5 +181,13 @@ class Checkpoint:
             device=device,
             dtype=dtype,
             parameters=parameters,
-            fingerprint=self.fingerprint(length, unit, effective),
+            fingerprint=fingerprint(
+                weights_digest=self.weights_digest,
+                max_tokens=self.max_tokens,
+                pooling=self.pooling,
+                pool_prompt=self.pool_prompt,
+                prompts=effective,
+                dimension=length,
+                normalize=unit,
+            ),
         )

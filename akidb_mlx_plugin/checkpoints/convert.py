@@ -11,7 +11,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.head import is_in_head
@@ -27,24 +26,6 @@ from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.hub.files import select_files
 from akidb_mlx_plugin.models import find_encoder
 
-# For how far the vectors of a conversion are from its original's: several scripts, prose and code, short and long.
-SAMPLE_TEXTS = (
-    "hello",
-    "What is the capital of France?",
-    "The quick brown fox jumps over the lazy dog.",
-    "def parse_date(text: str) -> datetime.date: return datetime.date.fromisoformat(text)",
-    "SELECT name, COUNT(*) FROM orders WHERE placed > '2024-01-01' GROUP BY name ORDER BY 2 DESC LIMIT 10;",
-    "La photosynthèse transforme la lumière du soleil en énergie chimique.",
-    "東京は日本の首都で、世界最大の都市圏の一つです。",
-    "Как отсортировать список словарей по значению ключа?",
-    "كيف أتعلم لغة برمجة جديدة بسرعة؟",
-    "Der Vertrag kann von beiden Seiten mit einer Frist von drei Monaten zum Monatsende gekündigt werden.",
-    "Bring the water to a boil, add the pasta and a spoonful of salt, and stir now and then. After nine minutes taste "
-    "it; when it is done, drain it, keep a cup of the water, and toss it in the pan with the sauce until it is glossy.",
-    "A binary search tree keeps its keys in order, so that looking one up, adding one or removing one takes time in "
-    "proportion to its height. Where keys come in order the tree degenerates into a list; balanced trees such as red-"
-    "black or AVL trees rotate nodes to keep the height logarithmic.",
-)
 _KEPT = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 
 
@@ -97,18 +78,6 @@ def convert_checkpoint(source: Path, target: Path, recipe: Recipe) -> Conversion
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return Conversion(target, _weight_bytes(checkpoint.root), _weight_bytes(target), quantized, kept)
-
-
-def mean_cosine(source: Path, target: Path) -> float:
-    """Return how alike two checkpoints' vectors of the sample texts are, 1 for the same."""
-    # Deferred: it brings the threads and queues that a conversion has no need of.
-    from akidb_mlx_plugin.embedder import Embedder
-
-    vectors = []
-    for folder in (source, target):
-        with Embedder.load(folder) as embedder:
-            vectors.append(embedder.embed(SAMPLE_TEXTS, normalize=True).embeddings)
-    return float(np.mean(np.sum(vectors[0] * vectors[1], axis=1)))
 
 
 def _write_weights(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> tuple[int, int]:

@@ -27,7 +27,6 @@ from akidb_mlx_plugin.checkpoints.safetensors import find_weight_files
 from akidb_mlx_plugin.checkpoints.sizes import check_sizes
 from akidb_mlx_plugin.checkpoints.tensors import load_strictly, original_names, read_tensors
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.memory import available_memory, check_memory
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.architectures import check_pooling
 from akidb_mlx_plugin.models.base import Encoder
@@ -37,8 +36,9 @@ from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
 from akidb_mlx_plugin.nn.dense import Dense
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
 from akidb_mlx_plugin.runtime.blas import load_blas
+from akidb_mlx_plugin.runtime.memory import available_memory, check_memory
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 # Of the memory that is left beside the weights, this part may go to second copies of weights that make queries faster.
@@ -101,7 +101,7 @@ def load_model(
 @lru_cache(maxsize=256)
 def _warn_of_convention(folder: Path, model_type: str, mode: str) -> None:
     """Say once per folder that its pooling is a convention."""
-    _log.warning(
+    logger.warning(
         "%s does not say how its token vectors become one; taking %s pooling, as is usual for %s; pass pooling= if its "
         "model card names another",
         folder,

@@ -13,7 +13,7 @@ from pathlib import Path
 # Under which names checkpoints have the prompts of queries and documents.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def find_prompt(prompts: Mapping[str, str], kind: str) -> str | None:
@@ -43,7 +43,7 @@ def check_default_prompt(folder: Path, prompts: Mapping[str, str], name: object)
 
 @lru_cache(maxsize=256)
 def _warn_of_default_prompt(folder: Path, name: str) -> None:
-    _log.warning(
+    logger.warning(
         "%s has the default prompt %r, which sentence-transformers puts before texts in encode(), but not in "
         "encode_document() and encode_query(); here it is used where document_task=%r or query_task=%r asks for it",
         folder,

@@ -38,10 +38,11 @@ def convert(
     Example: akidb-mlx convert ./contriever ./contriever-safetensors --recipe unquantized
     """
     # Deferred: MLX takes longer to import than the other commands to run.
-    from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint, mean_cosine
+    from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
     from akidb_mlx_plugin.checkpoints.reader import check_settings
     from akidb_mlx_plugin.checkpoints.recipes import choose_recipe
     from akidb_mlx_plugin.hub import ensure_model
+    from akidb_mlx_plugin.inference.fidelity import mean_cosine
 
     chosen = choose_recipe(bits, group_size, mode, recipe)
     folder = ensure_model(source, show_progress=sys.stderr.isatty(), check=check_settings).folder

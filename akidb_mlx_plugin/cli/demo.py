@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from akidb_mlx_plugin.benchmarks.corpus import Docstring, popular_docstrings
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import print_rows, progress
 from akidb_mlx_plugin.config import EmbeddingConfig
-from akidb_mlx_plugin.corpus import Docstring, popular_docstrings
 from akidb_mlx_plugin.errors import EmbeddingError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.inputs import check_unicode
+from akidb_mlx_plugin.validation import check_unicode
 
 Format = Literal["lines", "jsonl", "parquet"]
 

@@ -15,7 +15,7 @@ def list_metrics(as_json: JsonOption = False) -> None:
 
     Example: akidb-mlx metrics list
     """
-    from akidb_mlx_plugin.metric_specs import METRICS
+    from akidb_mlx_plugin.metrics.specs import METRICS
 
     rows = [
         {"metric": spec.name, "type": spec.type, "labels": ",".join(spec.labels), "meaning": spec.help}

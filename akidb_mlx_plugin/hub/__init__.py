@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from akidb_mlx_plugin.lazy import import_when_asked
+from akidb_mlx_plugin._lazy import import_when_asked
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.hub.models import LocalModel, download_model, ensure_model

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from akidb_mlx_plugin.inference.packing import pack_exact
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
-from akidb_mlx_plugin.packing import pack_exact
 
 # What is kept: a model's few prompts, each no longer than an instruction with examples, together no more than this.
 _MOST_PROMPTS, _MOST_TOKENS, _MOST_BYTES = 4, 1024, 256 << 20

@@ -34,7 +34,7 @@ _PLAIN_TEXT = "The Quick brown fox's 2023 report (12,345) isn't naïve: café, S
 # So many tokens of the vocabulary are tried beside it.
 _TRIED_TOKENS = 400
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _words_of(saved: Tokenizer, of_class: Tokenizer) -> str:
 
 def _as_saved(folder: Path, settings: TokenizerSettings, saved: Tokenizer) -> Tokenizer:
     # A class that only the architecture stands for is nothing that the checkpoint says.
-    _log.log(
+    logger.log(
         logging.WARNING if settings.values.get("tokenizer_class") else logging.DEBUG,
         "%s: tokenizer.json and its tokenizer_class %s disagree on plain text; taking tokenizer.json, as transformers "
         "4 does, not the class, as 5 does",

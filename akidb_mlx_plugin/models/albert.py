@@ -12,8 +12,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from akidb_mlx_plugin.models.base import Encoder, settle
-from akidb_mlx_plugin.models.bert import Args, Embeddings, SelfAttention
+from akidb_mlx_plugin.models import bert
+from akidb_mlx_plugin.models.base import Encoder, eval_layer
+from akidb_mlx_plugin.models.bert import Embeddings, SelfAttention
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.batch import Block, Tokens
@@ -21,7 +22,7 @@ from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
-class ModelArgs(Args):
+class ModelArgs(bert.ModelArgs):
     """The settings of `config.json` that shape the model, under their names there."""
 
     hidden_act: str = "gelu_new"
@@ -81,7 +82,7 @@ class Stack(nn.Module):
             # As Hugging Face divides, where the layers do not divide evenly too.
             group = self.albert_layer_groups[int(i / (self.layers / self.groups))]
             for layer in group.albert_layers:
-                x = settle(layer(x, blocks))
+                x = eval_layer(layer(x, blocks))
         return x
 
 

@@ -14,7 +14,7 @@ from akidb_mlx_plugin.nn.activations import on_cpu
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
 
 # Tokens from which computing a layer takes longer than waking the thread that waits for it.
-_SETTLED_TOKENS = 64
+_WAIT_TOKENS = 64
 # What transformers' classes for a task have beside a decoder or encoder: classification, questions, language.
 TASK_HEADS = ("classifier.", "lm_head.", "qa_outputs.", "score.")
 
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         """Return (T, D) token vectors on the packed axis, without those of the prefix."""
 
 
-def settle(x: mx.array) -> mx.array:
+def eval_layer(x: mx.array) -> mx.array:
     """Have a layer's output computed on a CPU before the next layer is described; returns it.
 
     MLX on a CPU lets only so many operations of all streams together wait their turn. Whoever adds more sleeps until
@@ -89,7 +89,7 @@ def settle(x: mx.array) -> mx.array:
     layers are computed while the next are described. A GPU gets the whole graph at once.
     """
     if on_cpu():
-        if len(x) >= _SETTLED_TOKENS:
+        if len(x) >= _WAIT_TOKENS:
             mx.eval(x)
         else:
             mx.async_eval(x)  # type: ignore[no-untyped-call]

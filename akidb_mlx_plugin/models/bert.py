@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.settings import check_activation, take_fields
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Args:
+class ModelArgs:
     """The settings of `config.json` that shape the model, under their names there."""
 
     vocab_size: int
@@ -55,7 +55,7 @@ class Args:
 class Embeddings(nn.Module):
     """Word, position and segment vectors, those there are, summed and normalized; every token is of segment 0."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(args.vocab_size, args.hidden_size)
         if args.max_position_embeddings:
@@ -82,7 +82,7 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention without its output projection."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.heads = args.num_attention_heads
         self.query = nn.Linear(args.hidden_size, args.hidden_size)
@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
 class Output(nn.Module):
     """Projection back to the width of the model, residual and norm."""
 
-    def __init__(self, width: int, args: Args) -> None:
+    def __init__(self, width: int, args: ModelArgs) -> None:
         super().__init__()
         self.dense = nn.Linear(width, args.hidden_size)
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
@@ -111,7 +111,7 @@ class Output(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with its output projection."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         # So it is called in the checkpoint.
         self.self = SelfAttention(args)
@@ -124,7 +124,7 @@ class Attention(nn.Module):
 class Intermediate(nn.Module):
     """First half of the feed-forward network."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.dense = nn.Linear(args.hidden_size, args.intermediate_size)
         self._activation = ACTIVATIONS[args.hidden_act]
@@ -133,10 +133,10 @@ class Intermediate(nn.Module):
         return self._activation(self.dense(x))
 
 
-class Layer(nn.Module):
+class EncoderLayer(nn.Module):
     """Attention, then the feed-forward network."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.attention = Attention(args)
         self.intermediate = Intermediate(args)
@@ -150,20 +150,20 @@ class Layer(nn.Module):
 class Stack(nn.Module):
     """The layers, one after the other."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
-        self.layer = [Layer(args) for _ in range(args.num_hidden_layers)]
+        self.layer = [EncoderLayer(args) for _ in range(args.num_hidden_layers)]
 
     def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
         for layer in self.layer:
-            x = settle(layer(x, blocks, bias))
+            x = eval_layer(layer(x, blocks, bias))
         return x
 
 
 class BertEncoder(Encoder):
     """The BERT encoder."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.args = args
         self.hidden_size = args.hidden_size
@@ -177,7 +177,7 @@ class BertEncoder(Encoder):
             from akidb_mlx_plugin.models.jina_bert import JinaBertEncoder
 
             return JinaBertEncoder.from_config(config)
-        return cls(Args.from_config(config))
+        return cls(ModelArgs.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         return drop_leftovers(weights, ("bert.", "roberta."))

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.bert import Args, BertEncoder
+from akidb_mlx_plugin.models.bert import BertEncoder, ModelArgs
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.settings import check_activation
 
@@ -50,7 +50,7 @@ class DistilBertEncoder(BertEncoder):
         # Norms have BERT's epsilon, whatever config.json says.
         settings = {name: value for name, value in config.items() if name != "layer_norm_eps"}
         settings |= {name: config.get(theirs) for name, theirs in _SETTINGS.items()}
-        return cls(Args.from_config({**settings, "type_vocab_size": 0}))
+        return cls(ModelArgs.from_config({**settings, "type_vocab_size": 0}))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         return drop_leftovers(weights, ("distilbert.",), renamed=_NAMES)

@@ -12,13 +12,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from akidb_mlx_plugin.models.bert import Args, BertEncoder, Embeddings
+from akidb_mlx_plugin.models import bert
+from akidb_mlx_plugin.models.bert import BertEncoder, Embeddings
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.nn.batch import Tokens
 
 
 @dataclass(frozen=True)
-class ModelArgs(Args):
+class ModelArgs(bert.ModelArgs):
     """The settings of `config.json` that shape the model, under their names there."""
 
     embedding_size: int = 128

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import text_settings
-from akidb_mlx_plugin.models.base import Encoder, settle, split_linear
+from akidb_mlx_plugin.models.base import Encoder, eval_layer, split_linear
 from akidb_mlx_plugin.models.settings import (
     check_activation,
     layer_windows,
@@ -284,5 +284,5 @@ class EmbeddingGemma2Encoder(Encoder):
         x = words = self.embed_tokens(ids).astype(dtype) * mx.array(self.norm.weight.shape[0] ** 0.5, dtype)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
         for i, layer in enumerate(self.layers):
-            x = settle(layer(x, self.ple(words, i), angles[layer.is_local], tokens))
+            x = eval_layer(layer(x, self.ple(words, i), angles[layer.is_local], tokens))
         return self.embedding_projection(self.norm(x))

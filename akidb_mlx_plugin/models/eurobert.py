@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -124,5 +124,5 @@ class EuroBertEncoder(Encoder):
         x = self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
         angles = self._rotary.angles(tokens)
         for layer in self.layers:
-            x = settle(layer(x, angles, tokens))
+            x = eval_layer(layer(x, angles, tokens))
         return self.norm(x)

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways
-from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle
+from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer
 from akidb_mlx_plugin.models.settings import (
     check_activation,
     layer_windows,
@@ -31,7 +31,7 @@ from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
 @dataclass(frozen=True)
-class Args:
+class ModelArgs:
     """The settings of `config.json` that shape the model, under their names there."""
 
     vocab_size: int
@@ -51,7 +51,7 @@ class Args:
     attention_bias: bool = False
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Args:
+    def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
         """Take what is named here and refuse variants that would compute something else."""
         check_activation(config, "hidden_activation", "gelu_pytorch_tanh")
         if config.get("attn_logit_softcapping"):
@@ -93,7 +93,7 @@ class Args:
 class Attention(nn.Module):
     """Grouped-query attention, queries and keys normalized per head before they are rotated."""
 
-    def __init__(self, args: Args, window: int | None) -> None:
+    def __init__(self, args: ModelArgs, window: int | None) -> None:
         super().__init__()
         self.head_dim = args.head_dim
         self.scale = args.query_pre_attn_scalar**-0.5
@@ -117,7 +117,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Gated feed-forward network."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
         self.up_proj = nn.Linear(args.hidden_size, args.intermediate_size, bias=False)
@@ -128,10 +128,10 @@ class MLP(nn.Module):
         return self.down_proj(self._gate(self.gate_proj(x), self.up_proj(x)))
 
 
-class Block(nn.Module):
+class EncoderLayer(nn.Module):
     """Attention, then the feed-forward network, each normalized before and behind, and added to what came in."""
 
-    def __init__(self, args: Args, window: int | None) -> None:
+    def __init__(self, args: ModelArgs, window: int | None) -> None:
         super().__init__()
         self.is_local = window is not None
         self.self_attn = Attention(args, window)
@@ -152,18 +152,18 @@ class Gemma3Encoder(Encoder):
     # The residual stream reaches 8e5, which float16 cannot hold.
     float16_is_safe = False
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.hidden_size = args.hidden_size
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.layers = [Block(args, window) for window in args.windows]
+        self.layers = [EncoderLayer(args, window) for window in args.windows]
         self.norm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
         self._global_rotary = Rotary.from_settings(args.global_rope)
         self._local_rotary = Rotary.from_settings(args.local_rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Gemma3Encoder:
-        return cls(Args.from_config(config))
+        return cls(ModelArgs.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # MLX conversions keep the prefix of the causal model, the original has none.
@@ -182,5 +182,5 @@ class Gemma3Encoder(Encoder):
         x = self.embed_tokens(tokens.ids).astype(dtype) * mx.array(self.hidden_size**0.5, dtype)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
         for layer in self.layers:
-            x = settle(layer(x, angles[layer.is_local], tokens))
+            x = eval_layer(layer(x, angles[layer.is_local], tokens))
         return self.norm(x)

@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models import bert
-from akidb_mlx_plugin.models.base import Encoder, settle, split_linear
+from akidb_mlx_plugin.models.base import Encoder, eval_layer, split_linear
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -39,7 +39,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class ModelArgs(bert.Args):
+class ModelArgs(bert.ModelArgs):
     """The settings of `config.json` that shape the model, under their names there."""
 
     feed_forward_type: str = "original"
@@ -137,7 +137,7 @@ class Stack(nn.Module):
 
     def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias) -> mx.array:
         for layer in self.layer:
-            x = settle(layer(x, blocks, bias))
+            x = eval_layer(layer(x, blocks, bias))
         return x
 
 

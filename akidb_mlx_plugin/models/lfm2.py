@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways, named_both_ways
-from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle, split_linear
+from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer, split_linear
 from akidb_mlx_plugin.models.settings import optional_count, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -249,5 +249,5 @@ class Lfm2Encoder(Encoder):
         x = self.embed_tokens(tokens.ids).astype(self.embedding_norm.weight.dtype)
         angles, neighbours = self._rotary.angles(tokens), Neighbours(tokens, self._offsets)
         for layer in self.layers:
-            x = settle(layer(x, angles, neighbours, tokens))
+            x = eval_layer(layer(x, angles, neighbours, tokens))
         return self.embedding_norm(x)

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import attends_both_ways
-from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, rotated_share, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend, attend_last
@@ -233,7 +233,7 @@ class LlamaEncoder(Encoder):
             # (P, K, d) -> (K, P, d)
             keys, values = (mx.contiguous(part.swapaxes(0, 1)) for part in keys_values)
             kept.append((keys, values))
-            x = settle(layer(x, query_angles, key_angles, tokens))
+            x = eval_layer(layer(x, query_angles, key_angles, tokens))
         return Prefix(len(x), tuple(kept))
 
     def __call__(self, tokens: Tokens) -> mx.array:
@@ -249,7 +249,7 @@ class LlamaEncoder(Encoder):
         for i, layer in enumerate(self.layers):
             before = tokens.prefix.layers[i] if tokens.prefix else None
             compute = layer.last if only_last and layer is self.layers[-1] else layer
-            x = settle(compute(x, query_angles, key_angles, tokens, before))
+            x = eval_layer(compute(x, query_angles, key_angles, tokens, before))
         return self.norm(x)
 
     def _embed(self, tokens: Tokens) -> mx.array:

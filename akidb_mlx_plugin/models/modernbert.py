@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, settle, split_linear
+from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer, split_linear
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -22,7 +22,7 @@ from akidb_mlx_plugin.nn.rotary import Rotary, rotate
 
 
 @dataclass(frozen=True)
-class Args:
+class ModelArgs:
     """The settings of `config.json` that shape the model, under their names there."""
 
     vocab_size: int
@@ -40,7 +40,7 @@ class Args:
     hidden_activation: str = "gelu"
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Args:
+    def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
         """Take what is named here and refuse variants that would compute something else."""
         check_activation(config, "hidden_activation", "gelu")
         layers = take_count(config, "num_hidden_layers")
@@ -66,7 +66,7 @@ class Args:
 class Embeddings(nn.Module):
     """Word vectors, normalized."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.tok_embeddings = nn.Embedding(args.vocab_size, args.hidden_size)
         self.norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
@@ -79,7 +79,7 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with rotary positions."""
 
-    def __init__(self, args: Args, window: int | None) -> None:
+    def __init__(self, args: ModelArgs, window: int | None) -> None:
         super().__init__()
         self.heads = args.num_attention_heads
         self.window = window
@@ -102,7 +102,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Gated feed-forward network."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.Wi = nn.Linear(args.hidden_size, 2 * args.intermediate_size, bias=args.mlp_bias)
         self.Wo = nn.Linear(args.intermediate_size, args.hidden_size, bias=args.mlp_bias)
@@ -117,10 +117,10 @@ class MLP(nn.Module):
         return self.Wo(self._gate(self.input(x), self.gate(x)))
 
 
-class Layer(nn.Module):
+class EncoderLayer(nn.Module):
     """Attention, then the feed-forward network, each normalized before and added to what came in."""
 
-    def __init__(self, args: Args, index: int) -> None:
+    def __init__(self, args: ModelArgs, index: int) -> None:
         super().__init__()
         self.is_local = args.windows[index] is not None
         # What enters the first layer is normalized already.
@@ -139,18 +139,18 @@ class Layer(nn.Module):
 class ModernBertEncoder(Encoder):
     """The ModernBERT encoder."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.hidden_size = args.hidden_size
         self.embeddings = Embeddings(args)
-        self.layers = [Layer(args, i) for i in range(args.num_hidden_layers)]
+        self.layers = [EncoderLayer(args, i) for i in range(args.num_hidden_layers)]
         self.final_norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
         self._global_rotary = Rotary.from_settings(args.global_rope)
         self._local_rotary = Rotary.from_settings(args.local_rope)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModernBertEncoder:
-        return cls(Args.from_config(config))
+        return cls(ModelArgs.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
@@ -167,5 +167,5 @@ class ModernBertEncoder(Encoder):
         x = self.embeddings(tokens.ids)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
         for layer in self.layers:
-            x = settle(layer(x, angles[layer.is_local], tokens))
+            x = eval_layer(layer(x, angles[layer.is_local], tokens))
         return self.final_norm(x)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.bert import Args
+from akidb_mlx_plugin.models.bert import ModelArgs
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.roberta import RobertaEncoder
 from akidb_mlx_plugin.nn.position_bias import PositionBias, relative_buckets
@@ -34,7 +34,7 @@ _NAMES = {
 class MPNetEncoder(RobertaEncoder):
     """The MPNet encoder."""
 
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: ModelArgs) -> None:
         super().__init__(args, _PAD_ID)
         self.encoder.relative_attention_bias = nn.Embedding(_BUCKETS, args.num_attention_heads)
 
@@ -43,7 +43,7 @@ class MPNetEncoder(RobertaEncoder):
         for key, only in (("relative_attention_num_buckets", _BUCKETS), ("pad_token_id", _PAD_ID)):
             if config.get(key) not in (None, only):
                 raise ModelNotFoundError(f"{key} {config[key]!r} is not supported, only {only}")
-        return cls(replace(Args.from_config(config), type_vocab_size=0))
+        return cls(replace(ModelArgs.from_config(config), type_vocab_size=0))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         return drop_leftovers(weights, ("mpnet.",), renamed=_NAMES)

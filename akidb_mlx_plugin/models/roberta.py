@@ -11,21 +11,21 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from akidb_mlx_plugin.models.bert import Args, BertEncoder
+from akidb_mlx_plugin.models.bert import BertEncoder, ModelArgs
 from akidb_mlx_plugin.nn.batch import Tokens
 
 
 class RobertaEncoder(BertEncoder):
     """The RoBERTa encoder."""
 
-    def __init__(self, args: Args, pad_id: int) -> None:
+    def __init__(self, args: ModelArgs, pad_id: int) -> None:
         super().__init__(args)
         self.pad_id = pad_id
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> RobertaEncoder:
         pad_id = config.get("pad_token_id")
-        return cls(Args.from_config(config), 1 if pad_id is None else int(pad_id))
+        return cls(ModelArgs.from_config(config), 1 if pad_id is None else int(pad_id))
 
     def position_ids(self, tokens: Tokens) -> mx.array:
         return offset_positions(tokens, self.pad_id, self.args.max_position_embeddings)

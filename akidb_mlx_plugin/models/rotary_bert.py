@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
@@ -152,7 +152,7 @@ class RotaryBertEncoder(Encoder):
         x = self.embeddings(tokens.ids)
         angles = self._rotary.angles(tokens)
         for layer in self.layers:
-            x = settle(layer(x, angles, tokens))
+            x = eval_layer(layer(x, angles, tokens))
         return x
 
 

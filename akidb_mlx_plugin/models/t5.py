@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, settle
+from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.settings import check_activation, take_fields
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS
@@ -162,5 +162,5 @@ class T5Encoder(Encoder):
         table = self.relative_attention_bias
         bias = PositionBias(lambda distances: table(mx.array(relative_buckets(distances, *self.buckets))).T, x.dtype)
         for layer in self.block:
-            x = settle(layer(x, tokens.blocks, bias))
+            x = eval_layer(layer(x, tokens.blocks, bias))
         return self.final_layer_norm(x)

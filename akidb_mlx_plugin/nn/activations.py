@@ -40,7 +40,7 @@ class _Fused:
 
     def __init__(self, function: Callable[..., mx.array]) -> None:
         self._function = function
-        self._for_all: Callable[..., mx.array] = mx.compile(function, shapeless=True)
+        self._shapeless: Callable[..., mx.array] = mx.compile(function, shapeless=True)
         self._of_thread = threading.local()
         self._kernels = Kernels()
 
@@ -56,10 +56,10 @@ class _Fused:
         return self._compiled(tuple(x.reshape(-1) for x in inputs)).reshape(shape)
 
     def _compiled(self, inputs: tuple[mx.array, ...]) -> mx.array:
-        return self._for_shape(inputs) if inputs[0].size >= _LEAST_ELEMENTS else self._for_all(*inputs)
+        return self._for_shape(inputs) if inputs[0].size >= _LEAST_ELEMENTS else self._shapeless(*inputs)
 
     def _example(self, large: bool, dtypes: tuple[mx.Dtype, ...]) -> mx.array:
-        compiled = mx.compile(self._function) if large else self._for_all
+        compiled = mx.compile(self._function) if large else self._shapeless
         return compiled(*(mx.zeros((2,), dtype) for dtype in dtypes))
 
     def _for_shape(self, inputs: tuple[mx.array, ...]) -> mx.array:
@@ -109,7 +109,7 @@ _Q0, _Q1, _Q2, _Q3, _Q4 = (1.0, 0.35666734, 0.052315116, 0.0042008800, 0.0001988
 
 
 @_Fused
-def _normal_less_half(r: mx.array) -> mx.array:
+def _normal_cdf_minus_half(r: mx.array) -> mx.array:
     # By pairs (Estrin) and not one by one (Horner): MLX cuts a kernel whose operations are more than eleven deep.
     s = r * r
     s2 = s * s
@@ -124,7 +124,7 @@ def _times_half_more(x: mx.array, y: mx.array) -> mx.array:
 
 
 def _gelu(x: mx.array) -> mx.array:
-    return _times_half_more(x, _normal_less_half(mx.clip(x, -_GELU_RANGE, _GELU_RANGE)))
+    return _times_half_more(x, _normal_cdf_minus_half(mx.clip(x, -_GELU_RANGE, _GELU_RANGE)))
 
 
 @_Fused

@@ -38,7 +38,7 @@ class CPULinear(nn.Linear):
         return y + self.bias if "bias" in self else y
 
 
-class ColumnLinear(CPULinear):
+class BlockedLinear(CPULinear):
     """A linear layer that has its weights a second time, in blocks of columns, each a small matrix.
 
     A query multiplies every weight by a dozen tokens: rearranging the weights for it takes longer than the arithmetic.
@@ -101,7 +101,7 @@ def use_cpu_layers(encoder: nn.Module, *, spare_bytes: int) -> None:
     def exchange(module: nn.Module) -> nn.Module:
         if _is_float32(module, nn.Linear):
             width = block_width(module) if cut else None
-            return ColumnLinear(module, width) if width else CPULinear(module)
+            return BlockedLinear(module, width) if width else CPULinear(module)
         for kind, replacement in _NORMS.items():
             if _is_float32(module, kind) and len(module.weight) >= _LEAST_WIDTH:
                 return replacement(module)

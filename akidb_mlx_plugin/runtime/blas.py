@@ -47,7 +47,7 @@ _TRIAL_SIDE, _TRIALS = 512, 3
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 1 << 30
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Slots:
             base = next(mapping.start for mapping in mappings if mapping.offset == 0)
             found = find_slots(file, _PRODUCTS)
         except (OSError, ValueError, KeyError, StopIteration) as error:
-            _log.debug("the slots of %s cannot be found: %s", file, error)
+            logger.debug("the slots of %s cannot be found: %s", file, error)
             return None
         if not found["cblas_sgemm"]:
             return None
@@ -243,12 +243,12 @@ def _load() -> Blas:
         _warn_of_slowness(f"a BLAS cannot be put under MLX ({error}); set LD_PRELOAD to a BLAS library")
         return Blas("reference")
     _in_use, _unchecked = chosen, slots
-    _log.info("matrix products by %s (%s)", described, described.path)
+    logger.info("matrix products by %s (%s)", described, described.path)
     return described
 
 
 def _warn_of_slowness(reason: str) -> None:
-    _log.warning("embedding on this CPU will be some 50 times slower than it could be: %s", reason)
+    logger.warning("embedding on this CPU will be some 50 times slower than it could be: %s", reason)
 
 
 def _choose(libraries: list[_Library]) -> tuple[_Library, Blas]:
@@ -267,7 +267,7 @@ def _open_candidates() -> list[_Library]:
         try:
             libraries.append(_Library(path, name))
         except OSError as error:
-            _log.debug("BLAS candidate %s cannot be used: %s", path, error)
+            logger.debug("BLAS candidate %s cannot be used: %s", path, error)
     return libraries
 
 

@@ -35,7 +35,7 @@ _LOCK_SECONDS = 60.0
 _UNQUOTABLE = frozenset('"$`\\\n')
 
 _lock = threading.Lock()
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def load_kernel(evaluate: Callable[[], None]) -> bool:
@@ -81,7 +81,7 @@ def _private_folder() -> Path | None:
 
 @cache
 def _warn_once(reason: str) -> None:
-    _log.warning("embedding on this CPU goes without MLX's compiled kernels, and is slower for it: %s", reason)
+    logger.warning("embedding on this CPU goes without MLX's compiled kernels, and is slower for it: %s", reason)
 
 
 def _candidates() -> Iterator[Path]:

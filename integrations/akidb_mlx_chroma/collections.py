@@ -18,11 +18,11 @@ from akidb_mlx_chroma.creation import as_host_type
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.recovery import recover
 from akidb_mlx_chroma.target import ChromaTarget, function_at_hand, read_space
-from akidb_mlx_plugin.background import run_in_background
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.spaces import check_query_vector, check_space
+from akidb_mlx_plugin.stores.async_upsert import run_in_background
+from akidb_mlx_plugin.stores.compatibility import check_query_vector, check_space
+from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import Document, UpsertResponse
-from akidb_mlx_plugin.upserts import Upsert
 
 logger = logging.getLogger(__name__)
 

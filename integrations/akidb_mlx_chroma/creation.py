@@ -19,7 +19,7 @@ from akidb_mlx_chroma.recovery import PROBE, fix_dimension, recover
 from akidb_mlx_chroma.schemas import schema_with
 from akidb_mlx_chroma.target import read_model, read_space
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.spaces import check_space, make_stamp
+from akidb_mlx_plugin.stores.compatibility import check_space, make_stamp
 
 
 def create_collection(

@@ -14,7 +14,7 @@ from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
-from akidb_mlx_plugin.stored import check_same_space, check_settings, config_of, settings_of
+from akidb_mlx_plugin.stores.settings import check_same_space, check_settings, config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         try:
             check_same_space(old_config, new_config)
         except InvalidInputError as error:
-            from akidb_mlx_plugin.spaces import has_same_normalization
+            from akidb_mlx_plugin.stores.compatibility import has_same_normalization
 
             if has_same_normalization(old_config, new_config):
                 return

@@ -14,8 +14,8 @@ import numpy as np
 from chromadb.api.types import SparseVector
 
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.inputs import check_unicode
 from akidb_mlx_plugin.types import Document
+from akidb_mlx_plugin.validation import check_unicode
 
 # What `akidb_mlx_chroma.recovery` marks its records with.
 KEPT_KEY, KEPT_ID_KEY, KEPT_BY_KEY = "akidb_mlx:kept", "akidb_mlx:kept_id", "akidb_mlx:kept_by"

@@ -20,8 +20,8 @@ from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.schemas import schema_for_new_vectors
 from akidb_mlx_chroma.target import ChromaSource, ChromaTarget, read_model
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.reembedding import SOURCE_KEY, check_source, default_name, reembed_documents
-from akidb_mlx_plugin.spaces import make_stamp, without_stamp
+from akidb_mlx_plugin.stores.compatibility import make_stamp, without_stamp
+from akidb_mlx_plugin.stores.reembed import SOURCE_KEY, check_source, default_name, reembed_documents
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 
 # How the index is built goes over to the new collection; the distance does not, it belongs to the vectors.

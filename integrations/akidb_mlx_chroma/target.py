@@ -19,9 +19,9 @@ from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.metadata import has_sparse_vector, is_same_metadata, plain_metadata
 from akidb_mlx_chroma.recovery import is_kept, read_pages, recover, taken_out
 from akidb_mlx_chroma.strays import clear_strays
-from akidb_mlx_plugin.collections import Source, StoredDocument, Target
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.spaces import StoredSpace, check_space
+from akidb_mlx_plugin.stores.base import Source, StoredDocument, Target
+from akidb_mlx_plugin.stores.compatibility import StoredSpace, check_space
 from akidb_mlx_plugin.types import Document, Vector
 
 _PAGE = 1000

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from akidb_mlx_lancedb.function import MLXEmbeddings
-from akidb_mlx_plugin.lazy import import_when_asked
+from akidb_mlx_plugin._lazy import import_when_asked
 
 if TYPE_CHECKING:
     from akidb_mlx_lancedb.reembedding import reembed

@@ -20,9 +20,9 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
-from akidb_mlx_plugin.inputs import list_inputs
-from akidb_mlx_plugin.stored import config_of, settings_of
+from akidb_mlx_plugin.stores.settings import config_of, settings_of
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
+from akidb_mlx_plugin.validation import list_inputs
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService

@@ -14,7 +14,7 @@ from akidb_mlx_lancedb.rows import Row
 from akidb_mlx_lancedb.values import check_value, is_text, to_json
 from akidb_mlx_lancedb.vectors import check_vector_column, find_vector_column, refuse_overflow
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.spaces import as_vector
+from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Document
 
 ALIAS = "akidb-mlx"

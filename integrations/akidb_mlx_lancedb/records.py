@@ -15,7 +15,7 @@ from akidb_mlx_lancedb.layout import JSON_COLUMN, TableLayout
 from akidb_mlx_lancedb.rows import Page, Row, as_type, join_rows
 from akidb_mlx_lancedb.values import make_array
 from akidb_mlx_lancedb.vectors import vector_array
-from akidb_mlx_plugin.collections import StoredDocument
+from akidb_mlx_plugin.stores.base import StoredDocument
 from akidb_mlx_plugin.types import Document, Vector
 
 

@@ -14,8 +14,8 @@ from akidb_mlx_lancedb.layout import ALIAS, FUNCTIONS_KEY, TableLayout
 from akidb_mlx_lancedb.tables import validate_table
 from akidb_mlx_lancedb.target import LanceSource, LanceTarget, open_layout
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.reembedding import SOURCE_KEY, check_source, default_name, reembed_documents
-from akidb_mlx_plugin.spaces import make_stamp
+from akidb_mlx_plugin.stores.compatibility import make_stamp
+from akidb_mlx_plugin.stores.reembed import SOURCE_KEY, check_source, default_name, reembed_documents
 from akidb_mlx_plugin.types import UpsertResponse
 
 

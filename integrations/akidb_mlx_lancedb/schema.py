@@ -12,7 +12,7 @@ from akidb_mlx_lancedb.function import MLXEmbeddings, settings_of_fields
 from akidb_mlx_lancedb.layout import FUNCTIONS_KEY, JSON_COLUMN, read_layout, read_layouts
 from akidb_mlx_lancedb.vectors import with_width
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.spaces import StoredSpace, check_space, make_stamp
+from akidb_mlx_plugin.stores.compatibility import StoredSpace, check_space, make_stamp
 
 
 def table_schema(

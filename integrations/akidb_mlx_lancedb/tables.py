@@ -17,11 +17,11 @@ from akidb_mlx_lancedb.handles import find_table, read_schema
 from akidb_mlx_lancedb.layout import TableLayout, read_layout, read_layouts
 from akidb_mlx_lancedb.schema import check_any, table_schema
 from akidb_mlx_lancedb.target import LanceTarget, function_at_hand, read_space
-from akidb_mlx_plugin.background import run_in_background
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.spaces import as_vector, check_query_vector, check_space
+from akidb_mlx_plugin.stores.async_upsert import run_in_background
+from akidb_mlx_plugin.stores.compatibility import as_vector, check_query_vector, check_space
+from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import Document, UpsertResponse
-from akidb_mlx_plugin.upserts import Upsert
 
 
 def create_table(

@@ -15,10 +15,10 @@ from akidb_mlx_lancedb.keys import key_literal
 from akidb_mlx_lancedb.layout import ALIAS, TableLayout, read_layout
 from akidb_mlx_lancedb.records import bad_vectors, has_metadata, make_rows, read_documents, read_rows
 from akidb_mlx_lancedb.vectors import as_stored
-from akidb_mlx_plugin.collections import Source, StoredDocument, Target
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.spaces import StoredSpace, check_space, without_stamp
+from akidb_mlx_plugin.stores.base import Source, StoredDocument, Target
+from akidb_mlx_plugin.stores.compatibility import StoredSpace, check_space, without_stamp
 from akidb_mlx_plugin.types import Document, Vector
 
 _PAGE = 1000

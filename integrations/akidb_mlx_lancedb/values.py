@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from akidb_mlx_lancedb.moments import count_units
-from akidb_mlx_plugin.inputs import check_unicode
+from akidb_mlx_plugin.validation import check_unicode
 
 _LOWEST_JSON_INTEGER, _HIGHEST_JSON_INTEGER = -(2**63), 2**64 - 1
 _DEEPEST_JSON = 128

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.spaces import as_vector
+from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Vector
 
 

@@ -17,7 +17,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.cache import default_cache_dir
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stored import settings_of
+from akidb_mlx_plugin.stores.settings import settings_of
 from akidb_mlx_plugin.types import Kind
 from akidb_mlx_ray.embedder import TextEmbedder
 

@@ -22,7 +22,7 @@ from akidb_mlx_plugin.errors import (
     ServiceUnavailableError,
 )
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stored import config_of
+from akidb_mlx_plugin.stores.settings import config_of
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Kind, Vector
 from akidb_mlx_ray.results import Failure, Tally
 

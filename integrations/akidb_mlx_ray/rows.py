@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
-from akidb_mlx_plugin.inputs import check_unicode
+from akidb_mlx_plugin.validation import check_unicode
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import numpy as np
 from akidb_mlx_plugin import BatchEmbeddingRequest, EmbeddingConfig, EmbeddingService
 from akidb_mlx_plugin.benchmarks.subject import open_subject
 from akidb_mlx_plugin.benchmarks.texts import first_lines, read_corpus, take_texts
-from akidb_mlx_plugin.metric_specs import BATCH_SIZE
 from akidb_mlx_plugin.metrics import metrics_registry
+from akidb_mlx_plugin.metrics.specs import BATCH_SIZE
 
 _SHARE_BAR, _ADDED_MS_BAR, _COSINE_BAR = 0.60, 1.0, 0.99999
 _QUESTIONS = 300

@@ -79,7 +79,7 @@ def _write_tokenizer(name: str, folder: Path) -> None:
     from full_shape import SHAPES
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    from akidb_mlx_plugin.corpus import all_docstrings
+    from akidb_mlx_plugin.benchmarks.corpus import all_docstrings
 
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -88,7 +88,7 @@ def measure_all(setting: Setting, wanted: list[str]) -> Iterator[Outcome]:
 def publish(outcomes: list[Outcome], options: argparse.Namespace, interrupted: bool) -> None:
     """Print the table and write the files."""
     # The machine's description names the BLAS and the device once MLX is loaded; by now that disturbs nothing.
-    import akidb_mlx_plugin.embedder  # noqa: F401
+    import akidb_mlx_plugin.inference.embedder  # noqa: F401
 
     order = list(BARS)
     outcomes = sorted(outcomes, key=lambda outcome: order.index(outcome.bar.key))

@@ -36,7 +36,12 @@ _BATCH = 20
 _PATIENCE_S = 60.0
 # Children are copies of a process that has imported everything and opened nothing.
 _PROCESSES = mp.get_context("forkserver")
-_PRELOADED = ["chromadb", "akidb_mlx_chroma.collections", "akidb_mlx_chroma.reembedding", "akidb_mlx_plugin.mock"]
+_PRELOADED = [
+    "chromadb",
+    "akidb_mlx_chroma.collections",
+    "akidb_mlx_chroma.reembedding",
+    "akidb_mlx_plugin.providers.mock",
+]
 # A folder, or the port of a server.
 Place = str | int
 # Text, metadata and vector.
@@ -96,7 +101,7 @@ def make_document(number: int, version: int) -> Any:
 
 def expected(number: int, version: int) -> Row:
     """Return what Chroma should have of a version of a document."""
-    from akidb_mlx_plugin.mock import hash_texts
+    from akidb_mlx_plugin.providers.mock import hash_texts
 
     document = make_document(number, version)
     vector = document.vector if document.vector is not None else hash_texts([document.text], _DIMENSION)[0]
@@ -184,7 +189,7 @@ def check_reembed(place: Place, run: int) -> tuple[bool, int, list[str]]:
     """As `check_upsert`, for a re-embedding."""
     from chromadb.errors import NotFoundError
 
-    from akidb_mlx_plugin.mock import hash_texts
+    from akidb_mlx_plugin.providers.mock import hash_texts
 
     client = connect(place)
     wide = hash_texts([f"text {i}" for i in range(_DOCUMENTS)], 2 * _DIMENSION)

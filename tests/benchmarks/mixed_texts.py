@@ -11,8 +11,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from akidb_mlx_plugin.checkpoints.convert import SAMPLE_TEXTS
-from akidb_mlx_plugin.corpus import all_docstrings
+from akidb_mlx_plugin.benchmarks.corpus import all_docstrings
+from akidb_mlx_plugin.inference.fidelity import SAMPLE_TEXTS
 
 _TESTED = Path(__file__).parents[1] / "golden" / "minilm_texts.json.gz"
 # Docstrings to choose from; joined by a blank line where a text is to be longer than they are.

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from akidb_mlx_plugin import Embedder
+from akidb_mlx_plugin.benchmarks.corpus import popular_docstrings
 from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
 from akidb_mlx_plugin.checkpoints.recipes import choose_recipe
-from akidb_mlx_plugin.corpus import popular_docstrings
 from akidb_mlx_plugin.hub import ensure_model
 from akidb_mlx_plugin.types import Vector
 

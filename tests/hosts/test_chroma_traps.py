@@ -16,7 +16,7 @@ from host_helpers import MINILM, SETTINGS, Embedded, nearest, run_python
 from loopback_hub import Hub
 
 from akidb_mlx_plugin import InvalidInputError, ModelNotFoundError, ServiceUnavailableError
-from akidb_mlx_plugin.embedder import Embedder
+from akidb_mlx_plugin.inference.embedder import Embedder
 
 pytest_plugins = ("host_fixtures", "hub_fixtures")
 

@@ -22,8 +22,8 @@ from typing import Any
 import mlx.core as mx
 
 from akidb_mlx_plugin.errors import ServiceUnavailableError
-from akidb_mlx_plugin.forking import ForkGuard
 from akidb_mlx_plugin.runtime.blas import check_product, load_blas, set_blas_threads
+from akidb_mlx_plugin.runtime.fork import ForkGuard
 
 _JOIN_SECONDS = 10.0
 # Freed buffers that MLX keeps for the next batch on a GPU; without a bound every new shape adds its own for good.

@@ -18,10 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from akidb_mlx_plugin.batching import BatchQueue, QueueFullError
+from akidb_mlx_plugin.batching.pending import BatchStats, DeadlineExceededError, QueueObserver
+from akidb_mlx_plugin.batching.queue import BatchQueue, QueueFullError
 from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
-from akidb_mlx_plugin.ledger import BatchStats, DeadlineExceededError, QueueObserver
-from akidb_mlx_plugin.metric_specs import (
+from akidb_mlx_plugin.metrics.specs import (
     BATCH_DURATION,
     BATCH_SIZE,
     BATCH_WAIT,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
-    from akidb_mlx_plugin.providers import EmbeddingProvider
+    from akidb_mlx_plugin.providers.base import EmbeddingProvider
 
 
 class QueueMetrics(QueueObserver):
@@ -254,4 +254,4 @@ def start_metrics_server(port: int, addr: str = "127.0.0.1") -> MetricsServer:
 
 def dashboard_json() -> str:
     """Return the Grafana dashboard that comes with the package."""
-    return resources.files("akidb_mlx_plugin").joinpath("dashboards", "grafana.json").read_text(encoding="utf-8")
+    return resources.files("akidb_mlx_plugin.metrics").joinpath("grafana.json").read_text(encoding="utf-8")

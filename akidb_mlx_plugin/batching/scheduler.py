@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from akidb_mlx_plugin.tickets import Part, Ticket
+from akidb_mlx_plugin.batching.requests import Part, Ticket
 
 # Bounds of a slice while no small request is about: enough to keep a GPU busy, about a second of MiniLM on two cores.
 # Fixed, not timed, so that the same large request is cut, and so rounded, the same way every time.

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from akidb_mlx_plugin.tickets import Ticket
+from akidb_mlx_plugin.batching.requests import Ticket
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from akidb_mlx_plugin.errors import (
     ModelNotFoundError,
 )
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
-from akidb_mlx_plugin.stored import SETTINGS, config_of, settings_of
+from akidb_mlx_plugin.stores.settings import SETTINGS, config_of, settings_of
 from akidb_mlx_plugin.types import ModelInfo
 
 MODEL_KEY = "akidb_mlx:model"

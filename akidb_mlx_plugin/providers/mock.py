@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from akidb_mlx_plugin.inputs import check_request
-from akidb_mlx_plugin.providers import EmbeddingProvider
+from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, Usage, Vector
+from akidb_mlx_plugin.validation import check_request
 
 # 24 bits, as many as a float32 holds without rounding, around zero.
 _HALF_RANGE = 1 << 23

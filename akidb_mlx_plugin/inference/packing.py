@@ -47,7 +47,7 @@ def pack_padded(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[To
     Yields:
         Batches of one padded block each, that together hold every row once.
     """
-    padded = [round_length(len(row)) for row in rows]
+    padded = [bucket_length(len(row)) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for _, group in groupby(by_length, key=lambda i: padded[i]):
         for chosen in _split(list(group), padded, token_budget):
@@ -64,7 +64,7 @@ def pack_padded(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[To
             yield TokenBatch(ids.ravel(), positions, (Block(0, height, length, tuple(lengths)),), tuple(chosen))
 
 
-def round_length(length: int) -> int:
+def bucket_length(length: int) -> int:
     """Round a length up to 8, 16, 24, 32, 48, 64, 96, 128, …: at most half of it is padding, a quarter on average."""
     step = 8
     while length > 4 * step:

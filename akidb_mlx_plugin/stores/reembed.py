@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from akidb_mlx_plugin.collections import Source, Target
-from akidb_mlx_plugin.documents import split_documents
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, UpsertError
+from akidb_mlx_plugin.stores.base import Source, Target
+from akidb_mlx_plugin.stores.documents import split_documents
+from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
-from akidb_mlx_plugin.upserts import Upsert
 
 # Kept in the new collection's metadata: the source it is filled from, so that a second run continues that and no other.
 SOURCE_KEY = "akidb_mlx:source"

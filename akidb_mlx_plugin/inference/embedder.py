@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +20,42 @@ from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
 from akidb_mlx_plugin.checkpoints.lookup import find_checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub.locks import ModelInUse, mark_in_use
+from akidb_mlx_plugin.inference.job import EmbeddingJob, Place, ResolvedRequest
+from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
-from akidb_mlx_plugin.inputs import check_request, list_inputs
-from akidb_mlx_plugin.memory import check_batch
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
-from akidb_mlx_plugin.nn.dense import SMALLEST_NORM
 from akidb_mlx_plugin.nn.pooling import pool
-from akidb_mlx_plugin.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.runtime.devices import choose_device
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Usage, Vector
-from akidb_mlx_plugin.workers import WorkerPool, core_count
+from akidb_mlx_plugin.runtime.memory import check_batch
+from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Vector
+from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough that memory stays flat.
-_SLICE = 1024
+_CHUNK = 1024
 # Tokens of one forward pass. On a CPU activations should stay near the cache; a GPU wants much work at once.
 _CPU_TOKENS = 1024
 _GPU_TOKENS = 16384
 # Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
 _MAX_CPU_WORKERS = 8
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """Texts on their way through the model: where each belongs, and the batches they were packed into."""
+class _Pass:
+    """One forward pass under way, and the texts whose vectors it gives, in order."""
 
-    places: Sequence[tuple[int, int]]
-    batches: list[tuple[TokenBatch, Future[Vector]]]
+    places: Sequence[Place]
+    vectors: Future[Vector]
 
 
 class Embedder:
     """A model in memory with the threads it runs on.
 
-    Get one from `Embedder.load`, or shared by the whole process from `embedders.acquire_embedder`. Usable as a context
-    manager; `close` frees the weights.
+    Get one from `Embedder.load`, or shared by the whole process from `inference.shared.acquire_embedder`. Usable as a
+    context manager; `close` frees the weights.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Embedder:
             loaded = workers.submit(lambda: load_model(checkpoint, device=chosen, dtype=dtype)).result()
             embedder = cls(checkpoint, tokenizer, loaded, workers, chosen, parts.pop_all())
         embedder.load_seconds = time.perf_counter() - begun
-        _log.info("loaded %s on %s in %.2f s", checkpoint.name, chosen, embedder.load_seconds)
+        logger.info("loaded %s on %s in %.2f s", checkpoint.name, chosen, embedder.load_seconds)
         return embedder
 
     def __enter__(self) -> Embedder:
@@ -179,11 +178,23 @@ class Embedder:
         """
         return self.embed_requests([BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt)])[0]
 
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Raise InvalidInputError for a request that could not be answered; computes nothing."""
+    def resolve(self, request: BatchEmbeddingRequest) -> ResolvedRequest:
+        """Check a request against the model and complete it; computes nothing.
+
+        Raises:
+            InvalidInputError: a text, the dimension, the kind or the task cannot be used.
+        """
+        if isinstance(request, ResolvedRequest):
+            return request
         check_request(request)
-        self._checkpoint.check_dimension(request.dimension)
-        self._prompt(request)
+        checkpoint = self._checkpoint
+        return ResolvedRequest(
+            request.inputs,
+            request.kind,
+            normalize=checkpoint.normalize if request.normalize is None else request.normalize,
+            dimension=checkpoint.check_dimension(request.dimension),
+            prompt=checkpoint.prompt_for(request.task or request.kind) if request.prompt is None else request.prompt,
+        )
 
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
         """Embed several requests, each in its own way, as if they were one.
@@ -196,63 +207,41 @@ class Embedder:
             As `embed`; nothing was computed then for any of them.
         """
         begun = time.perf_counter()
-        for request in requests:
-            self.check_request(request)
-        outputs = [
-            np.empty((len(r.inputs), self._checkpoint.check_dimension(r.dimension)), dtype=np.float32) for r in requests
-        ]
-        tokens = [0] * len(requests)
-        truncated = [0] * len(requests)
-        short = sum(len(request.inputs) for request in requests) <= _SLICE // 8
-        places = ((r, i) for r, request in enumerate(requests) for i in range(len(request.inputs)))
-        under_way: deque[_Slice] = deque()
+        job = EmbeddingJob([self.resolve(request) for request in requests])
+        short = job.texts <= _CHUNK // 8
+        under_way: deque[list[_Pass]] = deque()
         try:
-            while some := list(islice(places, _SLICE)):
-                under_way.append(self._start(requests, some, tokens, truncated, short=short))
-                # One slice ahead: its texts are tokenized while the one before is computed.
+            for chunk in job.chunks(_CHUNK):
+                under_way.append(self._start(job, chunk, short=short))
+                # One chunk ahead: its texts are tokenized while the one before is computed.
                 if len(under_way) > 1:
-                    self._finish(under_way.popleft(), requests, outputs)
+                    self._finish(job, under_way.popleft())
             while under_way:
-                self._finish(under_way.popleft(), requests, outputs)
+                self._finish(job, under_way.popleft())
         finally:
-            for waiting in under_way:
-                for _, future in waiting.batches:
-                    future.cancel()
-        duration_ms = (time.perf_counter() - begun) * 1000
-        return [
-            BatchEmbeddingResponse(vectors, self._checkpoint.name, Usage(tokens[r], duration_ms, truncated[r]))
-            for r, vectors in enumerate(outputs)
-        ]
+            for passes in under_way:
+                for waiting in passes:
+                    waiting.vectors.cancel()
+        return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)
 
-    def _start(
-        self,
-        requests: Sequence[BatchEmbeddingRequest],
-        places: Sequence[tuple[int, int]],
-        tokens: list[int],
-        truncated: list[int],
-        *,
-        short: bool,
-    ) -> _Slice:
+    def _start(self, job: EmbeddingJob, chunk: Sequence[Place], *, short: bool) -> list[_Pass]:
         """Tokenize and pack some texts and hand them to the threads."""
         rows: list[list[int]] = []
         prompts: list[tuple[int, ...]] = []
-        for r in dict.fromkeys(r for r, _ in places):
-            prompt = self._prompt(requests[r])
-            texts = [prompt + requests[r].inputs[i] for owner, i in places if owner == r]
+        for r, prompt, texts in job.texts_of(chunk):
             encoded = self._tokenizer.encode(texts)
             self._check_ids(encoded.ids)
             rows += encoded.ids
             prompts += [tuple(self._tokenizer.prompt_ids(prompt))] * len(texts)
-            tokens[r] += sum(map(len, encoded.ids))
-            truncated[r] += encoded.truncated
+            job.count(r, tokens=sum(map(len, encoded.ids)), truncated=encoded.truncated)
             if encoded.truncated:
                 self._warn_of_truncation()
-        batches = []
+        passes = []
         for start, chosen in self._prompts.group(prompts, rows).items():
             for batch in self._pack([rows[i][start.known :] for i in chosen]):
-                batch = TokenBatch(batch.ids, batch.positions, batch.blocks, tuple(chosen[i] for i in batch.order))
-                batches.append((batch, self._submit(batch, start, short)))
-        return _Slice(places, batches)
+                places = [chunk[chosen[i]] for i in batch.order]
+                passes.append(_Pass(places, self._submit(batch, start, short)))
+        return passes
 
     def _submit(self, batch: TokenBatch, start: Start, short: bool) -> Future[Vector]:
         return self._workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
@@ -291,37 +280,21 @@ class Embedder:
         mx.async_eval(pooled)  # type: ignore[no-untyped-call]
         return pooled
 
-    def _finish(self, part: _Slice, requests: Sequence[BatchEmbeddingRequest], outputs: list[Vector]) -> None:
-        """Wait for a slice, cut and normalize its vectors, and put them in their places."""
-        for batch, future in part.batches:
-            vectors = future.result()[: len(batch.order)]
+    def _finish(self, job: EmbeddingJob, passes: Sequence[_Pass]) -> None:
+        """Wait for the passes of a chunk and fill in their vectors."""
+        for done in passes:
+            vectors = done.vectors.result()[: len(done.places)]
             if not np.isfinite(vectors).all():
                 raise EmbeddingError(
                     f"{self._checkpoint.name} gave a vector that is not finite; the weights may be damaged: "
                     f"akidb-mlx models verify {self._checkpoint.name}"
                 )
-            owners = np.array([part.places[row] for row in batch.order])
-            for r in set(owners[:, 0].tolist()):
-                mine = owners[:, 0] == r
-                outputs[r][owners[mine, 1]] = self._shape(vectors[mine], requests[r])
-
-    def _shape(self, vectors: Vector, request: BatchEmbeddingRequest) -> Vector:
-        """Cut to the request's dimension and scale to unit length where it asks for that."""
-        vectors = vectors[:, : self._checkpoint.check_dimension(request.dimension)]
-        if self._checkpoint.normalize if request.normalize is None else request.normalize:
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.maximum(norms, SMALLEST_NORM)
-        return vectors
-
-    def _prompt(self, request: BatchEmbeddingRequest) -> str:
-        if request.prompt is not None:
-            return request.prompt
-        return self._checkpoint.prompt_for(request.task or request.kind)
+            job.fill(done.places, vectors)
 
     def _warn_of_truncation(self) -> None:
         if not self._warned_of_truncation:
             self._warned_of_truncation = True
-            _log.warning(
+            logger.warning(
                 "texts longer than %d tokens are cut by %s; usage.truncated counts them",
                 self._checkpoint.max_tokens,
                 self._checkpoint.name,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.spaces import as_vector
+from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Document, Vector
 
 

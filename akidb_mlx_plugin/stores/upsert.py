@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from akidb_mlx_plugin.batching import QueueFullError
-from akidb_mlx_plugin.collections import StoredDocument, Target, known_vector
-from akidb_mlx_plugin.documents import DocumentCheck, split_documents
+from akidb_mlx_plugin.batching.queue import QueueFullError
 from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, InvalidInputError, UpsertError
+from akidb_mlx_plugin.stores.base import StoredDocument, Target, known_vector
+from akidb_mlx_plugin.stores.documents import DocumentCheck, split_documents
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Document, UpsertResponse, Vector
 
 # Chunks of about this long: the bar moves, and a process that is killed loses little. Up to so many documents, which is

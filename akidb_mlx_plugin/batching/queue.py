@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from akidb_mlx_plugin.batching.deadlines import Clock
+from akidb_mlx_plugin.batching.pending import BatchStats, Ledger, QueueObserver
+from akidb_mlx_plugin.batching.requests import Part, Ticket
+from akidb_mlx_plugin.batching.scheduler import Lanes
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
-from akidb_mlx_plugin.forking import ForkGuard
-from akidb_mlx_plugin.lanes import Lanes
-from akidb_mlx_plugin.ledger import BatchStats, Ledger, QueueObserver
-from akidb_mlx_plugin.tickets import Part, Ticket
+from akidb_mlx_plugin.runtime.fork import ForkGuard
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
-from akidb_mlx_plugin.watchdog import Clock
 
 EmbedRequests = Callable[[Sequence[BatchEmbeddingRequest]], Sequence[BatchEmbeddingResponse]]
 

@@ -9,11 +9,11 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 
+from akidb_mlx_plugin.batching.deadlines import Clock, Watchdog
+from akidb_mlx_plugin.batching.requests import Ticket
 from akidb_mlx_plugin.errors import ServiceUnavailableError
-from akidb_mlx_plugin.forking import ForkGuard
-from akidb_mlx_plugin.tickets import Ticket
+from akidb_mlx_plugin.runtime.fork import ForkGuard
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
-from akidb_mlx_plugin.watchdog import Clock, Watchdog
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from akidb_mlx_plugin.errors import UpsertError
+from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import UpsertResponse
-from akidb_mlx_plugin.upserts import Upsert
 
 logger = logging.getLogger(__name__)
 

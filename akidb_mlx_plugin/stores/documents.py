@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
-from akidb_mlx_plugin.inputs import check_unicode
-from akidb_mlx_plugin.spaces import as_vector
+from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Document
+from akidb_mlx_plugin.validation import check_unicode
 
 # A chunk is full at this many characters however few documents they are: memory stays bounded by it.
 CHUNK_CHARACTERS = 1_000_000

@@ -1,58 +1,20 @@
-"""What makes the vectors: a model on MLX, the user, or a stand-in for tests. One interface for the three."""
+"""A model on MLX, shared by the whole process and loaded with the first text."""
 
 from __future__ import annotations
 
-import logging
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from akidb_mlx_plugin.config import EmbeddingConfig, MLXConfig
-from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
-from akidb_mlx_plugin.inputs import check_request
+from akidb_mlx_plugin.config import MLXConfig
+from akidb_mlx_plugin.errors import ServiceUnavailableError
+from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
+from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
-    from akidb_mlx_plugin.embedder import Embedder
-
-logger = logging.getLogger(__name__)
-
-
-class EmbeddingProvider(ABC):
-    """Turns texts into vectors. Any thread may call; constructing one is free."""
-
-    load_seconds: float | None = None
-    """How long the model took to load; None: nothing is loaded."""
-
-    @abstractmethod
-    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
-        """Embed one request.
-
-        Raises:
-            InvalidInputError: the request cannot be answered.
-        """
-
-    @abstractmethod
-    def model_info(self) -> ModelInfo:
-        """Describe the vectors that a request without settings of its own gets."""
-
-    @abstractmethod
-    def health_check(self) -> None:
-        """Return if texts can be embedded, else raise ServiceUnavailableError; loads nothing."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free what is held; safe to call twice."""
-
-    def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
-        """Embed several requests, each in its own way; as one batch where the provider can."""
-        return [self.embed_batch(request) for request in requests]
-
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Raise InvalidInputError for what can be seen without computing; quick enough for an event loop."""
-        check_request(request)
+    from akidb_mlx_plugin.inference.embedder import Embedder
 
 
 class MLXProvider(EmbeddingProvider):
@@ -91,7 +53,7 @@ class MLXProvider(EmbeddingProvider):
         if self._embedder is None:
             check_request(request)
         else:
-            self._embedder.check_request(self._with_defaults(request))
+            self._embedder.resolve(self._with_defaults(request))
 
     def model_info(self) -> ModelInfo:
         """Describe the model from its checkpoint, which is downloaded where needed; the weights are not loaded."""
@@ -145,7 +107,7 @@ class MLXProvider(EmbeddingProvider):
 
     def _acquire(self) -> Embedder:
         try:
-            from akidb_mlx_plugin.embedders import acquire_embedder
+            from akidb_mlx_plugin.inference.shared import acquire_embedder
 
             embedder = acquire_embedder(
                 self._config.model,
@@ -168,7 +130,7 @@ class MLXProvider(EmbeddingProvider):
         finally:
             self._loading.release()
         if embedder is not None:
-            from akidb_mlx_plugin.embedders import release_embedder
+            from akidb_mlx_plugin.inference.shared import release_embedder
 
             release_embedder(embedder)
 
@@ -183,61 +145,3 @@ class MLXProvider(EmbeddingProvider):
             prompt=prompt if request.prompt is None else request.prompt,
             task=task if request.task is None else request.task,
         )
-
-
-class UserProvidedProvider(EmbeddingProvider):
-    """No model: the user brings every vector."""
-
-    def __init__(self, *, model: str | None = None, dimension: int | None = None) -> None:
-        """Note what the user says of the vectors.
-
-        Args:
-            model: the user's name for what made them.
-            dimension: their length; None: not known beforehand.
-        """
-        self._model = model
-        self._dimension = dimension
-
-    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
-        """Raise InvalidInputError: there is nothing to embed with."""
-        raise InvalidInputError(
-            "in mode 'user_provided' no text is embedded: give a vector with every document and every query, "
-            "or choose mode 'mlx'"
-        )
-
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Raise InvalidInputError, as `embed_batch`."""
-        self.embed_batch(request)
-
-    def model_info(self) -> ModelInfo:
-        """Describe the vectors as far as they are known; dimension 0: it is not."""
-        space = f"user_provided:{self._model}:{self._dimension}" if self._model and self._dimension else ""
-        return ModelInfo(
-            model=self._model or "user_provided",
-            dimension=self._dimension or 0,
-            max_tokens=0,
-            native_dimension=self._dimension or 0,
-            fingerprint=space,
-        )
-
-    def health_check(self) -> None:
-        """Return: nothing can fail."""
-
-    def close(self) -> None:
-        """Return: nothing is held."""
-
-
-def make_provider(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingProvider:
-    """Return the provider that a configuration asks for; loads nothing.
-
-    Args:
-        config: its mode decides.
-        trusted: as `MLXProvider`.
-    """
-    if config.mode == "mlx":
-        return MLXProvider(config.mlx, trusted=trusted)
-    if config.mode == "mock":
-        from akidb_mlx_plugin.mock import MockProvider
-
-        return MockProvider(config.mock.dimension)
-    return UserProvidedProvider(model=config.user_provided.model, dimension=config.user_provided.dimension)

@@ -1,0 +1,1 @@
+"""Many callers, one batch: the queue, who goes next, what is pending, deadlines."""

@@ -1,0 +1,87 @@
+"""Requests that are embedded together: which texts come next, where each vector belongs, and what it all cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import numpy as np
+
+from akidb_mlx_plugin.inference.normalize import truncate_and_normalize
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Usage, Vector
+
+# A text by the index of its request and its own within that.
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ResolvedRequest(BatchEmbeddingRequest):
+    """A request checked against a model and completed.
+
+    Attributes:
+        normalize: whether vectors are scaled to unit length.
+        dimension: length of the vectors.
+        prompt: what goes before each text; may be empty.
+    """
+
+    normalize: bool = True
+    dimension: int = 0
+    prompt: str = ""
+
+
+class EmbeddingJob:
+    """Some requests on their way through a model, as if they were one."""
+
+    def __init__(self, requests: Sequence[ResolvedRequest]) -> None:
+        """Make room for their vectors.
+
+        Args:
+            requests: at least one text each.
+        """
+        self._requests = requests
+        self._vectors = [np.empty((len(r.inputs), r.dimension), dtype=np.float32) for r in requests]
+        self._tokens = [0] * len(requests)
+        self._truncated = [0] * len(requests)
+
+    @property
+    def texts(self) -> int:
+        """How many texts there are."""
+        return sum(len(request.inputs) for request in self._requests)
+
+    def chunks(self, size: int) -> Iterator[list[Place]]:
+        """Yield the places of up to `size` texts at a time, request by request."""
+        places = ((r, i) for r, request in enumerate(self._requests) for i in range(len(request.inputs)))
+        while chunk := list(islice(places, size)):
+            yield chunk
+
+    def texts_of(self, chunk: Sequence[Place]) -> Iterator[tuple[int, str, list[str]]]:
+        """Yield each request of a chunk by its index, its prompt, and its texts with that in front."""
+        for r, places in groupby(chunk, key=lambda place: place[0]):
+            request = self._requests[r]
+            yield r, request.prompt, [request.prompt + request.inputs[i] for _, i in places]
+
+    def count(self, r: int, *, tokens: int, truncated: int) -> None:
+        """Add to what a request cost."""
+        self._tokens[r] += tokens
+        self._truncated[r] += truncated
+
+    def fill(self, places: Sequence[Place], vectors: Vector) -> None:
+        """Truncate and normalize vectors as their requests ask, and put them where they belong.
+
+        Args:
+            places: of N texts.
+            vectors: (N, D) float32.
+        """
+        owners = np.array(places)
+        for r in set(owners[:, 0].tolist()):
+            request, mine = self._requests[r], owners[:, 0] == r
+            made = truncate_and_normalize(vectors[mine], request.dimension, normalize=request.normalize)
+            self._vectors[r][owners[mine, 1]] = made
+
+    def responses(self, model: str, duration_ms: float) -> list[BatchEmbeddingResponse]:
+        """Return one response per request, in order, once every vector is there."""
+        return [
+            BatchEmbeddingResponse(vectors, model, Usage(self._tokens[r], duration_ms, self._truncated[r]))
+            for r, vectors in enumerate(self._vectors)
+        ]

@@ -1,0 +1,40 @@
+"""What makes the vectors: a model on MLX, the user, or a mock for tests; one interface for the three."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from akidb_mlx_plugin._lazy import import_when_asked
+from akidb_mlx_plugin.providers.base import EmbeddingProvider
+
+if TYPE_CHECKING:
+    from akidb_mlx_plugin.config import EmbeddingConfig
+    from akidb_mlx_plugin.providers.mlx import MLXProvider
+    from akidb_mlx_plugin.providers.mock import MockProvider
+    from akidb_mlx_plugin.providers.user_provided import UserProvidedProvider
+
+__all__ = ["EmbeddingProvider", "MLXProvider", "MockProvider", "UserProvidedProvider", "make_provider"]
+
+__getattr__ = import_when_asked(
+    __name__, {"MLXProvider": "mlx", "MockProvider": "mock", "UserProvidedProvider": "user_provided"}
+)
+
+
+def make_provider(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingProvider:
+    """Return the provider that a configuration asks for; loads nothing.
+
+    Args:
+        config: its mode decides.
+        trusted: as `MLXProvider`.
+    """
+    if config.mode == "mlx":
+        from akidb_mlx_plugin.providers.mlx import MLXProvider
+
+        return MLXProvider(config.mlx, trusted=trusted)
+    if config.mode == "mock":
+        from akidb_mlx_plugin.providers.mock import MockProvider
+
+        return MockProvider(config.mock.dimension)
+    from akidb_mlx_plugin.providers.user_provided import UserProvidedProvider
+
+    return UserProvidedProvider(model=config.user_provided.model, dimension=config.user_provided.dimension)
