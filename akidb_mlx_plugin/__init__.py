@@ -25,6 +25,7 @@ from akidb_mlx_plugin.errors import (
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.lookup import download_model
     from akidb_mlx_plugin.config import EmbeddingConfig
+    from akidb_mlx_plugin.hub.cache import cache_size_gb, cleanup_cache, list_cached_models
     from akidb_mlx_plugin.hub.registry import list_models
     from akidb_mlx_plugin.inference.embedder import Embedder
     from akidb_mlx_plugin.providers.base import EmbeddingProvider

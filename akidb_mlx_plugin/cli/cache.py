@@ -85,7 +85,7 @@ def clean(
 
 @app.command()
 def migrate(cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> None:
-    """Move models that versions before 0.2 downloaded to the layout of huggingface_hub, each verified; copies nothing.
+    """Move models that earlier versions downloaded to the layout of huggingface_hub, each verified; copies nothing.
 
     They are found where they are, too. One that a process uses stays until that ends.
 

@@ -1,4 +1,4 @@
-"""Caches that versions before 0.2 wrote: `<org>--<name>/<12 hex of the commit>/`, found, read, and moved over."""
+"""Caches that earlier versions wrote: `<org>--<name>/<12 hex of the commit>/`, found, read, and moved over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caches that versions before 0.2 wrote: used where they are, moved over on request, and evicted like any other."""
+"""Caches that earlier versions wrote: used where they are, moved over on request, and evicted like any other."""
 
 from __future__ import annotations
 
