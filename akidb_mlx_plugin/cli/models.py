@@ -15,7 +15,6 @@ from akidb_mlx_plugin.cli.output import JsonOption, print_json, print_rows
 from akidb_mlx_plugin.errors import DownloadError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.hub.cache import (
     CachedModel,
-    damaged_files,
     list_cached_models,
     list_shared_models,
     remove_model,
@@ -100,7 +99,7 @@ def verify(
     ]
     if name and not models:
         raise ModelNotFoundError(f"{name} is not on this machine; 'akidb-mlx models download {name}' brings it")
-    damage = [(model, damaged_files(model)) for model in models]
+    damage = [(model, model.snapshot.damaged_files(deep=True)) for model in models if model.snapshot]
     print_rows(
         [
             {

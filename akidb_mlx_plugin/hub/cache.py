@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from stat import S_ISREG
@@ -41,6 +41,7 @@ class CachedModel:
         in_use: some process, this one included, holds it with `mark_in_use`, or is downloading it.
         partial: what is left of a download that was not finished.
         shared: in the machine's Hugging Face cache, where this package removes nothing.
+        snapshot: its files; None for what is left of a download.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CachedModel:
     in_use: bool
     partial: bool = False
     shared: bool = False
+    snapshot: Snapshot | None = field(default=None, repr=False, compare=False)
 
 
 def default_cache_dir() -> Path:
@@ -100,14 +102,8 @@ def list_shared_models() -> list[CachedModel]:
         with suppress(OSError):
             snapshot = None if record_of(folder).is_file() else read_shared(repo, folder)
             if snapshot and not snapshot.damaged_files():
-                models.append(replace(_describe(replace(snapshot, record=folder)), shared=True))
+                models.append(_describe(snapshot))
     return sorted(models, key=lambda model: model.name)
-
-
-def damaged_files(model: CachedModel) -> list[str]:
-    """Name the files of a model that are missing, cut or altered; reads every byte."""
-    snapshot = next((found for found in _read(model.folder) if found), None)
-    return snapshot.damaged_files(deep=True) if snapshot else [model.folder.name]
 
 
 def cache_size_gb(cache_dir: str | Path | None = None) -> float:
@@ -216,13 +212,6 @@ def _snapshots(root: Path) -> Iterator[Snapshot]:
             yield found[0]
 
 
-def _read(folder: Path) -> Iterator[Snapshot | None]:
-    repo = _repo_of(folder.parent.parent)
-    yield read_own(repo, folder)
-    yield (legacy.read(folder) or (None,))[0]
-    yield read_shared(repo, folder)
-
-
 def _partials(root: Path) -> Iterator[CachedModel]:
     """Yield what is left of downloads: of a repository all that belongs to no model."""
     rests = {folder: [folder] for folder in legacy.folders(root) if legacy.read(folder) is None}
@@ -254,15 +243,17 @@ def _rest_of(repo: Path) -> list[Path]:
 
 
 def _describe(snapshot: Snapshot) -> CachedModel:
-    assert snapshot.record is not None
+    seen = (snapshot.record or snapshot.folder).stat().st_mtime
     return CachedModel(
         name=_short_name(snapshot.repo),
         repo=snapshot.repo,
         revision=snapshot.revision,
         folder=snapshot.folder,
         size_bytes=snapshot.size_bytes,
-        last_used=datetime.fromtimestamp(snapshot.record.stat().st_mtime, timezone.utc),
+        last_used=datetime.fromtimestamp(seen, timezone.utc),
         in_use=_is_used(snapshot.folder),
+        shared=snapshot.record is None,
+        snapshot=snapshot,
     )
 
 

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import re
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from akidb_mlx_plugin._version import __version__
-from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.hub.failures import RefusedError, explain, with_retries, within_deadline
 from akidb_mlx_plugin.hub.files import FileEntry, parse_files
 
 # How long a hub may take for its first answer.
@@ -32,47 +27,14 @@ ANSWER_S = 8.0
 LISTING_S = 30.0
 LISTING_BYTES = 32 << 20
 LISTING_PAGES = 100
-ATTEMPTS = 3
-# The first wait before a new attempt; it doubles.
-BACKOFF_S = 1.0
-# A server that asks for more patience than this is reported instead of waited for.
-LONGEST_WAIT_S = 60.0
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _AGENT = "akidb-mlx-plugin"
-_MAY_PASS = {408, 425, 429}
-# `"api";r=0;t=55`: no request is left, the window ends in 55 seconds. Source: huggingface.co/docs/hub/rate-limits.
-_RATE_LIMIT = re.compile(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 # The commit and the ETag name files.
 _COMMIT = re.compile(r"[0-9A-Za-z]{7,64}")
 _FILE_NAME = re.compile(r"(W/)?\"?\w[\w.-]*\"?")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _TRUE = {"1", "ON", "YES", "TRUE"}
-
-T = TypeVar("T")
-_log = logging.getLogger(__name__)
-
-
-class TransientError(DownloadError):
-    """A download failed for a reason that may pass by itself.
-
-    Attributes:
-        wait_s: how long the server asks to wait; None: it does not say.
-        unreachable: no answer came; it is not asked again.
-    """
-
-    def __init__(self, message: str, *, wait_s: float | None = None, unreachable: bool = False) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
-        self.unreachable = unreachable
-
-
-class _RefusedError(Exception):
-    """An answer of 400 and above, before huggingface_hub waits for as long as it says."""
-
-    def __init__(self, response: Any) -> None:
-        super().__init__(response.status_code)
-        self.response = response
 
 
 @dataclass(frozen=True)
@@ -143,7 +105,7 @@ def list_remote(hub: Hub, repo: str, revision: str) -> RemoteSnapshot:
         try:
             return _get_json(hub, url, limits)
         except Exception as error:
-            raise explain(error, hub, repo, revision) from error
+            raise explain(error, hub.endpoint, repo, revision) from error
 
     def first() -> tuple[Any, str | None]:
         late = f"{hub.host} gave no answer for {ANSWER_S:g} seconds"
@@ -192,7 +154,7 @@ def download_files(
             etag_timeout=ANSWER_S,
         )
     except Exception as error:
-        raise explain(error, hub, repo, commit) from error
+        raise explain(error, hub.endpoint, repo, commit) from error
 
 
 def _bar_class(size_bytes: int, host: str, shown: bool) -> type:
@@ -231,7 +193,7 @@ def _check_answer(response: Any) -> None:
     if not response.request.headers.get("user-agent", "").startswith(_AGENT):
         return
     if response.status_code >= 400:
-        raise _RefusedError(response)
+        raise RefusedError(response)
     if response.request.method == "HEAD":
         for name in ("ETag", "X-Linked-Etag", "X-Repo-Commit"):
             value = response.headers.get(name)
@@ -266,7 +228,7 @@ def _get_json(hub: Hub, url: str, limits: _Limits) -> tuple[Any, str | None]:
     body = bytearray()
     with get_session().stream("GET", url, headers=hub.headers, timeout=ANSWER_S, follow_redirects=True) as response:
         if response.status_code >= 400:
-            raise _RefusedError(response)
+            raise RefusedError(response)
         for chunk in response.iter_bytes():
             limits.spend(size_bytes=len(chunk))
             body += chunk
@@ -283,128 +245,3 @@ def _as_listed(entry: Mapping[str, Any]) -> dict[str, Any]:
     if lfs := entry.get("lfs"):
         noted |= {"lfs_sha256": lfs["oid"].removeprefix("sha256:"), "lfs_size": lfs["size"]}
     return noted | ({"xet_hash": entry["xetHash"]} if entry.get("xetHash") else {})
-
-
-def with_retries(action: Callable[[], T]) -> T:
-    """Retry transient failures, `ATTEMPTS` times in all, with growing waits between.
-
-    Raises:
-        TransientError: the last one, with the number of attempts.
-    """
-    attempt = 1
-    while True:
-        try:
-            return action()
-        except TransientError as error:
-            wait_s = BACKOFF_S * 2.0 ** (attempt - 1) if error.wait_s is None else error.wait_s
-            if attempt == ATTEMPTS or error.unreachable or wait_s > LONGEST_WAIT_S:
-                tried = f" (tried {attempt} times)" if attempt > 1 else ""
-                raise TransientError(f"{error}{tried}", wait_s=error.wait_s, unreachable=error.unreachable) from error
-            _log.warning("%s; trying again in %g s", error, wait_s)
-        time.sleep(wait_s)
-        attempt += 1
-
-
-def within_deadline(seconds: float, action: Callable[[], T], message: str) -> T:
-    """Run an action, but wait no longer than this for it.
-
-    A connect timeout holds for each of a host's addresses in turn, and a name lookup has none at all; only
-    a thread that is left behind bounds both.
-
-    Raises:
-        TransientError: the time is up; it says `message`.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="akidb-hub-probe", daemon=True).start()
-    try:
-        return future.result(timeout=seconds)
-    except FutureTimeoutError as error:
-        if future.done():
-            raise
-        raise TransientError(message, unreachable=True) from error
-
-
-def explain(error: Exception, hub: Hub, repo: str, revision: str) -> Exception:
-    """Return what to raise for a failure of a request: an error that says what to do, or one of the disk itself."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    # httpx2 since huggingface_hub 2.0, httpx before.
-    http = sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
-    for cause in _chain(error):
-        if isinstance(cause, EmbeddingError):
-            return cause
-        if isinstance(cause, _RefusedError | HfHubHTTPError):
-            return _refusal(cause.response, hub, repo, revision)
-        if isinstance(cause, OfflineModeIsEnabled):
-            return DownloadError(f"{repo} cannot be downloaded: huggingface_hub was imported with HF_HUB_OFFLINE set")
-        if isinstance(cause, http.TimeoutException):
-            return TransientError(f"{hub.host} gave no answer in time", unreachable=True)
-        if isinstance(cause, http.RemoteProtocolError):
-            return TransientError(f"{hub.host} cut the connection: {cause}")
-        if isinstance(cause, http.TransportError):
-            return TransientError(f"{hub.host} cannot be reached: {cause}", unreachable=True)
-        if isinstance(cause, http.HTTPError | http.InvalidURL):
-            return DownloadError(f"{hub.host} cannot be used for {repo}: {cause}")
-    if isinstance(error, OSError) and error.errno is None and not type(error).__module__.startswith("huggingface_hub"):
-        # The consistency check of huggingface_hub.
-        return TransientError(f"a file of {repo} did not arrive at its full size from {hub.host}")
-    if type(error).__module__.startswith("huggingface_hub"):
-        return DownloadError(f"{hub.host} does not answer like a Hugging Face hub: {error}; check HF_ENDPOINT")
-    return error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _refusal(response: Any, hub: Hub, repo: str, revision: str) -> EmbeddingError:
-    """Turn an answer of 400 and above into the error that says what to do about it."""
-    status, code = response.status_code, response.headers.get("X-Error-Code", "")
-    if code == "GatedRepo":
-        return DownloadError(
-            f"{repo} is gated ({status}): accept its licence at {hub.endpoint}/{repo} and set HF_TOKEN to a token of "
-            "that account"
-        )
-    if status == 401:
-        return DownloadError(
-            f"{hub.host} refuses {repo} (401): it is private, or no such repository; check the name, or set HF_TOKEN "
-            "to a valid token that may read it"
-        )
-    if status == 403:
-        return DownloadError(f"{hub.host} forbids {repo} (403): set HF_TOKEN to a token that may read it")
-    if code == "RevisionNotFound":
-        return ModelNotFoundError(f"{repo} has no revision {revision!r}; give a branch, tag or commit that it has")
-    if status == 404:
-        what = "the file its listing names" if code == "EntryNotFound" else "no such repository; check the name"
-        return ModelNotFoundError(f"{hub.host} does not have {repo} (404): {what}")
-    if status in _MAY_PASS or status >= 500:
-        wait_s = _asked_wait(response.headers)
-        later = f"; it asks to wait {wait_s:g} seconds" if wait_s else ""
-        token = ", or set HF_TOKEN for a higher limit" if status == 429 else ""
-        return TransientError(
-            f"{hub.host} cannot serve {repo} now ({status}){later}; try again later{token}", wait_s=wait_s
-        )
-    return DownloadError(f"{hub.host} answers {status} for {repo}")
-
-
-def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds a server asks to wait, by Retry-After (a number or a date) or RateLimit."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    if value:
-        try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except ValueError:
-            return None
-    limit = _RATE_LIMIT.search(headers.get("RateLimit", ""))
-    return float(limit[1]) if limit else None

@@ -14,16 +14,9 @@ from filelock import Timeout
 
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub import legacy
-from akidb_mlx_plugin.hub.client import (
-    Hub,
-    RemoteSnapshot,
-    TransientError,
-    download_files,
-    find_hub,
-    list_remote,
-    with_retries,
-)
+from akidb_mlx_plugin.hub.client import Hub, RemoteSnapshot, download_files, find_hub, list_remote
 from akidb_mlx_plugin.hub.disk import check_free_space, disk_error
+from akidb_mlx_plugin.hub.failures import TransientError, with_retries
 from akidb_mlx_plugin.hub.files import CHECKPOINT_FILES, FileEntry, select_files, without_weights, write_listing
 from akidb_mlx_plugin.hub.locks import download_lock, record_of
 from akidb_mlx_plugin.hub.registry import ModelSpec, WheelMirror, list_models

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.hub.cache import cleanup_cache, resolve_cache_dir
-from akidb_mlx_plugin.hub.client import TransientError, is_offline
+from akidb_mlx_plugin.hub.client import is_offline
 from akidb_mlx_plugin.hub.download import SettingsCheck, SnapshotRequest, download_snapshot
+from akidb_mlx_plugin.hub.failures import TransientError
 from akidb_mlx_plugin.hub.files import CHECKPOINT_FILES, digest_of_folder
 from akidb_mlx_plugin.hub.locks import touch
 from akidb_mlx_plugin.hub.registry import ModelSource, ModelSpec, resolve

@@ -15,7 +15,7 @@ import pytest
 from loopback_hub import REPO, WEIGHTS, WEIGHTS_BYTES, Fault, Hub, tiny_files
 
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.hub import client, download_model, ensure_model
+from akidb_mlx_plugin.hub import client, download_model, ensure_model, failures
 from akidb_mlx_plugin.hub.cache import list_cached_models
 from akidb_mlx_plugin.hub.files import digest_of_folder, select_files, sha256_of
 from akidb_mlx_plugin.hub.locks import record_of
@@ -237,7 +237,7 @@ class TestRetries:
     @pytest.mark.usefixtures("cache_dir")
     def test_retry_after_is_honoured(self, hub: Hub, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
         waits: list[float] = []
-        monkeypatch.setattr(client.time, "sleep", waits.append)
+        monkeypatch.setattr(failures.time, "sleep", waits.append)
         hub.add(REPO, tiny_files())
         hub.fail(
             part,
@@ -257,20 +257,20 @@ class TestRetries:
 
     def test_the_waits_grow(self, monkeypatch: pytest.MonkeyPatch) -> None:
         waits: list[float] = []
-        monkeypatch.setattr(client.time, "sleep", waits.append)
+        monkeypatch.setattr(failures.time, "sleep", waits.append)
 
         def fail() -> None:
-            raise client.TransientError("no")
+            raise failures.TransientError("no")
 
-        with pytest.raises(client.TransientError, match="tried 3 times"):
-            client.with_retries(fail)
+        with pytest.raises(failures.TransientError, match="tried 3 times"):
+            failures.with_retries(fail)
         assert waits == [1.0, 2.0]
 
     def test_a_date_to_wait_for(self) -> None:
-        assert client._asked_wait({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
-        assert client._asked_wait({"Retry-After": "soon"}) is None
-        assert client._asked_wait({"Retry-After": "\u00b2"}) is None
-        assert client._asked_wait({}) is None
+        assert failures._asked_wait({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+        assert failures._asked_wait({"Retry-After": "soon"}) is None
+        assert failures._asked_wait({"Retry-After": "\u00b2"}) is None
+        assert failures._asked_wait({}) is None
 
     @pytest.mark.usefixtures("cache_dir")
     def test_a_cut_connection_is_resumed(self, hub: Hub) -> None:
@@ -327,11 +327,11 @@ class TestRetries:
         assert hub.count("revision") == 1
 
     def test_a_deadline(self, hub: Hub) -> None:
-        with pytest.raises(client.TransientError, match="too late"):
-            client.within_deadline(0.01, hub.release.wait, "too late")
+        with pytest.raises(failures.TransientError, match="too late"):
+            failures.within_deadline(0.01, hub.release.wait, "too late")
         with pytest.raises(TimeoutError, match="own"):
-            client.within_deadline(60, _time_out, "too late")
-        assert client.within_deadline(60, lambda: 5, "too late") == 5
+            failures.within_deadline(60, _time_out, "too late")
+        assert failures.within_deadline(60, lambda: 5, "too late") == 5
 
 
 def _time_out() -> None:
