@@ -301,11 +301,13 @@ def _is_downloading(root: Path, repo: str) -> bool:
 
 def _evict(root: Path, model: CachedModel) -> bool:
     """Remove a model unless someone has begun to use or download it; True if it is gone."""
-    lock = None if model.partial else use_lock(model.folder)
+    # What is left of a download may have been a model until it was found damaged, and be in use as such.
+    folders = [model.folder] if not model.partial else list(model.folder.glob("snapshots/*"))
     try:
         with ExitStack() as stack:
             stack.enter_context(download_lock(root, model.repo).acquire(timeout=PROBE_S, poll_interval=PROBE_S / 4))
-            if lock and not stack.enter_context(held_alone(lock)):
+            locks = [lock for folder in folders if (lock := use_lock(folder))]
+            if not all(stack.enter_context(held_alone(lock)) for lock in locks):
                 return False
             if model.folder.parent.name == "snapshots":
                 _delete_revision(root, model.folder)

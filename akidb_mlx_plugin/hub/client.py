@@ -33,6 +33,7 @@ _AGENT = "akidb-mlx-plugin"
 # The commit and the ETag name files.
 _COMMIT = re.compile(r"[0-9A-Za-z]{7,64}")
 _FILE_NAME = re.compile(r"(W/)?\"?\w[\w.-]*\"?")
+_XET_HASH = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
@@ -74,11 +75,13 @@ def find_hub() -> Hub:
     from huggingface_hub import __version__ as hub_version
     from huggingface_hub import constants, get_token
 
-    address = urlsplit(os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or _DEFAULT_ENDPOINT)
-    credentials, _, host = address.netloc.rpartition("@")
-    endpoint = address._replace(netloc=host, query="", fragment="").geturl()
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise InvalidInputError(f"HF_ENDPOINT must be an address like {_DEFAULT_ENDPOINT}, got {endpoint!r}")
+    given = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or _DEFAULT_ENDPOINT
+    scheme, slashes, rest = given.partition("://")
+    credentials, _, place = rest.rpartition("@")
+    endpoint = f"{scheme}{slashes}{place}"
+    if not _is_address(endpoint):
+        shown = given.rpartition("@")[2]
+        raise InvalidInputError(f"HF_ENDPOINT must be an address like {_DEFAULT_ENDPOINT}, got {shown!r}")
     headers = {"user-agent": f"{_AGENT}/{__version__}; hf_hub/{hub_version}"}
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     if credentials:
@@ -89,6 +92,15 @@ def find_hub() -> Hub:
             raise DownloadError("HF_TOKEN holds characters that no token has; copy it again")
         headers["authorization"] = f"Bearer {token}"
     return Hub(endpoint, headers)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        address = urlsplit(text)
+        # An invalid port is noticed when it is asked for.
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:
+        return False
 
 
 def list_remote(hub: Hub, repo: str, revision: str) -> RemoteSnapshot:
@@ -244,4 +256,6 @@ def _as_listed(entry: Mapping[str, Any]) -> dict[str, Any]:
     noted = {"size": entry["size"], "blob_id": entry["oid"]}
     if lfs := entry.get("lfs"):
         noted |= {"lfs_sha256": lfs["oid"].removeprefix("sha256:"), "lfs_size": lfs["size"]}
-    return noted | ({"xet_hash": entry["xetHash"]} if entry.get("xetHash") else {})
+    # With another one, huggingface_hub would ask for the listing again.
+    xet = entry.get("xetHash")
+    return noted | ({"xet_hash": xet} if isinstance(xet, str) and _XET_HASH.fullmatch(xet) else {})

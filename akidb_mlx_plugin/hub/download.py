@@ -135,9 +135,7 @@ def _from_hub(request: SnapshotRequest, repair: bool) -> Snapshot:
     wanted = _wanted_files(request, remote)
     _check_pinned(request, wanted)
     folder = repo_folder(request.cache_dir, request.repo) / "snapshots" / remote.commit
-    _start(folder, wanted)
-    missing = [file for file in wanted if not file.is_whole(folder)]
-    if missing:
+    if missing := _start(folder, wanted):
         for file in missing:
             _reuse(request, folder, file)
         missing = [file for file in missing if not file.is_whole(folder)]
@@ -207,7 +205,9 @@ def _check_settings(check: SettingsCheck, repo: str, folder: Path) -> None:
     try:
         check(folder)
     except ModelNotFoundError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        # All of the repository, where it was not here before.
+        others = [path for path in folder.parent.iterdir() if path != folder]
+        shutil.rmtree(folder if others else folder.parent.parent, ignore_errors=True)
         raise ModelNotFoundError(str(error).replace(str(folder), repo)) from error
 
 
@@ -222,22 +222,27 @@ def _check_pinned(request: SnapshotRequest, files: Sequence[FileEntry]) -> None:
             )
 
 
-def _start(folder: Path, wanted: Sequence[FileEntry]) -> None:
-    """Make a snapshot one that is being downloaded: without its record, and without files that are not right."""
-    record_of(folder).unlink(missing_ok=True)
-    known = {file.path: file for file in wanted}
-    for file in [file for file in folder.rglob("*") if file.is_symlink() or file.is_file()]:
-        entry = known.get(file.relative_to(folder).as_posix())
-        if entry is None:
-            file.unlink()
-        elif not entry.is_whole(folder, deep=True):
-            _drop(file)
+def _start(folder: Path, wanted: Sequence[FileEntry]) -> list[FileEntry]:
+    """Remove from a snapshot what is not right, its record before; returns the files that it lacks then."""
+    there = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    strays = {path.relative_to(folder).as_posix() for path in there} - {file.path for file in wanted}
+    missing = [file for file in wanted if not file.is_whole(folder, deep=True)]
+    if strays or missing:
+        record_of(folder).unlink(missing_ok=True)
+    for path in strays:
+        (folder / path).unlink()
+    for file in missing:
+        _drop(folder, file)
+    return missing
 
 
-def _drop(pointer: Path) -> None:
-    """Remove a file of a snapshot, and the blob it is a link to."""
+def _drop(folder: Path, file: FileEntry) -> None:
+    """Remove a file of a snapshot, and the blob that it is a link to."""
+    pointer, blobs = folder / file.path, folder.parent.parent / "blobs"
     if pointer.is_symlink():
-        (pointer.parent / os.readlink(pointer)).unlink(missing_ok=True)
+        blob = pointer.parent / os.readlink(pointer)
+        if blob.parent.resolve() == blobs.resolve():
+            blob.unlink(missing_ok=True)
     pointer.unlink(missing_ok=True)
 
 
@@ -279,11 +284,12 @@ def _bring(request: SnapshotRequest, hub: Hub, folder: Path, files: Sequence[Fil
             return
         _log.info("downloading %s (%.0f MB)", request.repo, sum(file.size for file in missing) / 1e6)
         download_files(hub, request.repo, folder.name, missing, request.cache_dir, show_progress=request.show_progress)
-        damaged = [file.path for file in missing if not file.is_whole(folder, deep=True)]
-        for path in damaged:
-            _drop(folder / path)
+        damaged = [file for file in missing if not file.is_whole(folder, deep=True)]
+        for file in damaged:
+            _drop(folder, file)
         if damaged:
-            raise TransientError(f"{', '.join(damaged)} of {request.repo} arrived damaged from {hub.host}")
+            names = ", ".join(file.path for file in damaged)
+            raise TransientError(f"{names} of {request.repo} arrived damaged from {hub.host}")
 
     with_retries(attempt)
 

@@ -46,7 +46,8 @@ class FileEntry:
     Attributes:
         path: inside the repository, with forward slashes.
         size: bytes.
-        digest: its name among a cache's blobs: the sha256 of what is kept in Git LFS, git's sha1 of the rest.
+        digest: its name among a cache's blobs: the sha256 of what is kept in Git LFS, git's sha1 of the rest; "" where
+            that is not known.
     """
 
     path: str
@@ -57,9 +58,15 @@ class FileEntry:
         """Return whether a folder has the file at its full size; `deep`: with its content."""
         file = folder / self.path
         try:
-            return file.stat().st_size == self.size and (not deep or digest_of(file, self.digest) == self.digest)
+            is_right = not deep or not self.digest or digest_of(file, self.digest) == self.digest
+            return is_right and file.stat().st_size == self.size
         except OSError:
             return False
+
+
+def is_digest(text: str) -> bool:
+    """Return whether a text has the form of a sha1 or a sha256."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def parse_files(files: Mapping[str, Mapping[str, Any]]) -> tuple[FileEntry, ...]:
@@ -71,7 +78,7 @@ def parse_files(files: Mapping[str, Mapping[str, Any]]) -> tuple[FileEntry, ...]
     entries = []
     for path, file in files.items():
         entry = FileEntry(path, file.get("lfs_size", file["size"]), file.get("lfs_sha256") or file["blob_id"])
-        if not isinstance(entry.size, int) or entry.size < 0 or not _DIGEST.fullmatch(entry.digest):
+        if not isinstance(entry.size, int) or entry.size < 0 or not is_digest(entry.digest):
             raise ValueError(f"file {path!r} of {entry.size!r} bytes with the digest {entry.digest!r}")
         if path.startswith("/") or not {"", ".", ".."}.isdisjoint(path.split("/")):
             raise ValueError(f"file {path!r}")

@@ -22,6 +22,8 @@ INCOMPLETE = ".incomplete-"
 def folders(cache_dir: Path, repo: str = "*--*") -> Iterator[Path]:
     """Yield the models of the old layout and what was left of downloads, of one repository or all."""
     for folder in cache_dir.glob(f"{repo.replace('/', '--')}/*"):
+        if folder.parent.name.startswith("models--"):
+            continue
         if folder.is_dir() and ((folder / MANIFEST_NAME).is_file() or folder.name.startswith(INCOMPLETE)):
             yield folder
 

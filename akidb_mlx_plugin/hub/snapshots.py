@@ -30,7 +30,7 @@ from akidb_mlx_plugin.hub.files import (
     FileEntry,
     digest_of_weights,
     files_in,
-    parse_files,
+    is_digest,
     read_listing,
     select_files,
     sha256_of,
@@ -122,7 +122,7 @@ def find_cached(request: SnapshotRequest, *, deep: bool = False, lenient: bool =
         damaged = snapshot.damaged_files(deep=deep)
         if not damaged:
             return snapshot
-        _log.warning("%s in %s is damaged: %s", request.repo, snapshot.folder, ", ".join(damaged))
+        _log.warning("%s in %s is not whole: %s", request.repo, snapshot.folder, ", ".join(damaged))
         # A repair must not move to another commit.
         commit = snapshot.commit if snapshot.record else None
     return None
@@ -225,16 +225,14 @@ def _entry_of(folder: Path, path: str) -> FileEntry:
     file = folder / path
     # The first link alone: a blob may itself be a link to where huggingface_hub shares blobs among repositories.
     blob = Path(os.readlink(file)).name if file.is_symlink() else ""
-    size = _safetensors_size(file) if path.endswith(".safetensors") else file.stat().st_size
-    try:
-        return parse_files({path: {"size": size, "blob_id": blob}})[0]
-    except ValueError:
-        return FileEntry(path, size, sha256_of(file))
+    return FileEntry(path, _expected_size(file), blob if is_digest(blob) else "")
 
 
-def _safetensors_size(file: Path) -> int:
-    """Return the size that a safetensors file should have by its header; -1 where there is no such header."""
+def _expected_size(file: Path) -> int:
+    """Return the size that a file should have by itself, as safetensors say; -1 for one that cannot be read."""
     try:
+        if file.suffix != ".safetensors":
+            return file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header: Mapping[str, Mapping[str, list[int]]] = json.loads(stream.read(min(length, 100_000_000)))

@@ -332,6 +332,14 @@ class TestUse:
         child.kill()
         assert [model.name for model in cleanup_cache(0)] == ["org/a"]
 
+    def test_one_that_was_found_damaged_meanwhile_stays(self, hub: Hub, folders: list[Path], cache_dir: Path) -> None:
+        with mark_in_use(folders[0]):
+            record_of(folders[0]).unlink()
+            assert [model.name for model in cleanup_cache(0)] == ["org/b", "org/c"]
+            assert (folders[0] / WEIGHTS).is_file()
+        assert [model.partial for model in cleanup_cache(0)] == [True]
+        assert not folders[0].exists()
+
     def test_closing_twice_does_no_harm(self, folders: list[Path]) -> None:
         handle = mark_in_use(folders[0])
         other = mark_in_use(folders[0])

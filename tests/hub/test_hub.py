@@ -192,11 +192,31 @@ class TestRefusals:
             ensure_model(REPO)
         assert hub.count("file") == 0
 
-    @pytest.mark.parametrize("endpoint", ["huggingface.co", "ftp://hub", "https://"])
+    @pytest.mark.parametrize(
+        "endpoint",
+        [
+            "huggingface.co",
+            "ftp://hub",
+            "https://",
+            "http://:80",
+            "u:s3cret@hub",
+            "http://u:s3cret@",
+            "http://[::1",
+            "http://hub:x",
+        ],
+    )
     @pytest.mark.usefixtures("cache_dir")
     def test_an_endpoint_that_is_none(self, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        with pytest.raises(InvalidInputError, match="HF_ENDPOINT"):
+        with pytest.raises(InvalidInputError, match="HF_ENDPOINT") as caught:
+            ensure_model(REPO)
+        assert "s3cret" not in str(caught.value)
+
+    @pytest.mark.parametrize("endpoint", ["http://hub name.invalid", "http://h\x01.invalid"])
+    @pytest.mark.usefixtures("cache_dir")
+    def test_an_endpoint_that_nothing_answers_at(self, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        with pytest.raises(DownloadError):
             ensure_model(REPO)
 
     @pytest.mark.usefixtures("cache_dir")
@@ -462,6 +482,17 @@ class TestWholeness:
         (tmp_path / "file").touch()
         with pytest.raises(DownloadError, match="cannot be used"):
             ensure_model(REPO, cache_dir=tmp_path / "file")
+
+    def test_a_file_that_is_a_link_elsewhere_leaves_its_target(self, hub: Hub, tmp_path: Path) -> None:
+        hub.add(REPO, tiny_files())
+        folder = ensure_model(REPO, cache_dir=tmp_path / "cache").folder
+        mine = tmp_path / "mine.json"
+        mine.write_text("{}")
+        (folder / "config.json").unlink()
+        (folder / "config.json").symlink_to(mine)
+        (folder / "other.json").symlink_to(mine)
+        assert (download_model(REPO, cache_dir=tmp_path / "cache") / "config.json").read_bytes() != b"{}"
+        assert mine.read_text() == "{}"
 
 
 class TestProcesses:

@@ -194,6 +194,17 @@ class TestBroughtInPart:
         with pytest.raises(DownloadError, match="not whole"):
             ensure_model(REPO, offline=True)
 
+    def test_one_that_was_copied_without_its_links(self, unlisted: Bring) -> None:
+        """As file systems without links have it."""
+        folder = unlisted()
+        for file in [file for file in folder.rglob("*") if file.is_symlink()]:
+            file.resolve().rename(file)
+        model = ensure_model(REPO)
+        assert (model.folder, model.weights_digest) == (folder, ensure_model(folder).weights_digest)
+        assert download_model(REPO) == folder
+        (folder / "README.md").symlink_to("nothing")
+        assert ensure_model(REPO).folder != folder
+
     @pytest.mark.parametrize("left_out", [WEIGHTS, "config.json", "tokenizer.json", "1_Pooling/*"])
     def test_one_without_a_listing_that_is_not_consistent(self, unlisted: Bring, left_out: str) -> None:
         unlisted(ignore_patterns=left_out)
