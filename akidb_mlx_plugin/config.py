@@ -61,8 +61,8 @@ class MLXConfig(_Section):
         cache_dir: where downloaded models lie.
         max_cache_gb: size the cache is kept to.
         batch_size: most texts that are merged into one batch.
-        batch_timeout_ms: how long what is already running may hold up a request that waits for its batch. An idle
-            engine starts at once; while requests of several callers arrive, large ones run in slices of this length.
+        batch_timeout_ms: about how long a slice of a large request may hold up small requests that arrive meanwhile. An
+            idle model starts at once and never waits for a fuller batch.
         normalize: scale vectors to unit length; None: as the checkpoint says.
         pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint, the registry or
             the architecture says.

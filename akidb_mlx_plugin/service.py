@@ -24,10 +24,10 @@ _EXIT_TIMEOUT_S = 5.0
 
 
 class EmbeddingService:
-    """Embeds the texts of any number of threads and coroutines, and merges what comes at the same time.
+    """Embeds texts for any number of threads and coroutines, merging requests that arrive at the same time.
 
-    Making one is free: the model loads with the first text. Usable as a context manager. One that nobody closes is
-    closed when it is forgotten, or when the interpreter ends.
+    Creating one is free: the model loads with the first text. Usable as a context manager. A service that is never
+    closed closes itself when it is garbage-collected, or when the interpreter exits.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class EmbeddingService:
         """Make a service.
 
         Args:
-            model_or_config: a model's name, repository or folder; or a whole configuration, and then none of the five
-                values below. None: as the environment or the default says.
+            model_or_config: a model's name, repository or folder; or a whole configuration, which excludes the five
+                arguments below. Defaults to the environment's value, else to the default model.
             mode: "mlx", "user_provided" or "mock".
             dimension: length of the vectors.
-            normalize: scale vectors to unit length; None: as configured, else as the checkpoint says.
-            pooling: how token vectors become one, in place of what the checkpoint says: one of `POOLING_MODES`, or
-                several as a list or as "cls+mean".
+            normalize: whether to scale vectors to unit length. Defaults to the configuration, else to the checkpoint.
+            pooling: how token vectors become one, overriding the checkpoint: one of `POOLING_MODES`, or several as a
+                list or as "cls+mean".
             device: "auto", "gpu" or "cpu".
             trusted: False where the model's name comes from a stored collection; see `MLXProvider`.
-            provider: embeds in place of what the configuration asks for; closed with the service.
-            clock: a test's own time.
+            provider: replaces the provider that the configuration names; closed with the service.
+            clock: replaces the system's clock in tests.
         Raises:
-            InvalidInputError: a value cannot be used.
+            InvalidInputError: an invalid value.
         """
         config = model_or_config
         if not isinstance(config, EmbeddingConfig):
@@ -67,7 +67,7 @@ class EmbeddingService:
             )
         elif any(value is not None for value in (mode, dimension, normalize, pooling, device)):
             raise InvalidInputError(
-                "give a configuration, or mode, dimension, normalize, pooling and device, but not both"
+                "pass a configuration, or mode, dimension, normalize, pooling and device, but not both"
             )
         self._config = config
         self._provider = provider or make_provider(config, trusted=trusted)
@@ -86,15 +86,15 @@ class EmbeddingService:
         watch(self._queue, self._provider, model=model, cache_dir=cache_dir)
         _queues.add(self._queue)
         self._when_forgotten = weakref.finalize(self, _close_in_background, self._queue, self._provider)
-        # At the interpreter's end no thread can be started any more; `_close_all` does it then.
+        # When the interpreter exits no thread can be started any more; `_close_all` closes the queue then.
         self._when_forgotten.atexit = False
 
     @classmethod
     def from_config(cls, path: str | Path, *, trusted: bool = True) -> EmbeddingService:
-        """Make a service from a YAML file and the environment, which wins over the file.
+        """Make a service from a YAML file and the environment, which overrides the file.
 
         Raises:
-            InvalidInputError: no such file, or a key or value in it that cannot be used.
+            InvalidInputError: no such file, or an invalid key or value in it.
         """
         return cls(EmbeddingConfig.load(path), trusted=trusted)
 
@@ -109,14 +109,14 @@ class EmbeddingService:
         return f"EmbeddingService({_model_label(self._config)!r}, mode={self._config.mode!r}, {state})"
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what it was made from and how it stands; loads and downloads nothing."""
+        """Return the configuration and state for a notebook; loads and downloads nothing."""
         mlx = self._config.mlx if self._config.mode == "mlx" else None
         load_s = self._provider.load_seconds
         facts = {
             "mode": self._config.mode,
             "dimension": (mlx.dimension or "the model's") if mlx else None,
             "device": mlx.device if mlx else None,
-            "batches": f"up to {self._config.mlx.batch_size} texts, {self._config.mlx.batch_timeout_ms:g} ms",
+            "batches": f"up to {self._config.mlx.batch_size} texts, slices of {self._config.mlx.batch_timeout_ms:g} ms",
             "model": "not loaded yet" if mlx and load_s is None else f"loaded in {load_s:.1f} s" if mlx else None,
             "waiting": f"{self._queue.waiting_texts:,} texts",
             "state": "closed" if self.closed else "open",
@@ -125,12 +125,12 @@ class EmbeddingService:
 
     @property
     def config(self) -> EmbeddingConfig:
-        """What it was made from."""
+        """The configuration it was made from."""
         return self._config
 
     @property
     def closed(self) -> bool:
-        """Whether it takes requests no longer."""
+        """Whether it has stopped accepting requests."""
         return self._queue.closed
 
     def embed_batch(
@@ -147,15 +147,15 @@ class EmbeddingService:
 
         Args:
             texts: at least one; the empty string is a text.
-            kind: which of the model's prompts goes before each.
-            normalize: unit length; None: as configured, else as the checkpoint says.
-            dimension: keep this many leading components; None: as configured, else the model's default.
-            prompt: in place of the one that `kind` selects.
-            deadline_ms: longest wait; None: as configured.
+            kind: which of the model's prompts precedes each text.
+            normalize: whether to scale vectors to unit length. Defaults to the configuration, else to the checkpoint.
+            dimension: keep this many leading components. Defaults to the configuration, else to the model's default.
+            prompt: replaces the prompt that `kind` selects.
+            deadline_ms: longest wait. Defaults to the configuration.
         Returns:
-            (N, D) float32 in the order of the texts, with their cost.
+            (N, D) float32 in the order of the texts, and their usage.
         Raises:
-            InvalidInputError: a text or an argument cannot be used; nothing was computed.
+            InvalidInputError: an invalid text or argument; nothing was computed.
             ServiceUnavailableError: closed, full, past the deadline, or forked.
             ModelNotFoundError, DownloadError: the model could not be loaded; the next call tries again.
         """
@@ -172,15 +172,34 @@ class EmbeddingService:
         prompt: str | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
-        """Queue one text, or several, and return at once; arguments and errors as `embed_batch`.
+        """Queue one text or several and return at once. Arguments and errors are those of `embed_batch`.
 
         Returns:
             A future of the response, with one row per text. Cancelling it withdraws the request, even while the model
-            works on it. Its callbacks run on the service's own thread and should be quick.
+            is working on it. Its callbacks run on the service's own thread and should be quick.
         """
         texts = [text] if isinstance(text, str) else text
         request = _make_request(texts, kind, normalize, dimension, prompt)
         return self._queue.submit(request, deadline_ms=_check_deadline(deadline_ms))
+
+    def submit_when_room(
+        self,
+        text: str | Sequence[str],
+        *,
+        kind: Kind = "document",
+        normalize: bool | None = None,
+        dimension: int | None = None,
+        prompt: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> Future[BatchEmbeddingResponse]:
+        """Queue texts like `submit`, but let them wait in line for room in a full queue instead of being refused.
+
+        For bulk work, which can wait where a search cannot. Returns at once as well: waiting for the future waits for
+        room too, and cancelling it leaves the line. The deadline counts from the moment there is room.
+        """
+        texts = [text] if isinstance(text, str) else text
+        request = _make_request(texts, kind, normalize, dimension, prompt)
+        return self._queue.submit(request, deadline_ms=_check_deadline(deadline_ms), wait_for_room=True)
 
     async def aembed_batch(
         self,
@@ -192,7 +211,7 @@ class EmbeddingService:
         prompt: str | None = None,
         deadline_ms: float | None = None,
     ) -> BatchEmbeddingResponse:
-        """Embed texts without holding up the event loop; arguments and errors as `embed_batch`.
+        """Embed texts without blocking the event loop. Arguments and errors are those of `embed_batch`.
 
         Cancelling the task withdraws the request.
         """
@@ -200,11 +219,11 @@ class EmbeddingService:
         return await self._queue.aembed(request, deadline_ms=_check_deadline(deadline_ms))
 
     def model_info(self) -> ModelInfo:
-        """Describe the vectors it makes by default; loads no weights, but downloads the model where needed."""
+        """Describe the model and its vectors; loads no weights, but downloads the model if necessary."""
         return self._provider.model_info()
 
     def health_check(self) -> None:
-        """Return if texts can be embedded; loads nothing.
+        """Check that texts can be embedded; loads nothing.
 
         Raises:
             ServiceUnavailableError: closed, forked, past a deadline, the model could not be loaded, or the worker has
@@ -214,18 +233,18 @@ class EmbeddingService:
         self._provider.health_check()
 
     def validate_collection_dimension(self, expected: int) -> None:
-        """Hold the service against a collection before anything is embedded.
+        """Check that this service's vectors fit a collection, before anything is embedded.
 
         Args:
             expected: length of the vectors in the collection.
         Raises:
             DimensionMismatchError: this service makes vectors of another length.
-            InvalidInputError: no dimension.
+            InvalidInputError: not a positive whole number.
         """
         if not isinstance(expected, int) or isinstance(expected, bool) or expected < 1:
-            raise InvalidInputError(f"a collection's dimension is a positive whole number, got {expected!r}")
+            raise InvalidInputError(f"a collection's dimension must be a positive whole number, got {expected!r}")
         info = self.model_info()
-        # 0: the user brings the vectors and has not said how long they are.
+        # 0: the user provides the vectors and has not said how long they are.
         if info.dimension not in (0, expected):
             raise DimensionMismatchError(
                 f"the collection holds vectors of {expected} dimensions and {info.model} makes {info.dimension}; "
@@ -235,29 +254,29 @@ class EmbeddingService:
             )
 
     def close(self, *, drain: bool = True, timeout_s: float = 30.0) -> None:
-        """Take no more requests, end the threads, and give the model back; safe to call twice.
+        """Stop accepting requests, stop the threads and release the model; safe to call twice.
 
         Args:
-            drain: answer what waits first; otherwise it fails with `ServiceUnavailableError`.
-            timeout_s: what is still open after that fails as well.
+            drain: whether to answer waiting requests first; otherwise they fail with `ServiceUnavailableError`.
+            timeout_s: requests still pending after that time fail as well.
         """
         self._when_forgotten.detach()
         _close(self._queue, self._provider, drain, timeout_s)
 
 
 def shared_service(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingService:
-    """Return the process's one service for a configuration; making it loads nothing.
+    """Return the one service of this process for a configuration; loads nothing.
 
-    For the adapters, which their hosts rebuild with every write. Nobody needs to close it.
+    For the adapters, which their hosts rebuild with every write. It need not be closed.
 
     Args:
         config: equal configurations share a service.
-        trusted: as `MLXProvider`; part of what must be equal.
+        trusted: see `MLXProvider`; services are shared only if this is equal too.
     """
     key = (config, trusted)
     service = _shared.get(key)
     if service is None or service.closed:
-        # No lock, which a fork could leave held: of two made at the same time one is kept, and both are free.
+        # No lock, which a fork could leave held: if two are made at the same time one is kept, and making one is free.
         _shared.pop(key, None)
         service = _shared.setdefault(key, EmbeddingService(config, trusted=trusted))
     return service
@@ -291,12 +310,12 @@ def _close(queue: BatchQueue, provider: EmbeddingProvider, drain: bool, timeout_
     if queue.close(drain=drain, timeout_s=timeout_s):
         provider.close()
     else:
-        # A model that does not come back cannot be freed either; perhaps it does later.
+        # A model that is still computing cannot be freed yet.
         queue.when_ended(provider.close)
 
 
 def _close_in_background(queue: BatchQueue, provider: EmbeddingProvider) -> None:
-    """Runs wherever the garbage collector happens to, perhaps with locks held: everything is left to a thread."""
+    """Close on a thread of its own: the garbage collector calls this anywhere, perhaps where locks are held."""
     if queue.in_use:
         threading.Thread(target=_close, args=(queue, provider, True, 30.0), daemon=True).start()
 

@@ -1,30 +1,20 @@
-"""What the tests of collections and tables share: documents of each kind, kills, a heartbeat."""
+"""What the tests of collections and tables share: documents of each kind, and kills."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import signal
-import threading
-import time
-from collections.abc import Awaitable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from host_helpers import run_python
 
 from akidb_mlx_plugin import Document
 
-# What a web server's other requests may have to wait.
-LONGEST_STALL_S = 0.05
-
 # Ends the process for good 3 ms into the given write.
 DIE_IN_WRITE = """
 import os, signal, threading
 
-def die_in_write(target, number):
-    write, calls = target.write, []
+def die_in_write(store, number):
+    write, calls = store.write, []
 
     def dying(self, documents, vectors):
         calls.append(documents)
@@ -32,7 +22,7 @@ def die_in_write(target, number):
             threading.Timer(0.003, os.kill, (os.getpid(), signal.SIGKILL)).start()
         write(self, documents, vectors)
 
-    target.write = dying
+    store.write = dying
 """
 
 
@@ -60,39 +50,3 @@ _THINGS = ("poem", "parser", "letter to the mayor", "shopping list", "symphony",
 
 class EmbeddedByMock(list[str]):
     """The texts that the stand-in model has embedded."""
-
-
-async def stall_s(work: Awaitable[Any]) -> float:
-    """Return the longest time that the event loop stood still for while work was done.
-
-    A task beats every millisecond. Time in which the loop could have run and the machine gave its core to another
-    program does not count, where the system tells it.
-    """
-    # Python's first full collection stops every thread for as long as all that was imported takes to walk through.
-    gc.collect()
-    stalls: list[float] = []
-
-    async def beat() -> None:
-        last, waited = time.perf_counter(), _waited_for_a_core_s()
-        while True:
-            await asyncio.sleep(0.001)
-            now, waited_now = time.perf_counter(), _waited_for_a_core_s()
-            stalls.append(now - last - (waited_now - waited))
-            last, waited = now, waited_now
-
-    heart = asyncio.create_task(beat())
-    try:
-        await work
-    finally:
-        heart.cancel()
-    assert len(stalls) > 10
-    return max(stalls)
-
-
-def _waited_for_a_core_s() -> float:
-    """Return how long this thread was ready to run and did not; 0 where the system does not tell."""
-    try:
-        schedule = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text()
-    except OSError:
-        return 0.0
-    return int(schedule.split()[1]) / 1e9

@@ -22,7 +22,7 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 # They need the extra "ray", which few of those who run the other tests have.
-collect_ignore = [] if find_spec("ray") else ["test_ray.py", "test_cli_bulk.py"]
+collect_ignore = [] if find_spec("ray") else ["integrations/ray", "test_cli_bulk.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import chromadb
 import numpy as np
 import pytest
+from processes import run_python as run_python
 
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.stores import settings as stored
@@ -35,20 +32,6 @@ class Embedded(list[BatchEmbeddingRequest]):
     def texts(self) -> list[str]:
         """Their texts, one after the other."""
         return [text for request in self for text in request.inputs]
-
-
-def run_python(code: str, *arguments: object, environment: dict[str, str] | None = None, status: int = 0) -> str:
-    """Run code in a fresh process with this one's packages, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE_S,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(environment or {})},
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
 
 
 def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from akidb_mlx_plugin.batching.deadlines import Clock
+from akidb_mlx_plugin.batching.queue import BatchQueue
+from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers.mock import MockProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
@@ -13,7 +16,7 @@ PATIENCE_S = 30.0
 
 
 class FakeClock(Clock):
-    """Stands still until it is advanced; waiting threads look at it every few milliseconds of real time."""
+    """Stands still until it is advanced; waiting threads check it every few milliseconds of real time."""
 
     def __init__(self) -> None:
         self._now = 1000.0
@@ -29,7 +32,7 @@ class FakeClock(Clock):
 
 
 class GatedEngine(MockProvider):
-    """Makes mock vectors, notes every batch, and holds each one while its gate is closed."""
+    """Makes mock vectors, records every batch, and holds each one while its gate is closed."""
 
     def __init__(self, dimension: int = 8) -> None:
         super().__init__(dimension)
@@ -50,7 +53,7 @@ class GatedEngine(MockProvider):
         return super().embed_requests(requests)
 
     def hold(self) -> None:
-        """Let the next batch come in, and not out."""
+        """Let the next batch in, but not out."""
         self._gate.clear()
 
     def release(self) -> None:
@@ -71,5 +74,37 @@ class GatedEngine(MockProvider):
 
 
 def request(*texts: str) -> BatchEmbeddingRequest:
-    """Ask for some texts."""
+    """Return a request for some texts."""
     return BatchEmbeddingRequest(list(texts))
+
+
+def numbered(count: int, prefix: str = "") -> BatchEmbeddingRequest:
+    """Return a request for so many different texts."""
+    return request(*(f"{prefix}{i}" for i in range(count)))
+
+
+def occupy(queue: BatchQueue, engine: GatedEngine) -> Future[BatchEmbeddingResponse]:
+    """Keep the engine busy until it is released."""
+    engine.hold()
+    future = queue.submit(request("first"))
+    engine.wait_for_batch()
+    return future
+
+
+def answer(future: Future[BatchEmbeddingResponse]) -> BatchEmbeddingResponse:
+    """Return a future's response, or raise its error."""
+    return future.result(PATIENCE_S)
+
+
+def embed_within_callback(queue: BatchQueue, future: Future[BatchEmbeddingResponse]) -> Future[BaseException]:
+    """Call the queue again, and wait, as soon as a future is done; return the refusal this brings."""
+    caught: Future[BaseException] = Future()
+
+    def embed_again(done: object) -> None:
+        try:
+            queue.embed(request("inner"))
+        except ServiceUnavailableError as error:
+            caught.set_result(error)
+
+    future.add_done_callback(embed_again)
+    return caught

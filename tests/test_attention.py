@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.models.base import split_linear
-from akidb_mlx_plugin.nn import attention
+from akidb_mlx_plugin.nn import attention, layout
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
 from akidb_mlx_plugin.nn.position_bias import PositionBias
@@ -97,8 +97,9 @@ def test_attention_is_that_of_the_textbook(
     bias = PositionBias(lambda distances: mx.array(numbers[:, distances + FARTHEST]), mx.float32) if biased else None
     inputs = [mx.array(x) for x in (q, k, v)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "on_cpu", lambda: on_cpu)
+        patch.setattr(layout, "_emulated", not on_cpu)
         patch.setattr(attention, "_MAX_MASK", slice_length**3)
+        patch.setattr(attention, "_FUSED_QUERIES", slice_length)
         patch.setattr(attention, "_MASKED_QUERIES", slice_length)
         patch.setattr(attention, "_MAX_SCORES", 1 if slice_length == 1 else 1 << 22)
         patch.setattr(attention, "_FEWEST_QUERIES", slice_length)
@@ -148,7 +149,8 @@ class TestRotary:
     @pytest.mark.parametrize(("theta", "factor"), [(10_000.0, 1.0), (1e6, 1.0), (1e4, 4.0)])
     def test_angles_are_those_of_the_definition(self, theta: float, factor: float) -> None:
         tokens = self._tokens([3, 70, 9])
-        cos, sin = Rotary(16, theta, factor).angles(tokens)
+        angles_found = Rotary(16, theta, factor).angles(tokens)
+        cos, sin = angles_found.cos, angles_found.sin
         angles = np.array(tokens.positions)[:, None] / factor / theta ** (np.arange(0, 16, 2) / 16)
         assert np.abs(np.array(cos)[:, 0] - np.cos(angles)).max() < 1e-5
         assert np.abs(np.array(sin)[:, 0] - np.sin(angles)).max() < 1e-5
@@ -156,16 +158,16 @@ class TestRotary:
     def test_far_positions_are_rounded_as_torch_rounds_them(self) -> None:
         # torch: cos(torch.tensor(30000.) * (1.0 / 1e6 ** (torch.arange(0, 8, 2).float() / 8))), all float32.
         tokens = Tokens(mx.zeros(1, dtype=mx.int32), mx.array([30000]), (Block(0, 1, 30001),))
-        cos, _ = Rotary(8, 1e6).angles(tokens)
+        cos = Rotary(8, 1e6).angles(tokens).cos
         frequencies = 1.0 / np.float32(1e6) ** (np.arange(0, 8, 2, dtype=np.float32) / 8)
         expected = np.cos((np.float32(30000) * frequencies.astype(np.float32)).astype(np.float64))
         assert np.abs(np.array(cos).ravel() - expected).max() < 1e-6
 
     def test_a_later_longer_text_extends_the_table(self) -> None:
         rotary = Rotary(8, 1e4)
-        short, _ = rotary.angles(self._tokens([5]))
-        long, _ = rotary.angles(self._tokens([200]))
-        again, _ = rotary.angles(self._tokens([5]))
+        short = rotary.angles(self._tokens([5])).cos
+        long = rotary.angles(self._tokens([200])).cos
+        again = rotary.angles(self._tokens([5])).cos
         assert np.array_equal(np.array(short), np.array(again))
         assert np.array_equal(np.array(long)[:5], np.array(short))
 
@@ -189,7 +191,7 @@ class TestRotary:
     def test_halves_are_turned_together_and_the_format_stays(self) -> None:
         x = mx.random.normal((5, 2, 8))
         angles = Rotary(8, 1e4).angles(self._tokens([5]))
-        cos, sin = (np.array(part) for part in angles)
+        cos, sin = np.array(angles.cos), np.array(angles.sin)
         first, second = np.split(np.array(x), 2, axis=-1)
         expected = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         assert np.abs(np.array(rotate(x, angles)) - expected).max() < 1e-6
@@ -215,9 +217,10 @@ def test_a_batch_knows_its_longest_row() -> None:
     assert Tokens.from_batch(batch).longest == 7
 
 
-def test_padding_has_a_position_too() -> None:
-    (batch,) = pack_padded([[5] * 50], 1 << 20)
+def test_padding_has_no_position_past_the_longest_text() -> None:
+    (batch,) = pack_padded([[5] * 50, [5] * 47], 1 << 20)
     tokens = Tokens.from_batch(batch)
-    assert tokens.longest == 64
-    assert np.array_equal(np.array(tokens.positions_within(50)), [*range(50), *[49] * 14])
-    assert np.array_equal(np.array(tokens.positions_within(64)), range(64))
+    assert len(batch.ids) == 128
+    assert tokens.longest == 50
+    assert batch.positions.max() == 49
+    assert tokens.text_lengths.tolist() == [*[50] * 50, *[47] * 50, *[1] * 28]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from akidb_mlx_plugin.cli.embed_output import replacing
+from akidb_mlx_plugin.cli.embed_output import atomic_write
 from akidb_mlx_plugin.cli.output import PlainFormatter, print_error, print_json, print_rows, printable
 
 MODEL = str(Path(__file__).parent / "golden" / "bert" / "model")
@@ -73,7 +73,7 @@ class TestOutputFile:
         file = tmp_path / "o.npy"
         file.write_bytes(b"before")
         file.chmod(0o640)
-        with replacing(file) as out:
+        with atomic_write(file) as out:
             out.write(b"after")
         assert file.read_bytes() == b"after"
         assert file.stat().st_mode & 0o777 == 0o640
@@ -86,7 +86,7 @@ class TestOutputFile:
         if there:
             real.write_bytes(b"before")
         link.symlink_to(real)
-        with replacing(link) as out:
+        with atomic_write(link) as out:
             out.write(b"after")
         assert link.is_symlink()
         assert real.read_bytes() == b"after"
@@ -98,7 +98,7 @@ class TestOutputFile:
         read: list[bytes] = []
         reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
         reader.start()
-        with replacing(pipe) as out:
+        with atomic_write(pipe) as out:
             out.write(b"__header")
             out.seek(0)
             out.write(b"##")
@@ -111,7 +111,7 @@ class TestOutputFile:
         replace = Path.replace
         monkeypatch.setattr(os, "fsync", lambda descriptor: events.append("sync"))
         monkeypatch.setattr(Path, "replace", lambda *paths: (events.append("replace"), replace(*paths))[1])
-        with replacing(tmp_path / "o.npy") as out:
+        with atomic_write(tmp_path / "o.npy") as out:
             out.write(b"x")
         assert events == ["sync", "replace", "sync"]
 
@@ -119,7 +119,7 @@ class TestOutputFile:
     def test_stays_as_it_was_after_an_error(self, tmp_path: Path, error: type[BaseException]) -> None:
         file = tmp_path / "o.npy"
         file.write_bytes(b"before")
-        writing = replacing(file)
+        writing = atomic_write(file)
         writing.__enter__().write(b"after")
         writing.__exit__(error, error(), None)
         assert file.read_bytes() == b"before"

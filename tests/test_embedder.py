@@ -29,6 +29,7 @@ from akidb_mlx_plugin import (
 )
 from akidb_mlx_plugin.hub.cache import resolve_cache_dir
 from akidb_mlx_plugin.inference.embedder import Embedder
+from akidb_mlx_plugin.inference.engine import Engine
 from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder
 from akidb_mlx_plugin.runtime.devices import choose_device
 
@@ -236,14 +237,14 @@ class TestFailures:
     @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
     def test_a_vector_that_is_not_finite(self, tiny_dir: Path, poison: float) -> None:
         with Embedder.load(tiny_dir) as embedder:
-            assert embedder._model is not None
-            encoder = embedder._model.encoder
+            assert embedder._engine.model is not None
+            encoder = embedder._engine.model.encoder
 
             class Poisoned:
                 def __call__(self, tokens: Any) -> mx.array:
                     return mx.where(mx.arange(32) == 3, poison, encoder(tokens))
 
-            embedder._model = replace(embedder._model, encoder=Poisoned())  # type: ignore[arg-type]
+            embedder._engine.model = replace(embedder._engine.model, encoder=Poisoned())  # type: ignore[arg-type]
             with pytest.raises(EmbeddingError, match=r"not finite.*models verify"):
                 embedder.embed(["a"])
 
@@ -255,7 +256,7 @@ class TestFailures:
 
         expected = tiny.embed(["a"]).embeddings
         with monkeypatch.context() as broken:
-            broken.setattr(Embedder, "_forward", fail)
+            broken.setattr(Engine, "_forward", fail)
             with pytest.raises(MemoryError, match="no memory left"):
                 tiny.embed(TINY_TEXTS * 200)
         np.testing.assert_array_equal(tiny.embed(["a"]).embeddings, expected)
@@ -321,7 +322,7 @@ class TestEnd:
             shared = embedders.acquire_embedder(sys.argv[1])
             shared.embed(["a"])
             # Locks that a thread of the parent holds just then are never released in the child.
-            with embedders._lock, shared._workers._lock:
+            with embedders._lock, shared._engine.workers._lock:
                 child = os.fork()
             if child == 0:
                 for use in (

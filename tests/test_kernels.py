@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from akidb_mlx_plugin.nn import activations
+from akidb_mlx_plugin.nn import layout
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS, softmax_parts
 
 # Densely where the functions bend, sparsely far out.
@@ -45,7 +45,7 @@ DEFINITIONS: dict[str, Callable[[float], float]] = {
 def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = mx.default_device()
     mx.set_default_device(mx.cpu)
-    monkeypatch.setattr(activations, "on_cpu", lambda: request.param == "on a CPU")
+    monkeypatch.setattr(layout, "_emulated", request.param != "on a CPU")
     yield
     mx.set_default_device(before)
 

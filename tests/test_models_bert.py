@@ -17,7 +17,7 @@ from akidb_mlx_plugin.checkpoints.tensors import load_strictly, read_tensors
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.models import find_encoder
-from akidb_mlx_plugin.nn import activations, attention
+from akidb_mlx_plugin.nn import attention, layout
 from akidb_mlx_plugin.nn.position_bias import PositionBias, alibi_slopes, relative_buckets
 
 
@@ -188,10 +188,7 @@ class TestPaddingTokensInTexts:
         padded = [i for i, row in enumerate(rows) if 1 in row]
         assert len(padded) == 5
         model = load_model(golden.checkpoint)
-        rows_of_table = golden.checkpoint.config["max_position_embeddings"]
-        monkeypatch.setattr(
-            type(model.encoder), "position_ids", lambda self, tokens: tokens.positions_within(rows_of_table - 2) + 2
-        )
+        monkeypatch.setattr(type(model.encoder), "position_ids", lambda self, tokens: tokens.positions + 2)
         vectors = embed(golden.checkpoint, model, golden.texts)
         differences = np.abs(vectors - golden.vectors["document"]).max(axis=1)
         assert (differences[padded] > 1e-3).sum() >= 4
@@ -216,8 +213,7 @@ class TestPositionBias:
 
     @pytest.mark.parametrize("name", ["mpnet", "t5", "jina_bert"])
     def test_masks_in_slices_compute_the_same(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in (attention, activations):
-            monkeypatch.setattr(module, "on_cpu", lambda: False)
+        monkeypatch.setattr(layout, "_emulated", True)
         monkeypatch.setattr(attention, "_MAX_MASK", 5000)
         golden = read_golden(name)
         model = load_model(golden.checkpoint, dtype="float32")
@@ -227,8 +223,7 @@ class TestPositionBias:
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     def test_narrow_formats_stay_finite(self, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in (attention, activations):
-            monkeypatch.setattr(module, "on_cpu", lambda: False)
+        monkeypatch.setattr(layout, "_emulated", True)
         for name in ("mpnet", "jina_bert_code"):
             golden = read_golden(name)
             model = load_model(golden.checkpoint, device="gpu", dtype=dtype)

@@ -229,7 +229,7 @@ def test_each_text_has_the_positions_of_its_own_length() -> None:
         """Return each text's (L, 4) cosines, computed in padded batches."""
         found = {}
         for batch in pack_padded([[1] * length for length in lengths], 1 << 10):
-            cos = np.array(rotary.angles(Tokens.from_batch(batch))[0])[:, 0]
+            cos = np.array(rotary.angles(Tokens.from_batch(batch)).cos)[:, 0]
             starts = [block.start + row * block.length for block in batch.blocks for row in range(block.rows)]
             found |= {i: cos[start : start + lengths[i]] for i, start in zip(batch.order, starts, strict=False)}
         return [found[i] for i in range(len(lengths))]

@@ -17,7 +17,7 @@ import pytest
 import typer
 from akidb_mlx_chroma import MLXEmbeddingFunction
 from akidb_mlx_lancedb import MLXEmbeddings
-from akidb_mlx_lancedb.layout import FUNCTIONS_KEY
+from akidb_mlx_lancedb.schema import FUNCTIONS_KEY
 from chromadb.api import ClientAPI
 from chromadb.config import Settings
 from host_helpers import count_loads, vector_of

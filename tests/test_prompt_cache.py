@@ -16,12 +16,13 @@ import pytest
 from checkpoint_helpers import change, copy_golden
 from golden_models import GOLDEN, farthest, read_golden
 
-from akidb_mlx_plugin.inference import embedder as embedder_module
+from akidb_mlx_plugin.inference import engine as engine_module
 from akidb_mlx_plugin.inference import prompts as prompts_module
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.models.base import Encoder
-from akidb_mlx_plugin.nn import activations, attention
+from akidb_mlx_plugin.nn import attention
+from akidb_mlx_plugin.nn import layout as layouts
 from akidb_mlx_plugin.nn.attention import attend, attend_last
 from akidb_mlx_plugin.nn.batch import Block, Prefix, TokenBatch, Tokens
 
@@ -47,8 +48,8 @@ class Watched:
         self.computed: list[int] = []
         self.known: list[int] = []
         self.prompts: list[int] = []
-        assert embedder._model is not None
-        kind = type(embedder._model.encoder)
+        assert embedder._engine.model is not None
+        kind = type(embedder._engine.model.encoder)
         compute_prefix = kind.compute_prefix
 
         def counted_batch(batch: TokenBatch, prefix: Prefix | None = None) -> Tokens:
@@ -60,24 +61,22 @@ class Watched:
             self.prompts.append(tokens.ids.size)
             return compute_prefix(encoder, tokens)
 
-        monkeypatch.setattr(embedder_module, "Tokens", SimpleNamespace(from_batch=counted_batch))
+        monkeypatch.setattr(engine_module, "Tokens", SimpleNamespace(from_batch=counted_batch))
         monkeypatch.setattr(kind, "compute_prefix", counted_prefix)
 
 
 def whole(embedder: Embedder, texts: Sequence[str], prompt: str) -> Any:
     """Return the vectors with every text computed from its first token on."""
-    longest, embedder._prompts._most_tokens = embedder._prompts._most_tokens, 0
+    longest, embedder._engine.prompts._most_tokens = embedder._engine.prompts._most_tokens, 0
     try:
         return embedder.embed(texts, prompt=prompt).embeddings
     finally:
-        embedder._prompts._most_tokens = longest
+        embedder._engine.prompts._most_tokens = longest
 
 
 def as_on_a_gpu(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an embedder pack, mask and attend as on a GPU."""
-    embedder._device = "gpu"
-    for module in (attention, activations):
-        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    monkeypatch.setattr(layouts, "_emulated", True)
 
 
 Load = Callable[..., Embedder]
@@ -192,14 +191,14 @@ class TestTokens:
         watched = Watched(embedder, monkeypatch)
         embedder.embed(TEXTS, prompt=PROMPT)
         assert set(watched.known) == {0}
-        assert embedder._model is not None
-        assert embedder._model.encoder.prefix_token_bytes == 0
+        assert embedder._engine.model is not None
+        assert embedder._engine.model.encoder.prefix_token_bytes == 0
 
     def test_of_a_prefix_are_refused_by_an_encoder_that_has_none(self, load: Load) -> None:
         embedder = load("bert")
-        assert embedder._model is not None
+        assert embedder._engine.model is not None
         with pytest.raises(NotImplementedError, match="BertEncoder computes every text whole"):
-            embedder._model.encoder.compute_prefix(Tokens(mx.array([1]), mx.array([0]), (Block(0, 1, 1),)))
+            embedder._engine.model.encoder.compute_prefix(Tokens(mx.array([1]), mx.array([0]), (Block(0, 1, 1),)))
 
     @pytest.mark.parametrize("mode", ["mean", "weightedmean"])
     def test_are_all_computed_where_those_of_the_prompt_are_pooled(
@@ -226,40 +225,40 @@ class TestStore:
         assert len(watched.prompts) == 5
         embedder.embed(["one"], prompt=wordings[1])
         assert len(watched.prompts) == 6
-        assert len(embedder._prompts._kept) == 4
+        assert len(embedder._engine.prompts._kept) == 4
 
     def test_keeps_no_more_bytes_than_it_may(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert embedder._model is not None
-        size = embedder._model.encoder.prefix_token_bytes
+        assert embedder._engine.model is not None
+        size = embedder._engine.model.encoder.prefix_token_bytes
         for wording in (PROMPT, CUT_PROMPT):
             embedder.embed(["one"], prompt=wording)
-        kept = embedder._prompts._kept.values()
+        kept = embedder._engine.prompts._kept.values()
         assert [prefix.nbytes for prefix in kept] == [10 * size, 16 * size]
         monkeypatch.setattr(prompts_module, "_MOST_BYTES", 20 * size)
         embedder.embed(["one"], prompt=PROMPT)
         assert [prefix.length for prefix in kept] == [10]
-        assert embedder._model is not None
-        small = PromptStore(embedder._model.encoder, ("lasttoken",), pool_prompt=True)
+        assert embedder._engine.model is not None
+        small = PromptStore(embedder._engine.model.encoder, ("lasttoken",), pool_prompt=True)
         assert small.group([tuple(range(21))], [range(30)]) == {Start((), 0, 0): [0]}
         assert small.group([tuple(range(20))], [range(30)]) == {Start(tuple(range(20)), 20, 0): [0]}
 
     @pytest.mark.parametrize(("length", "known"), [(7, 0), (8, 8), (1024, 1024), (1025, 0)])
     def test_takes_prompts_that_are_worth_it(self, length: int, known: int, embedder: Embedder) -> None:
         prompt = tuple(range(length))
-        (start,) = embedder._prompts.group([prompt], [[*prompt, 5]])
+        (start,) = embedder._engine.prompts.group([prompt], [[*prompt, 5]])
         assert start == Start(prompt if known else (), known, 0)
 
     def test_rows_that_leave_the_prompt_early_go_whole(self, embedder: Embedder) -> None:
         prompt = tuple(range(20))
         rows = [[*prompt, 7], [*prompt[:17], 7], [*prompt[:3], 7, 7], [*prompt[:16]], [7]]
-        groups = embedder._prompts.group([prompt] * 4 + [()], rows)
+        groups = embedder._engine.prompts.group([prompt] * 4 + [()], rows)
         assert groups == {Start(prompt, 17, 0): [0, 1], Start((), 0, 0): [2, 3, 4]}
 
     def test_is_emptied_when_the_model_is_closed(self, embedder: Embedder) -> None:
         embedder.embed(["one"], prompt=PROMPT)
-        assert embedder._prompts._kept
+        assert embedder._engine.prompts._kept
         embedder.close()
-        assert not embedder._prompts._kept
+        assert not embedder._engine.prompts._kept
 
 
 class TestAttention:
@@ -269,7 +268,7 @@ class TestAttention:
     def test_from_keys_and_values_before_every_text(
         self, layout: str, window: int | None, padded: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(attention, "on_cpu", lambda: layout != "gpu")
+        monkeypatch.setattr(layouts, "_emulated", layout == "gpu")
         if layout == "slices":
             for name, number in (("_MAX_SCORES", 1), ("_MASKED_QUERIES", 3), ("_FEWEST_QUERIES", 2)):
                 monkeypatch.setattr(attention, name, number)
@@ -329,9 +328,9 @@ class TestLastLayer:
 
     def test_computes_no_other_tokens(self, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
         embedder = load("qwen3")
-        assert embedder._model is not None
+        assert embedder._engine.model is not None
         rows: list[int] = []
-        mlp = type(embedder._model.encoder.layers[0].mlp)
+        mlp = type(embedder._engine.model.encoder.layers[0].mlp)
         compute = mlp.__call__
         monkeypatch.setattr(mlp, "__call__", lambda self, x: rows.append(len(x)) or compute(self, x))
         tokens = embedder.embed(["a garden between them"]).usage.total_tokens

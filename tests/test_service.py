@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import subprocess
-import sys
-import textwrap
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from processes import run_python
 from queue_fakes import PATIENCE_S, FakeClock, GatedEngine
 
 from akidb_mlx_plugin import service as service_module
@@ -23,7 +20,6 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 MOCK = EmbeddingConfig.load(overrides={"mode": "mock", "mock": {"dimension": 8}})
 
@@ -60,23 +56,21 @@ class TestMaking:
             heavy = {"mlx.core", "transformers", "tokenizers", "huggingface_hub", "prometheus_client", "chromadb"}
             print(sorted(heavy & set(sys.modules)))
         """
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
-        )
-        assert done.stdout == "[]\n"
+        assert run_python(script) == "[]\n"
 
 
-class TestAsking:
+class TestEmbedding:
     @pytest.fixture
     def service(self) -> Any:
         with EmbeddingService(MOCK) as service:
             yield service
 
-    def test_three_faces_give_the_same(self, service: EmbeddingService) -> None:
+    def test_every_way_to_call_gives_the_same(self, service: EmbeddingService) -> None:
         expected = hash_texts(["one", "two"], 8)
         np.testing.assert_array_equal(service.embed_batch(["one", "two"]).embeddings, expected)
         np.testing.assert_array_equal(service.submit("one").result(PATIENCE_S).embeddings, expected[:1])
         np.testing.assert_array_equal(service.submit(["one", "two"]).result(PATIENCE_S).embeddings, expected)
+        np.testing.assert_array_equal(service.submit_when_room("one").result(PATIENCE_S).embeddings, expected[:1])
         np.testing.assert_array_equal(asyncio.run(service.aembed_batch(["one", "two"])).embeddings, expected)
 
     def test_settings_reach_the_provider(self) -> None:
@@ -123,6 +117,20 @@ class TestAsking:
             service.embed_batch(["a secret"])
         assert "secret" not in caplog.text
 
+    def test_a_full_queue_refuses_or_is_waited_for(self) -> None:
+        config = EmbeddingConfig.load(overrides={"mode": "mock", "service": {"queue_size": 2}})
+        engine = GatedEngine()
+        engine.hold()
+        with EmbeddingService(config, provider=engine) as service:
+            futures = [service.submit("running")]
+            engine.wait_for_batch()
+            futures.append(service.submit(["waiting", "waiting"]))
+            with pytest.raises(ServiceUnavailableError, match="no room for 1 more"):
+                service.submit("refused")
+            futures.append(service.submit_when_room("in line"))
+            engine.release()
+            assert [len(future.result(PATIENCE_S).embeddings) for future in futures] == [1, 2, 1]
+
 
 class TestChecking:
     def test_dimension_of_a_collection(self) -> None:
@@ -133,7 +141,7 @@ class TestChecking:
         assert (caught.value.expected, caught.value.actual) == (768, 8)
 
     @pytest.mark.parametrize("dimension", ["384", 0, True, 384.0])
-    def test_a_collections_dimension_that_is_none(self, dimension: Any) -> None:
+    def test_an_invalid_dimension_of_a_collection(self, dimension: Any) -> None:
         with pytest.raises(InvalidInputError, match="positive whole number"):
             EmbeddingService(MOCK).validate_collection_dimension(dimension)
 
@@ -169,7 +177,7 @@ class TestChecking:
 
 
 class TestEnding:
-    def test_a_forgotten_one_answers_what_it_owes_and_ends(self) -> None:
+    def test_one_that_is_never_closed_answers_its_requests_and_ends(self) -> None:
         engine = GatedEngine()
         engine.hold()
         service = EmbeddingService(MOCK, provider=engine)
@@ -193,7 +201,7 @@ class TestEnding:
         engine.release()
         assert engine.closed.wait(PATIENCE_S)
 
-    def test_all_together_get_one_limit_at_the_interpreters_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_all_share_one_time_limit_when_the_interpreter_exits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock, allowed = FakeClock(), []
 
         class Hung:
@@ -208,7 +216,7 @@ class TestEnding:
         assert allowed == [service_module._EXIT_TIMEOUT_S, 0, 0]
 
     @pytest.mark.parametrize("texts", [1, 2000])
-    def test_the_interpreter_ends_without_close(self, texts: int) -> None:
+    def test_the_interpreter_exits_without_close(self, texts: int) -> None:
         script = f"""
             import signal, time
             from akidb_mlx_plugin import EmbeddingService
@@ -222,10 +230,7 @@ class TestEnding:
             futures = [service.submit(str(i)) for i in range({texts})]
             print("end")
         """
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=90, check=False
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+        assert run_python(script, silent=True) == "end\n"
 
     def test_a_forked_child_is_refused_and_ends(self) -> None:
         script = """
@@ -244,10 +249,7 @@ class TestEnding:
                 raise SystemExit(0)
             print(os.waitpid(child, 0)[1], service.embed_batch(["a"]).embeddings.shape)
         """
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=90, check=False
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n0 (1, 384)\n", "")
+        assert run_python(script, silent=True) == "refused\n0 (1, 384)\n"
 
 
 class TestSharing:
@@ -269,102 +271,3 @@ class TestSharing:
         with ThreadPoolExecutor(16) as pool:
             services = list(pool.map(lambda _: shared_service(config), range(64)))
         assert len(set(map(id, services))) == 1
-
-
-class TestRealModel:
-    def test_a_crowd_gets_what_one_batch_gives(self, minilm_dir: Path) -> None:
-        texts = [f"text number {i} " + "and so on " * (i % 9) for i in range(256)]
-        sizes: list[int] = []
-        with EmbeddingService(minilm_dir) as service:
-            expected = service.embed_batch(texts).embeddings
-            vectors = np.empty_like(expected)
-            embed_requests = service._provider.embed_requests
-
-            def note(requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
-                sizes.append(sum(len(request.inputs) for request in requests))
-                return embed_requests(requests)
-
-            service._queue._embed = note
-
-            def call(start: int) -> None:
-                for i in (start, start + 64):
-                    vectors[i] = service.embed_batch([texts[i]]).embeddings[0]
-
-            async def acall(start: int) -> None:
-                for i in (start, start + 64):
-                    vectors[i] = (await service.aembed_batch([texts[i]])).embeddings[0]
-
-            async def everybody() -> None:
-                loop = asyncio.get_running_loop()
-                with ThreadPoolExecutor(64) as pool:
-                    calls = [loop.run_in_executor(pool, call, i) for i in range(64)]
-                    await asyncio.gather(*calls, *(acall(128 + i) for i in range(64)))
-
-            asyncio.run(everybody())
-        assert np.sum(vectors * expected, axis=1).min() >= 0.99999
-        assert sum(sizes) == len(texts)
-        assert np.mean(sizes) > 4
-
-    def test_requests_keep_their_settings_in_one_batch(self, minilm_dir: Path) -> None:
-        with EmbeddingService(minilm_dir) as service:
-            service.embed_batch(["warm up"])
-            unit = service.submit("a text")
-            raw = service.submit("a text", normalize=False)
-            prompted = service.submit("text", prompt="a ")
-            vectors = [future.result(PATIENCE_S).embeddings[0] for future in (unit, raw, prompted)]
-        np.testing.assert_allclose(vectors[1] / np.linalg.norm(vectors[1]), vectors[0], atol=1e-5)
-        np.testing.assert_allclose(vectors[2], vectors[0], atol=1e-5)
-        assert np.linalg.norm(vectors[1]) != pytest.approx(1, abs=1e-3)
-
-    def test_a_bad_dimension_is_refused_before_and_after_the_load(self, minilm_dir: Path) -> None:
-        with EmbeddingService(minilm_dir) as service:
-            good, bad = service.submit("good"), service.submit("bad", dimension=5)
-            assert good.result(PATIENCE_S).embeddings.shape == (1, 384)
-            with pytest.raises(InvalidInputError, match="384"):
-                bad.result(PATIENCE_S)
-            with pytest.raises(InvalidInputError, match="384"):
-                service.submit("bad", dimension=5)
-
-    def test_info_without_and_with_the_model(self, minilm_dir: Path) -> None:
-        with EmbeddingService(minilm_dir) as service:
-            before = service.model_info()
-            service.embed_batch(["a"])
-            after = service.model_info()
-        assert (before.dimension, before.device, before.parameters) == (384, "", 0)
-        assert (after.fingerprint, after.device != "", after.parameters > 0) == (before.fingerprint, True, True)
-
-    def test_a_fork_after_the_load_is_refused(self, minilm_dir: Path) -> None:
-        script = f"""
-            import os, signal
-            from akidb_mlx_plugin import EmbeddingService, ServiceUnavailableError
-            signal.alarm(60)
-            service = EmbeddingService({str(minilm_dir)!r})
-            service.embed_batch(["a"])
-            futures = [service.submit("a longer text " * 20) for _ in range(30)]
-            child = os.fork()
-            if child == 0:
-                for each in (service, EmbeddingService({str(minilm_dir)!r})):
-                    try:
-                        each.embed_batch(["a"])
-                    except ServiceUnavailableError:
-                        print("refused", flush=True)
-                raise SystemExit(0)
-            print(os.waitpid(child, 0)[1], sum(len(future.result().embeddings) for future in futures))
-        """
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=90, check=False
-        )
-        assert (done.returncode, done.stdout) == (0, "refused\nrefused\n0 30\n"), done.stderr
-
-    def test_a_forgotten_service_ends_the_interpreter_well(self, minilm_dir: Path) -> None:
-        script = f"""
-            from akidb_mlx_plugin import EmbeddingService
-            service = EmbeddingService({str(minilm_dir)!r})
-            service.embed_batch(["a"])
-            futures = [service.submit("a longer text " * 20) for _ in range(200)]
-            print("end")
-        """
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=90, check=False
-        )
-        assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr

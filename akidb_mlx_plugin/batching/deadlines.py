@@ -1,68 +1,57 @@
-"""Deadlines: a thread that calls out when a request's time is up, whatever the engine is doing."""
+"""Deadlines: a thread that wakes when the next one is due, whatever the engine is doing."""
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable
 
-from akidb_mlx_plugin.batching.requests import Ticket
-
-logger = logging.getLogger(__name__)
-
 
 class Clock:
-    """Time as the queue sees it; a test brings its own."""
+    """Time as the queue sees it; tests replace it with their own."""
 
     def now(self) -> float:
-        """Return seconds that only go forward."""
+        """Return the seconds of a clock that never goes back."""
         return time.monotonic()
 
     def wait(self, condition: threading.Condition, timeout_s: float | None) -> None:
-        """Wait until notified or until the time is up; the caller holds the condition."""
+        """Wait for a notification, at most for the given time; the caller holds the condition."""
         condition.wait(timeout_s)
 
 
-class Watchdog:
-    """Watches tickets that have a deadline. Its thread starts with the first one and sleeps until a deadline is due."""
+class DeadlineTimer:
+    """Runs an action when the next deadline is due. Its thread starts with the first deadline and then sleeps."""
 
-    def __init__(self, clock: Clock, expire: Callable[[list[Ticket]], None]) -> None:
-        """Make a watchdog; starts nothing.
+    def __init__(self, lock: threading.RLock, clock: Clock, expire: Callable[[], None]) -> None:
+        """Make a timer; starts nothing.
 
         Args:
-            clock: what deadlines are held against.
-            expire: called, with no lock held, with the tickets whose time is up.
+            lock: of the queue whose requests have the deadlines.
+            clock: what deadlines are compared with.
+            expire: called without the lock when a deadline is due; it schedules the next one.
         """
+        self._changed = threading.Condition(lock)
         self._clock = clock
         self._expire = expire
-        self._tickets: set[Ticket] = set()
-        self._changed = threading.Condition()
-        self._wakes_at = math.inf
+        self._due = math.inf
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def add(self, ticket: Ticket) -> None:
-        """Watch a ticket."""
-        if ticket.expires == math.inf:
+    def schedule(self, deadline: float) -> None:
+        """Run the action at this time, or earlier; the caller holds the lock."""
+        if deadline == math.inf:
             return
-        with self._changed:
-            self._tickets.add(ticket)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._watch, name="akidb-mlx-deadlines", daemon=True)
-                self._thread.start()
-            # With one deadline for all, a later request never falls due before the thread wakes anyway.
-            if ticket.expires < self._wakes_at:
-                self._changed.notify()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="akidb-mlx-deadlines", daemon=True)
+            self._thread.start()
+        # The thread is not woken for a later deadline, which with one limit for all is every deadline but the first.
+        if deadline < self._due:
+            self._due = deadline
+            self._changed.notify()
 
-    def discard(self, ticket: Ticket) -> None:
-        """Watch it no longer; the thread is not woken for that."""
-        with self._changed:
-            self._tickets.discard(ticket)
-
-    def is_current(self) -> bool:
-        """Tell whether this is its thread."""
+    def is_current_thread(self) -> bool:
+        """Return whether the caller runs on the timer's thread."""
         return threading.current_thread() is self._thread
 
     def stop(self) -> None:
@@ -74,19 +63,12 @@ class Watchdog:
         if thread is not None and thread is not threading.current_thread():
             thread.join(1.0)
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
+                while not self._stopped and (left_s := self._due - self._clock.now()) > 0:
+                    self._clock.wait(self._changed, None if left_s == math.inf else left_s)
                 if self._stopped:
                     return
-                now = self._clock.now()
-                due = [ticket for ticket in self._tickets if ticket.expires <= now]
-                if not due:
-                    self._wakes_at = min((ticket.expires for ticket in self._tickets), default=math.inf)
-                    self._clock.wait(self._changed, None if self._wakes_at == math.inf else self._wakes_at - now)
-                    continue
-                self._tickets.difference_update(due)
-            try:
-                self._expire(due)
-            except BaseException as error:  # of a caller's callback: the others' deadlines are watched on
-                logger.error("a callback of a request past its deadline raised %s", type(error).__name__)
+                self._due = math.inf
+            self._expire()

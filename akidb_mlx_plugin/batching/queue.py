@@ -6,13 +6,16 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from functools import partial
 
-from akidb_mlx_plugin.batching.deadlines import Clock
-from akidb_mlx_plugin.batching.pending import BatchStats, Ledger, QueueObserver
-from akidb_mlx_plugin.batching.requests import Part, Ticket
-from akidb_mlx_plugin.batching.scheduler import Lanes
+from akidb_mlx_plugin.batching.deadlines import Clock, DeadlineTimer
+from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
+from akidb_mlx_plugin.batching.requests import Outcome, PendingRequest, RequestSlice
+from akidb_mlx_plugin.batching.scheduler import Scheduler
+from akidb_mlx_plugin.batching.worker import BatchWorker
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.runtime.fork import ForkGuard
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
@@ -22,22 +25,22 @@ EmbedRequests = Callable[[Sequence[BatchEmbeddingRequest]], Sequence[BatchEmbedd
 logger = logging.getLogger(__name__)
 
 
-_CLOSED_EARLY = "the service was closed before this was embedded; ask another one, or close with drain=True"
-
-
 class QueueFullError(ServiceUnavailableError):
-    """As many texts wait as may wait."""
+    """A request found no room: as many texts are waiting as may wait."""
 
 
 class BatchQueue:
     """Merges the requests of many callers into batches and runs one batch at a time.
 
-    An idle engine starts at once with whatever is there; while it runs, requests gather, up to `batch_size` texts to a
-    batch. No batch could start earlier than that, so what `batch_timeout_ms` bounds is how long a slice of a large
-    request may keep the engine from a batch that waits.
+    An idle engine starts at once with whatever is waiting; while it runs, requests gather into batches of up to
+    `batch_size` texts. Only a large request can hold them up for longer than a batch takes: it goes in slices, of about
+    `batch_timeout_ms` each while small requests arrive.
 
-    Any thread may call. Threads start with the first request; they are daemons, so that a queue nobody closed
-    keeps no interpreter alive. A process forked after that lacks them, and every request there is refused.
+    One lock guards everything. Each pending request is resolved exactly once: whoever takes it out of `_pending` under
+    the lock resolves it afterwards, without the lock, because the callbacks of its caller run then.
+
+    Any thread may call. Threads start with the first request; they are daemons, so that a queue that was never closed
+    does not keep the interpreter alive. A process forked after that lacks them, and every request there is refused.
     """
 
     def __init__(
@@ -56,37 +59,37 @@ class BatchQueue:
 
         Args:
             embed: embeds several requests as one batch.
-            check: raises for a request that cannot be answered, so that it spoils no batch.
+            check: raises for a request that cannot be answered, before it can spoil a batch.
             batch_size: most texts that are merged; a larger request goes in slices.
-            batch_timeout_ms: about how long a slice takes while other callers wait.
+            batch_timeout_ms: about how long a slice takes while small requests arrive.
             max_texts: most texts that wait, of small requests and of large ones each; a request larger than that is
-                taken if no other one waits.
+                accepted if no other one waits.
             deadline_ms: for a request of one batch; a larger one has as many times that as it holds batches.
-            observer: told of batches and requests.
-            clock: a test's own time.
+            observer: is told about batches and requests.
+            clock: replaces the system's clock in tests.
         """
         self._embed = embed
         self._check = check or (lambda request: None)
         self._batch_size = batch_size
         self._max_texts = max_texts
-        self._deadline_ms = deadline_ms
+        self._deadline_s = math.inf if deadline_ms is None else deadline_ms / 1e3
         self._observer = observer or QueueObserver()
         self._clock = clock or Clock()
         self._guard = ForkGuard()
-        self._changed = threading.Condition()
-        self._lanes = Lanes(batch_size, batch_timeout_ms / 1e3)
-        self._ledger = Ledger(self._changed, self._clock, self._guard, self._observer, self._lanes.remove)
-        self._running: list[Part] = []
-        self._running_since = 0.0
-        self._when_ended: Callable[[], None] = lambda: None
-        self._worker: threading.Thread | None = None
-        self._death: BaseException | None = None
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._pending: set[PendingRequest] = set()
+        self._scheduler = Scheduler(batch_size, batch_timeout_ms / 1e3, max_texts)
+        self._timer = DeadlineTimer(self._lock, self._clock, self._expire)
+        self._worker = BatchWorker(self._changed, self._run_next, self._replace_worker)
+        self._running: list[RequestSlice] = []
+        self._overdue_at = math.inf
         self._closing = False
 
     @property
     def waiting_texts(self) -> int:
-        """Texts that have not gone to the engine yet."""
-        return self._lanes.waiting_texts
+        """Number of texts that have not gone to the engine yet, without those that wait for room."""
+        return self._scheduler.waiting_texts
 
     @property
     def is_foreign(self) -> bool:
@@ -96,15 +99,15 @@ class BatchQueue:
     @property
     def in_use(self) -> bool:
         """Whether there are threads to end, in this process."""
-        return self._worker is not None and not self._closing and not self.is_foreign
+        return self._worker.is_started and not self._closing and not self.is_foreign
 
     @property
     def closed(self) -> bool:
-        """Whether requests are taken no longer."""
+        """Whether it has stopped accepting requests."""
         return self._closing
 
     def submit(
-        self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None
+        self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None, wait_for_room: bool = False
     ) -> Future[BatchEmbeddingResponse]:
         """Queue a request and return at once.
 
@@ -113,27 +116,28 @@ class BatchQueue:
 
         Args:
             request: what to embed.
-            deadline_ms: time from now until the caller gets `ServiceUnavailableError`; None: the queue's.
+            deadline_ms: time until the caller gets `ServiceUnavailableError`, counted from when the request enters the
+                queue; None: the queue's.
+            wait_for_room: let the request wait in line for room in a full queue instead of refusing it.
         Raises:
             InvalidInputError: it failed the check.
             ServiceUnavailableError: full, closed, or forked.
         """
         self._guard.enter()
-        now = self._clock.now()
-        ticket = Ticket(request, now, now + self._time_allowed_s(request, deadline_ms))
+        pending = PendingRequest(request, self._clock.now(), self._time_allowed_s(request, deadline_ms))
         try:
             self._check(request)
-            self._admit(ticket)
+            self._enqueue(pending, wait_for_room)
         except EmbeddingError as error:
-            self._observer.request_ended(request, self._clock.now() - now, None, error)
+            self._observer.request_ended(request, self._clock.now() - pending.submitted, error)
             raise
-        self._ledger.allow_cancelling(ticket)
-        return ticket.future
+        pending.future.add_done_callback(partial(self._withdraw, pending))
+        return pending.future
 
     def embed(self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None) -> BatchEmbeddingResponse:
         """Queue a request and wait for it; an interrupt withdraws it."""
-        if threading.current_thread() is self._worker or self._ledger.is_expiring():
-            raise ServiceUnavailableError("the callback of a future must not wait for another one; use a thread for it")
+        if self._worker.is_current_thread() or self._timer.is_current_thread():
+            raise ServiceUnavailableError("a future's callback must not wait for another future; use a thread for that")
         future = self.submit(request, deadline_ms=deadline_ms)
         try:
             return future.result()
@@ -148,172 +152,197 @@ class BatchQueue:
         return await asyncio.wrap_future(self.submit(request, deadline_ms=deadline_ms))
 
     def health_check(self) -> None:
-        """Return if requests are being answered.
+        """Check that requests are being answered.
 
         Raises:
             ServiceUnavailableError: closed, forked, a batch is past its deadline, or the worker has died since the
-                last check; another has taken its place then, and the next check says how that goes.
+                last check (it has been replaced).
         """
         self._guard.check()
         self._refuse_closed()
-        with self._changed:
-            death, self._death = self._death, None
-            deadline = self._running_until()
+        with self._lock:
+            death = self._worker.pop_death()
         if death is not None:
             raise ServiceUnavailableError(f"the embedding worker died of {death!r} and was replaced") from death
-        if (overdue := self._clock.now() - deadline) >= 0:
+        if (overdue_s := self._clock.now() - self._overdue_at) >= 0:
             raise ServiceUnavailableError(
-                f"the model has not come back from a batch, {overdue:.1f} s past its deadline; "
+                f"the model has not come back from a batch, {overdue_s:.1f} s past its deadline; "
                 "if it does not come back at all, restart the process"
             )
 
     def close(self, *, drain: bool = True, timeout_s: float = 30.0) -> bool:
-        """Take no more requests and end the threads.
+        """Stop accepting requests and end the threads.
 
         Args:
-            drain: answer what waits first; otherwise it fails with `ServiceUnavailableError`.
-            timeout_s: what is still open after that fails as well, even if the model has not come back.
+            drain: whether to answer waiting requests first; otherwise they fail with `ServiceUnavailableError`.
+            timeout_s: requests still pending after that time fail as well.
         Returns:
-            False if the model has not come back.
+            Whether the thread has ended; False while the model has not come back.
         """
         if self.is_foreign:
             return True
-        with self._changed:
+        with self._lock:
             self._closing = True
-            dropped = [] if drain else self._ledger.claim(lambda ticket: ticket.waiting > 0)
+            dropped = [] if drain else self._take(pending for pending in self._pending if pending.waiting)
             self._changed.notify_all()
-        self._ledger.answer(dropped, error=ServiceUnavailableError(_CLOSED_EARLY))
-        with self._changed:
-            ended = threading.current_thread() is self._worker or self._changed.wait_for(
-                lambda: self._worker is None, timeout_s
-            )
-            left = self._ledger.claim(lambda ticket: True)
-        error = ServiceUnavailableError(f"the service was closed, and the model did not come back in {timeout_s:g} s")
-        self._ledger.answer(left, error=error)
-        self._ledger.close()
+        early = "the service was closed before this was embedded; use another one, or close with drain=True"
+        self._resolve(dropped, ServiceUnavailableError(early))
+        with self._lock:
+            ended = self._worker.wait_until_ended(timeout_s)
+            left = self._take(self._pending)
+        late = f"the service was closed, and the model did not come back in {timeout_s:g} s"
+        self._resolve(left, ServiceUnavailableError(late))
+        self._timer.stop()
         return ended
 
     def when_ended(self, action: Callable[[], None]) -> None:
-        """Run something once a closed queue's model has come back: at once, or on the worker's thread."""
-        with self._changed:
-            if self._worker is not None:
-                self._when_ended = action
-                return
-        action()
+        """Run something once a closed queue's thread has ended: at once, or as the last thing it does."""
+        self._worker.when_ended(action)
 
-    def _admit(self, ticket: Ticket) -> None:
-        with self._changed:
+    def _enqueue(self, pending: PendingRequest, wait_for_room: bool) -> None:
+        with self._lock:
             self._refuse_closed()
-            self._refuse_full(ticket)
-            self._ensure_worker()
-            self._lanes.add(ticket)
-            self._ledger.enter(ticket)
+            if not wait_for_room and not self._scheduler.has_room(pending):
+                raise QueueFullError(
+                    f"the queue is full: up to {self._max_texts} texts may wait, and there is no room for "
+                    f"{pending.waiting} more; try again later, use submit_when_room, or raise service.queue_size"
+                )
+            self._worker.ensure_started()
+            self._pending.add(pending)
+            self._scheduler.add(pending)
+            self._admit()
             self._changed.notify()
 
-    def _work(self) -> None:
+    def _admit(self) -> None:
+        """Let requests enter that there is room for; the caller holds the lock."""
+        for pending in self._scheduler.admit(self._clock.now()):
+            self._timer.schedule(pending.expires)
+
+    def _take(self, wanted: Iterable[PendingRequest]) -> list[PendingRequest]:
+        """Take out those requests that are still pending; the caller must resolve them."""
+        with self._lock:
+            taken = [pending for pending in wanted if pending in self._pending]
+            self._pending.difference_update(taken)
+            for pending in taken:
+                self._scheduler.remove(pending)
+            self._admit()
+            return taken
+
+    def _resolve(self, taken: Iterable[PendingRequest], outcome: Outcome) -> None:
+        """Give requests that were taken their outcome, without the lock: callbacks of their callers run here.
+
+        What a callback raises is logged once all are resolved, because a SystemExit on the worker's thread would cost
+        the other callers their batch. On the main thread it may be the user's interrupt, and is raised again.
+        """
+        raised: BaseException | None = None
+        for pending in taken:
+            try:
+                self._resolve_one(pending, outcome)
+            except BaseException as error:
+                raised = raised or error
+        if raised is None:
+            return
+        if threading.current_thread() is threading.main_thread():
+            raise raised
+        logger.error("the callback of a finished request raised %s", type(raised).__name__)
+
+    def _resolve_one(self, pending: PendingRequest, outcome: Outcome) -> None:
         try:
-            while self._run_next():
-                pass
-        except BaseException as error:
-            self._bury(error)
-        if self._closing:
-            self._when_ended()
+            self._observer.request_ended(pending.request, self._clock.now() - pending.submitted, outcome)
+        finally:
+            # The caller may cancel at this very moment.
+            with suppress(InvalidStateError):
+                if isinstance(outcome, Exception):
+                    pending.future.set_exception(outcome)
+                elif outcome is not None:
+                    pending.future.set_result(outcome)
+
+    def _withdraw(self, pending: PendingRequest, future: Future[BatchEmbeddingResponse]) -> None:
+        """Withdraw a request whose future was cancelled; called by every future that is done."""
+        if future.cancelled() and not self.is_foreign:
+            # `concurrent.futures.wait` counts a cancelled future as done only after this.
+            future.set_running_or_notify_cancel()
+            self._resolve(self._take([pending]), None)
+
+    def _expire(self) -> None:
+        """Fail what is past its deadline, and schedule the next deadline; called by the timer."""
+        with self._lock:
+            now = self._clock.now()
+            expired = self._take(pending for pending in self._pending if pending.expires <= now)
+            self._timer.schedule(min((pending.expires for pending in self._pending), default=math.inf))
+        for pending in expired:
+            self._resolve([pending], pending.deadline_error())
 
     def _run_next(self) -> bool:
         """Wait for a batch and run it; False once closed and empty."""
-        with self._changed:
-            while not (parts := self._lanes.take(self._clock.now())):
+        with self._lock:
+            while not (slices := self._scheduler.next_batch(self._clock.now())):
                 if self._closing:
-                    self._worker = None
-                    self._changed.notify_all()
                     return False
                 self._clock.wait(self._changed, None)
-            self._running = parts
-            self._running_since = self._clock.now()
-        self._run(parts)
-        with self._changed:
+            self._admit()
+            self._running = slices
+        self._run(slices)
+        with self._lock:
             self._running = []
         return True
 
-    def _run(self, parts: list[Part]) -> None:
+    def _run(self, slices: list[RequestSlice]) -> None:
         started = self._clock.now()
-        waits_s = tuple(part.ticket.start(started) for part in parts if part.ticket.started is None)
+        # A slice has the time of a batch, however long its request may take.
+        self._overdue_at = min(max(part.pending.expires for part in slices), started + self._deadline_s)
+        waits_s = tuple(part.pending.start(started) for part in slices if part.pending.started is None)
         error: Exception | None = None
         try:
-            responses = self._embed([part.request for part in parts])
-            if len(responses) != len(parts):
-                raise EmbeddingError(f"{len(responses)} responses came back for {len(parts)} requests")
+            responses = self._embed([part.request for part in slices])
+            if len(responses) != len(slices):
+                raise EmbeddingError(f"{len(responses)} responses came back for {len(slices)} requests")
         except Exception as caught:
             error = caught
         run_s = self._clock.now() - started
-        with self._changed:
-            self._lanes.finish(parts, run_s)
-        self._observer.batch_ended(BatchStats(sum(len(part.request.inputs) for part in parts), waits_s, run_s))
+        self._overdue_at = math.inf
+        with self._lock:
+            self._scheduler.finish(slices, run_s)
+        self._observer.batch_ended(BatchStats(sum(len(part.request.inputs) for part in slices), waits_s, run_s))
         if error is None:
-            self._deliver(parts, responses)
-        elif isinstance(error, InvalidInputError) and len(parts) > 1:
-            # Refused by the model, not by the check beforehand: only the one whose fault it was shall hear of it.
-            for part in parts:
+            self._deliver(slices, responses)
+        elif isinstance(error, InvalidInputError) and len(slices) > 1:
+            # Refused by the model, not by the check beforehand: only the request that caused it must fail.
+            for part in slices:
                 self._run([part])
         else:
-            logger.info("a batch of %d requests failed: %s", len(parts), type(error).__name__)
-            self._ledger.settle([part.ticket for part in parts], error=error)
+            logger.info("a batch of %d requests failed: %s", len(slices), type(error).__name__)
+            self._resolve(self._take(part.pending for part in slices), error)
 
-    def _deliver(self, parts: list[Part], responses: Sequence[BatchEmbeddingResponse]) -> None:
-        for part, response in zip(parts, responses, strict=True):
-            if part.ticket.future.done():
+    def _deliver(self, slices: list[RequestSlice], responses: Sequence[BatchEmbeddingResponse]) -> None:
+        for part, response in zip(slices, responses, strict=True):
+            if part.pending.future.done():
                 continue
+            outcome: Outcome
             try:
-                complete = part.ticket.receive(part, response, self._clock.now())
+                outcome = part.pending.receive(part, response, self._clock.now())
             except Exception as error:
-                self._ledger.settle([part.ticket], error=error)
-            else:
-                if complete is not None:
-                    self._ledger.settle([part.ticket], response=complete)
+                outcome = error
+            if outcome is not None:
+                self._resolve(self._take([part.pending]), outcome)
 
-    def _bury(self, error: BaseException) -> None:
-        """Runs on the dying worker: put another in its place and tell those who waited for its batch."""
-        with self._changed:
-            self._death = error
-            self._worker = None
-            running = {part.ticket for part in self._running}
-            lost = self._ledger.claim(running.__contains__)
+    def _replace_worker(self, error: BaseException) -> None:
+        """Start another worker if something waits, and fail the batch of the dying one, which calls this."""
+        with self._lock:
+            lost = self._take(part.pending for part in self._running)
             self._running = []
-            if self._lanes.waiting_texts:
-                self._ensure_worker()
-            self._changed.notify_all()
+            self._overdue_at = math.inf
+            self._worker.replace(error, start=self._scheduler.waiting_texts > 0)
         logger.error("the embedding worker died of %s and is replaced", type(error).__name__)
         unavailable = ServiceUnavailableError(f"the embedding worker died of {error!r} in this batch; try again")
         unavailable.__cause__ = error
-        self._ledger.answer(lost, error=unavailable)
-
-    def _ensure_worker(self) -> None:
-        if self._worker is None or not self._worker.is_alive():
-            self._worker = threading.Thread(target=self._work, name="akidb-mlx-batches", daemon=True)
-            self._worker.start()
+        self._resolve(lost, unavailable)
 
     def _time_allowed_s(self, request: BatchEmbeddingRequest, deadline_ms: float | None) -> float:
         if deadline_ms is not None:
             return deadline_ms / 1e3
-        if self._deadline_ms is None:
-            return math.inf
-        return self._deadline_ms / 1e3 * max(1, math.ceil(len(request.inputs) / self._batch_size))
-
-    def _running_until(self) -> float:
-        """Return when the batch that runs is overdue; a slice of a large request is a batch like any other."""
-        if not self._running:
-            return math.inf
-        allowed_s = math.inf if self._deadline_ms is None else self._deadline_ms / 1e3
-        return min(max(part.ticket.expires for part in self._running), self._running_since + allowed_s)
+        return self._deadline_s * max(1, math.ceil(len(request.inputs) / self._batch_size))
 
     def _refuse_closed(self) -> None:
         if self._closing:
             raise ServiceUnavailableError("the embedding service is closed; make a new one")
-
-    def _refuse_full(self, ticket: Ticket) -> None:
-        waiting = self._lanes.waiting_like(ticket)
-        if waiting and waiting + ticket.waiting > self._max_texts:
-            raise QueueFullError(
-                f"{waiting} texts wait and {self._max_texts} may, no room for {ticket.waiting} more; "
-                "try again later, or raise service.queue_size"
-            )

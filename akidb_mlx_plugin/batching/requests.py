@@ -8,19 +8,28 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.errors import EmbeddingError, ServiceUnavailableError
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Usage, Vector
 
+# How a request ends: vectors, an error, or None where its caller cancelled it.
+Outcome = BatchEmbeddingResponse | Exception | None
 
-# Neither shows its texts where it is logged.
+
+class DeadlineExceededError(ServiceUnavailableError):
+    """A request was not answered in the time it was given."""
+
+
+# The classes have no generated repr: it would put texts into logs.
 @dataclass(eq=False, repr=False)
-class Ticket:
+class PendingRequest:
     """One request on its way through the queue.
 
     Attributes:
-        request: what is to be embedded.
-        submitted: when it came, in seconds of the queue's clock.
-        expires: when its caller stops waiting.
+        request: what to embed.
+        submitted: when it entered the queue, in seconds of the queue's clock; where it had to wait for room, when
+            there was room.
+        allowed_s: how long it may take from then on.
+        expires: when its caller stops waiting; infinite while it waits for room.
         future: where the caller waits.
         started: when its first text went to the engine.
         sent: how many of its texts went to the engine.
@@ -28,6 +37,7 @@ class Ticket:
 
     request: BatchEmbeddingRequest
     submitted: float
+    allowed_s: float = math.inf
     expires: float = math.inf
     future: Future[BatchEmbeddingResponse] = field(default_factory=Future)
     started: float | None = None
@@ -40,16 +50,21 @@ class Ticket:
 
     @property
     def waiting(self) -> int:
-        """Texts that have not gone to the engine yet."""
+        """Number of texts that have not gone to the engine yet."""
         return len(self.request.inputs) - self.sent
+
+    def enter(self, now: float) -> None:
+        """Note that it enters the queue now."""
+        self.submitted = now
+        self.expires = now + self.allowed_s
 
     def start(self, now: float) -> float:
         """Note that its first text goes to the engine; return how long it has waited."""
         self.started = now
         return now - self.submitted
 
-    def cut(self, characters: float, texts: int) -> Part:
-        """Take the next slice: its longest texts, up to so many, and at least one."""
+    def cut(self, characters: float, texts: int) -> RequestSlice:
+        """Return the next slice: its longest texts within both limits, and at least one."""
         inputs = self.request.inputs
         if not self._order:
             if len(inputs) <= texts and sum(map(len, inputs)) <= characters:
@@ -63,15 +78,25 @@ class Ticket:
             stop += 1
         indexes = self._order[self.sent : stop]
         self.sent = stop
-        return Part(self, replace(self.request, inputs=[inputs[index] for index in indexes]), indexes)
+        return RequestSlice(self, replace(self.request, inputs=[inputs[index] for index in indexes]), indexes)
 
-    def whole(self) -> Part:
-        """Take all of it."""
+    def whole(self) -> RequestSlice:
+        """Return one slice with all of its texts."""
         self.sent = len(self.request.inputs)
-        return Part(self, self.request, None)
+        return RequestSlice(self, self.request, None)
 
-    def receive(self, part: Part, response: BatchEmbeddingResponse, now: float) -> BatchEmbeddingResponse | None:
-        """Put a slice's vectors in their places.
+    def deadline_error(self) -> DeadlineExceededError:
+        """Return what its caller gets when its time is up."""
+        if self.started is None:
+            where = "it was still waiting in the queue; send fewer at a time, or allow more by deadline_ms"
+        else:
+            where = "the model had not come back with it; allow more by deadline_ms, or use a smaller model"
+        return DeadlineExceededError(f"not answered within {self.allowed_s:g} s: {where}")
+
+    def receive(
+        self, part: RequestSlice, response: BatchEmbeddingResponse, now: float
+    ) -> BatchEmbeddingResponse | None:
+        """Copy the vectors of a slice to their rows.
 
         Returns:
             The response to the whole request, once nothing is missing.
@@ -98,15 +123,15 @@ class Ticket:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Part:
-    """What of a request goes into one batch.
+class RequestSlice:
+    """The texts of a request that go into one batch.
 
     Attributes:
-        ticket: whose it is.
-        request: the texts of this part, embedded as the whole is.
-        indexes: their places in the whole request; None: it is the whole.
+        pending: the request they belong to.
+        request: these texts with the request's settings.
+        indexes: their positions in the request; None for the whole request.
     """
 
-    ticket: Ticket
+    pending: PendingRequest
     request: BatchEmbeddingRequest
     indexes: list[int] | None

@@ -1,35 +1,57 @@
-"""Who goes next: requests that wait for the engine, and how they become batches. No threads, no locks.
+"""Which requests the engine gets next, and how they become batches. No threads, no locks.
 
-Small requests are merged, in the order they came. A request of more than `batch_size` texts has a lane of its own and
-goes in slices, longest texts first, so that a slice holds texts of like length and packs well; the two lanes take
-turns, and so do the large requests among themselves.
+Small requests are merged in the order they came. A request of more than `batch_size` texts goes in slices, longest
+texts first, so that the texts of a slice are of similar length and pack well. Slices and batches of small requests
+alternate, and so do the large requests among themselves.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass, field
 
-from akidb_mlx_plugin.batching.requests import Part, Ticket
+from akidb_mlx_plugin.batching.requests import PendingRequest, RequestSlice
 
-# Bounds of a slice while no small request is about: enough to keep a GPU busy, about a second of MiniLM on two cores.
-# Fixed, not timed, so that the same large request is cut, and so rounded, the same way every time.
+# Limits of a slice while no small request is waiting: enough to keep a GPU busy, about a second of MiniLM on two cores.
+# Fixed, not timed, so that the same large request is cut, and therefore rounded, the same way every time.
 SLICE_TEXTS = 512
 SLICE_CHARACTERS = 16_384
 # Once a small request had to wait for a slice, slices are kept short for this long: more may follow.
-_COMPANY_S = 10.0
+_SHORT_SLICES_S = 10.0
 
 
-class Lanes:
-    """The requests that wait. Not safe for threads: the queue holds its lock."""
+@dataclass
+class _Backlog:
+    """Requests of one size class.
 
-    def __init__(self, batch_size: int, batch_timeout_s: float) -> None:
+    Attributes:
+        requests: those that wait for the engine, next first.
+        texts: how many texts of theirs have not gone to the engine.
+        line: those that wait for room here, first come first.
+    """
+
+    requests: deque[PendingRequest] = field(default_factory=deque)
+    texts: int = 0
+    line: deque[PendingRequest] = field(default_factory=deque)
+
+
+class Scheduler:
+    """The requests that wait. Not thread-safe: the queue holds its lock."""
+
+    def __init__(self, batch_size: int, batch_timeout_s: float, max_texts: int) -> None:
+        """Start empty.
+
+        Args:
+            batch_size: most texts of small requests in a batch; a larger request goes in slices.
+            batch_timeout_s: about how long a slice takes while small requests arrive.
+            max_texts: most texts that wait, of small requests and of large ones each.
+        """
         self._batch_size = batch_size
         self._batch_timeout_s = batch_timeout_s
-        self._small: deque[Ticket] = deque()
-        self._large: deque[Ticket] = deque()
-        self._small_texts = 0
-        self._large_texts = 0
+        self._max_texts = max_texts
+        self._small = _Backlog()
+        self._large = _Backlog()
         self._small_goes_next = True
         self._slice_runs = False
         self._last_held_up = -math.inf
@@ -37,75 +59,88 @@ class Lanes:
 
     @property
     def waiting_texts(self) -> int:
-        """Texts that have not gone to the engine yet."""
-        return self._small_texts + self._large_texts
+        """Number of texts that have not gone to the engine yet, without those that wait for room."""
+        return self._small.texts + self._large.texts
 
-    def waiting_like(self, ticket: Ticket) -> int:
-        """Return how many texts wait in a request's own lane: a large one must not shut the small ones out."""
-        return self._large_texts if self._is_large(ticket) else self._small_texts
+    def has_room(self, pending: PendingRequest) -> bool:
+        """Return whether a new request could enter at once; large requests take no room from small ones."""
+        backlog = self._backlog_of(pending)
+        return not backlog.line and self._fits(backlog, pending)
 
-    def add(self, ticket: Ticket) -> None:
-        """Let a request wait."""
-        if self._is_large(ticket):
-            self._large.append(ticket)
-            self._large_texts += ticket.waiting
+    def add(self, pending: PendingRequest) -> None:
+        """Put a request at the end of the line for room; `admit` does the rest."""
+        self._backlog_of(pending).line.append(pending)
+
+    def admit(self, now: float) -> list[PendingRequest]:
+        """Let those enter for whom there is room, and return them."""
+        admitted: list[PendingRequest] = []
+        for backlog in (self._small, self._large):
+            while backlog.line and self._fits(backlog, backlog.line[0]):
+                pending = backlog.line.popleft()
+                if backlog is self._small and (self._slice_runs or self._large.requests):
+                    self._last_held_up = now
+                backlog.requests.append(pending)
+                backlog.texts += pending.waiting
+                pending.enter(now)
+                admitted.append(pending)
+        return admitted
+
+    def remove(self, pending: PendingRequest) -> None:
+        """Drop what of a request is waiting; one that has gone to the engine entirely is not here any more."""
+        if not pending.waiting:
             return
-        if self._slice_runs or self._large:
-            self._last_held_up = ticket.submitted
-        self._small.append(ticket)
-        self._small_texts += ticket.waiting
-
-    def remove(self, ticket: Ticket) -> None:
-        """Forget a request, if any of it still waits."""
-        if not ticket.waiting:
-            return
-        if self._is_large(ticket):
-            self._large.remove(ticket)
-            self._large_texts -= ticket.waiting
+        backlog = self._backlog_of(pending)
+        if pending in backlog.line:
+            backlog.line.remove(pending)
         else:
-            self._small.remove(ticket)
-            self._small_texts -= ticket.waiting
+            backlog.requests.remove(pending)
+            backlog.texts -= pending.waiting
 
-    def take(self, now: float) -> list[Part]:
-        """Return the next batch; empty if nobody waits."""
-        from_small = bool(self._small) and (self._small_goes_next or not self._large)
+    def next_batch(self, now: float) -> list[RequestSlice]:
+        """Return what goes to the engine next; empty if nothing waits."""
+        from_small = bool(self._small.requests) and (self._small_goes_next or not self._large.requests)
         self._small_goes_next = not from_small
-        parts = self._take_small() if from_small else self._take_slice(now)
-        self._slice_runs = bool(parts) and not from_small
-        return parts
+        slices = self._merge_small() if from_small else self._cut_large(now)
+        self._slice_runs = bool(slices) and not from_small
+        return slices
 
-    def finish(self, parts: list[Part], seconds: float) -> None:
-        """Learn from a batch that has come back how much the engine does in a second."""
+    def finish(self, slices: list[RequestSlice], seconds: float) -> None:
+        """Learn from a batch that has come back how many characters the engine embeds in a second."""
         if self._slice_runs and seconds > 0:
-            self._characters_per_s = sum(len(text) for part in parts for text in part.request.inputs) / seconds
+            self._characters_per_s = sum(len(text) for part in slices for text in part.request.inputs) / seconds
         self._slice_runs = False
 
-    def _take_small(self) -> list[Part]:
-        parts: list[Part] = []
-        room = self._batch_size
-        while self._small and len(self._small[0].request.inputs) <= room:
-            part = self._small.popleft().whole()
+    def _merge_small(self) -> list[RequestSlice]:
+        slices: list[RequestSlice] = []
+        backlog, room = self._small, self._batch_size
+        while backlog.requests and backlog.requests[0].waiting <= room:
+            part = backlog.requests.popleft().whole()
             room -= len(part.request.inputs)
-            parts.append(part)
-        self._small_texts -= self._batch_size - room
-        return parts
+            slices.append(part)
+        backlog.texts -= self._batch_size - room
+        return slices
 
-    def _take_slice(self, now: float) -> list[Part]:
-        if not self._large:
+    def _cut_large(self, now: float) -> list[RequestSlice]:
+        backlog = self._large
+        if not backlog.requests:
             return []
-        ticket = self._large.popleft()
-        part = ticket.cut(*self._slice_limits(now))
-        self._large_texts -= len(part.request.inputs)
-        if ticket.waiting:
-            self._large.append(ticket)
+        pending = backlog.requests.popleft()
+        part = pending.cut(*self._slice_limits(now))
+        backlog.texts -= len(part.request.inputs)
+        if pending.waiting:
+            backlog.requests.append(pending)
         return [part]
 
-    def _is_large(self, ticket: Ticket) -> bool:
-        return len(ticket.request.inputs) > self._batch_size
+    def _backlog_of(self, pending: PendingRequest) -> _Backlog:
+        return self._large if len(pending.request.inputs) > self._batch_size else self._small
+
+    def _fits(self, backlog: _Backlog, pending: PendingRequest) -> bool:
+        """A request that is larger than the limit fits where no other one waits."""
+        return not backlog.texts or backlog.texts + pending.waiting <= self._max_texts
 
     def _slice_limits(self, now: float) -> tuple[float, int]:
         """Return the most characters and the most texts of a slice."""
-        if now - self._last_held_up > _COMPANY_S:
+        if now - self._last_held_up > _SHORT_SLICES_S:
             return SLICE_CHARACTERS, SLICE_TEXTS
         if self._characters_per_s is None:
             return SLICE_CHARACTERS, self._batch_size

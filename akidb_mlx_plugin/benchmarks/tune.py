@@ -30,7 +30,7 @@ class Cell:
 
     Attributes:
         batch_size: most texts in a batch.
-        batch_timeout_ms: longest slice of a large request while others wait.
+        batch_timeout_ms: about how long a slice of a large request took while others waited.
         latencies: of the queries.
         bulk_texts_per_second: of the large requests beside them; None where none was answered.
         keeps_up: every query was answered and no backlog was growing.

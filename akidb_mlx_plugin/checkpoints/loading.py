@@ -30,12 +30,13 @@ from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotF
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.architectures import check_pooling
 from akidb_mlx_plugin.models.base import Encoder
-from akidb_mlx_plugin.nn.activations import on_cpu
 from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
 from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
 from akidb_mlx_plugin.nn.dense import Dense
+from akidb_mlx_plugin.nn.layout import in_cpu_layout, is_emulated
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
 from akidb_mlx_plugin.runtime.blas import load_blas
+from akidb_mlx_plugin.runtime.devices import emulates_bfloat16
 from akidb_mlx_plugin.runtime.memory import available_memory, check_memory
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def load_model(
         checkpoint: what to load.
         device: "cpu" or "gpu", for the choices below; None: this thread's.
         dtype: "float32", "bfloat16" or "float16"; "auto": float32 on a CPU, which has no other fast format. On a GPU
-            bfloat16 for quantized weights, otherwise as they are stored.
+            weights in float32 or float16 are computed in float16, others in bfloat16, or in float16 too where the GPU
+            has no bfloat16 of its own (M1 and M2); in bfloat16 where the architecture overflows float16.
         keep_quantized: whether quantized weights stay so; None: on a GPU, and for embedding tables. A CPU multiplies
             plain matrices 30 times faster.
     Raises:
@@ -84,7 +86,7 @@ def load_model(
     with _damage_named(checkpoint.folder):
         model = _build(checkpoint, device, dtype, keep_quantized)
     check_memory(model.nbytes, checkpoint.name)
-    if device == "gpu" or (device is None and not on_cpu()):
+    if not in_cpu_layout(device) and not is_emulated():
         check_memory(model.nbytes, checkpoint.name, available=_available_on_gpu())
     # Evaluated here and now: an array that is still lazy can only be evaluated by the thread that made it. One by one,
     # so that what a matrix is made of is freed before the next is read.
@@ -175,7 +177,7 @@ def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantize
 def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
     check_modes(checkpoint.pooling)
     check_method(checkpoint.config)
-    cpu = on_cpu() if device is None else device == "cpu"
+    cpu = in_cpu_layout(device)
     architecture = find_encoder(checkpoint.model_type)
     tensors: dict[str, mx.array] = {}
     for file in find_weight_files(checkpoint.folder):
@@ -190,8 +192,11 @@ def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_qu
         {name: value for name, value in tensors.items() if not is_in_head(name, checkpoint.dense)}
     )
     names = original_names(weights, tensors)
-    bits = _take_quantized(encoder, weights, keep=not cpu if keep_quantized is None else keep_quantized)
-    target = _choose_dtype(encoder, weights, dtype, cpu=cpu, quantized=bool(bits))
+    stays = not cpu if keep_quantized is None else keep_quantized
+    # See `emulate_gpu`; in float32 a CPU's own product is as exact as a GPU's.
+    keeps = stays and not (is_emulated() and dtype != "float32")
+    bits = _take_quantized(encoder, weights, keep=keeps)
+    target = _choose_dtype(encoder, weights, dtype, cpu=cpu, quantized=bool(bits and stays))
     load_strictly(encoder, weights, str(checkpoint.folder), names)
     encoder.prepare()
     _cast(encoder, target, keep_tables=encoder.keeps_tables)
@@ -203,7 +208,7 @@ def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_qu
         _cast(layer, mx.float32, keep_tables=False)
     nbytes = _count_bytes(encoder, *dense)
     described = str(target).removeprefix("mlx.core.")
-    if bits:
+    if bits and stays:
         described += f", {'/'.join(map(str, sorted(bits)))}-bit weights"
     return LoadedModel(encoder, dense, parameters, described, nbytes)
 
@@ -212,22 +217,23 @@ def _take_quantized(module: nn.Module, weights: dict[str, mx.array], *, keep: bo
     """Prepare a module for its quantized weights, or dequantize them.
 
     Returns:
-        Bits of the matrices that stay quantized, tables not counted unless all stay.
+        Bits per weight of its quantized matrices.
     """
     modules = dict(module.named_modules())
-    kept = {}
+    kept, bits = {}, set()
     for path in quantized_paths(weights):
         target = modules.get(path)
         if target is None or "weight" not in target:
             continue  # an unknown tensor, which the strict loading names
         scheme = scheme_of(path, weights, target.weight.shape[-1])
         # Of a table only few rows are looked up: dequantizing those costs less than reading the others.
+        bits.add(scheme.bits)
         if keep or isinstance(target, nn.Embedding):
             kept[path] = scheme
         else:
             dequantize(path, weights, scheme)
     quantize_modules(module, kept)
-    return {scheme.bits for scheme in kept.values()} if keep else set()
+    return bits
 
 
 def _choose_dtype(
@@ -241,12 +247,11 @@ def _choose_dtype(
         return _DTYPES[dtype]
     if cpu:
         return mx.float32
-    stored = {value.dtype for value in weights.values() if mx.issubdtype(value.dtype, mx.floating)}
-    if quantized or mx.bfloat16 in stored:
+    if not encoder.float16_is_safe:
         return mx.bfloat16
-    if mx.float16 in stored:
-        return mx.float16 if encoder.float16_is_safe else mx.bfloat16
-    return mx.float32
+    stored = {value.dtype for value in weights.values() if mx.issubdtype(value.dtype, mx.floating)}
+    wide_range = quantized or mx.bfloat16 in stored
+    return mx.bfloat16 if wide_range and not emulates_bfloat16() else mx.float16
 
 
 def _cast(module: nn.Module, dtype: mx.Dtype, *, keep_tables: bool) -> None:

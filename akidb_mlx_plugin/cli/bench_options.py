@@ -27,7 +27,8 @@ DeviceOption = Annotated[str | None, typer.Option(help="gpu, cpu or auto; if not
 ThreadsOption = Annotated[int | None, typer.Option(help="Cores to run on, all if not given (Linux).")]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Most texts in a batch; if not given, as configured.")]
 TimeoutOption = Annotated[
-    float | None, typer.Option(help="Longest that a batch under way holds others up; if not given, as configured.")
+    float | None,
+    typer.Option(help="Length of a large request's slices while small requests arrive; defaults to the configuration."),
 ]
 QpsOption = Annotated[float, typer.Option(min=0.1, help="Queries per second.")]
 CorpusOption = Annotated[

@@ -19,7 +19,7 @@ from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 if TYPE_CHECKING:
-    from akidb_mlx_ray.planning import Plan
+    from akidb_mlx_ray.estimate import Estimate
     from akidb_mlx_ray.results import BulkResult
 
 _PATIENCE_S = 10.0
@@ -47,7 +47,7 @@ def bulk(
     ] = None,
     dimension: Annotated[int | None, typer.Option(help="Length of the vectors; without it, the model's.")] = None,
     pooling: PoolingOption = None,
-    on: Annotated[str, typer.Option(help="The column that tells rows apart.")] = "id",
+    on: Annotated[str, typer.Option(help="The key column.")] = "id",
     text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = "text",
     vector_column: Annotated[str, typer.Option(help="The column that vectors go to.")] = "vector",
     columns: Annotated[
@@ -77,7 +77,7 @@ def bulk(
     try:
         import ray
         from akidb_mlx_ray.dataset import Workers
-        from akidb_mlx_ray.planning import Plan
+        from akidb_mlx_ray.estimate import Estimate
 
         from akidb_mlx_plugin.cli.bulk_job import BulkJob, run_through_client
     except ImportError as error:
@@ -106,7 +106,7 @@ def bulk(
             made = run_through_client(job) if (address or "").startswith("ray://") else job.run()
         finally:
             ray.shutdown()
-    rows = [_describe_plan(made, workers)] if isinstance(made, Plan) else _describe_result(made, to)
+    rows = [_describe_estimate(made, workers)] if isinstance(made, Estimate) else _describe_result(made, to)
     print_rows(rows, as_json=as_json)
 
 
@@ -193,7 +193,7 @@ def _check_apart(rejects: Path, paths: list[str]) -> Path:
     return rejects
 
 
-def _describe_plan(made: Plan, workers: int) -> dict[str, Any]:
+def _describe_estimate(made: Estimate, workers: int) -> dict[str, Any]:
     return {
         "rows": made.rows,
         "rejected": _spell(made.rejected),

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import ray
 import ray.data
 from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.estimate import Estimate, estimate
 from akidb_mlx_ray.jsonl import read_jsonl
-from akidb_mlx_ray.planning import Plan, plan
+from akidb_mlx_ray.pipeline import Options, run, typed_errors
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult
-from akidb_mlx_ray.runs import Options, run, typed_errors
 from ray.exceptions import RayError
 
 from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress
@@ -58,7 +58,7 @@ class BulkJob:
     rejects: Path
     dry_run: bool
 
-    def run(self) -> Plan | BulkResult:
+    def run(self) -> Estimate | BulkResult:
         """Do it, in the cluster that is connected; raises as `write_lancedb`."""
         # First, because the input takes long to look through.
         given = (self.model, self.dimension, self.pooling)
@@ -69,7 +69,7 @@ class BulkJob:
         with typed_errors("the input"):
             ds = self._read()
         if self.dry_run:
-            return plan(ds, target, self.workers, self.rejects)
+            return estimate(ds, target, self.workers, self.rejects)
         return run(ds, target, self.workers, Options(self.strict, self.rejects))
 
     def _read(self) -> Dataset:
@@ -93,7 +93,7 @@ def _read_parquet(paths: list[str]) -> Dataset:
     return ds
 
 
-def run_through_client(job: BulkJob) -> Plan | BulkResult:
+def run_through_client(job: BulkJob) -> Estimate | BulkResult:
     """Do it in a task of the cluster: Ray Data cannot be driven through ray://, from a machine outside.
 
     The side file comes back from there. Folders are those of this machine, which the nodes have to see as well, and
@@ -118,18 +118,20 @@ def run_through_client(job: BulkJob) -> Plan | BulkResult:
         job.rejects.write_bytes(rejected)
     if isinstance(outcome, EmbeddingError):
         raise outcome
-    made: Plan | BulkResult = outcome
+    made: Estimate | BulkResult = outcome
     return replace(made, rejects=job.rejects) if made.rejects else made
 
 
-def _run_apart(job: BulkJob, settings: Mapping[str, str]) -> tuple[Plan | BulkResult | EmbeddingError, bytes | None]:
+def _run_apart(
+    job: BulkJob, settings: Mapping[str, str]
+) -> tuple[Estimate | BulkResult | EmbeddingError, bytes | None]:
     """Return what a job made under the settings of an environment, or its error, and what is in its side file."""
     for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
         del os.environ[name]
     os.environ.update(settings)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rejected.jsonl"
-        outcome: Plan | BulkResult | EmbeddingError
+        outcome: Estimate | BulkResult | EmbeddingError
         try:
             outcome = replace(job, rejects=path).run()
         except EmbeddingError as error:

@@ -11,7 +11,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from akidb_mlx_ray.runs import BulkTarget
+    from akidb_mlx_ray.pipeline import BulkStore
 
 _CHROMA_PORT = 8000
 _FORMS = "lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE or chroma://HOST:PORT/NAME"
@@ -28,7 +28,7 @@ class LanceAddress:
         """Return it as it is found from every folder."""
         return self if "://" in self.uri else LanceAddress(str(Path(self.uri).expanduser().resolve()), self.name)
 
-    def open(self, config: EmbeddingConfig | None, *, on: str, text_column: str, vector_column: str) -> BulkTarget:
+    def open(self, config: EmbeddingConfig | None, *, on: str, text_column: str, vector_column: str) -> BulkStore:
         """Return the table, which may not exist yet, with a configuration's function; None: its own, or the default."""
         from akidb_mlx_lancedb import MLXEmbeddings
         from akidb_mlx_ray.lancedb import BulkTable
@@ -49,7 +49,7 @@ class ChromaAddress:
         """Return it; a server is found from everywhere."""
         return self
 
-    def open(self, config: EmbeddingConfig | None, *, on: str, text_column: str, vector_column: str) -> BulkTarget:
+    def open(self, config: EmbeddingConfig | None, *, on: str, text_column: str, vector_column: str) -> BulkStore:
         """Return the collection, as `LanceAddress.open`."""
         from akidb_mlx_chroma import MLXEmbeddingFunction
         from akidb_mlx_ray.chroma import BulkCollection, Server

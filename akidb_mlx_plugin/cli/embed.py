@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from akidb_mlx_plugin.cli.embed_input import TextSource
-from akidb_mlx_plugin.cli.embed_output import VectorWriter, find_writer, replacing
+from akidb_mlx_plugin.cli.embed_output import VectorWriter, atomic_write, find_writer
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows, progress
 from akidb_mlx_plugin.types import Kind
@@ -65,7 +65,7 @@ def embed(
     with (
         TextSource(source, input_format, text_field) as texts,
         _open_service(model, dimension, pooling) as service,
-        replacing(output) as file,
+        atomic_write(output) as file,
         closing(make_writer(file, texts.schema, vector_field)) as writer,
     ):
         total = _embed_all(texts, service, kind, writer)

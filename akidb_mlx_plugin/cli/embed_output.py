@@ -191,7 +191,7 @@ def find_writer(path: Path) -> type[VectorWriter]:
     return writer
 
 
-class replacing:  # noqa: N801 - used as a context manager, named like contextlib's
+class atomic_write:  # noqa: N801 - used as a context manager, named like contextlib's
     """A file beside the wanted one, put in that one's place if all went well; otherwise nothing is left.
 
     What is there keeps its permissions. A link stays one, and what it leads to is replaced; a pipe or a device gets the

@@ -27,7 +27,7 @@ def reembed(
     ] = None,
     dimension: Annotated[int | None, typer.Option(help="Length of the new vectors; without it, the model's.")] = None,
     pooling: PoolingOption = None,
-    on: Annotated[str, typer.Option(help="The table's column that tells rows apart.")] = "id",
+    on: Annotated[str, typer.Option(help="The table's key column.")] = "id",
     batch_size: Annotated[int | None, typer.Option(help="Documents embedded and written together.")] = None,
     as_json: JsonOption = False,
 ) -> None:

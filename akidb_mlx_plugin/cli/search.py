@@ -79,7 +79,7 @@ def _search_table(
 ) -> list[dict[str, Any]]:
     db = open_lancedb(source, name)
     from akidb_mlx_lancedb import MLXEmbeddings, open_table, validate_table
-    from akidb_mlx_lancedb.target import function_at_hand, open_layout
+    from akidb_mlx_lancedb.store import open_table_schema, resolve_function
 
     with host_errors(source):
         own = None
@@ -88,18 +88,18 @@ def _search_table(
         # A search brings its vector, also to a table that stores no function.
         table = db.open_table(name) if own else open_table(db, name)
         validate_table(table, own)
-        layout = open_layout(table, None)
-        function = own or function_at_hand(layout)
+        schema = open_table_schema(table, None)
+        function = own or resolve_function(schema)
         assert function is not None, "open_table has refused a table without one"
         vector = function.compute_query_embeddings(text)[0]
         metric = function.distance_type()
-        hits = table.search(vector, vector_column_name=layout.vector).distance_type(metric).limit(limit).to_list()
-    own_columns = {layout.vector, layout.text, "id", "_distance"}
+        hits = table.search(vector, vector_column_name=schema.vector).distance_type(metric).limit(limit).to_list()
+    own_columns = {schema.vector, schema.text, "id", "_distance"}
     return [
         {
             **_score(metric, hit["_distance"]),
             **({"id": hit["id"]} if "id" in hit else {}),
-            "text": hit.get(layout.text) if layout.text else None,
+            "text": hit.get(schema.text) if schema.text else None,
             "metadata": {key: value for key, value in hit.items() if key not in own_columns},
         }
         for hit in hits

@@ -6,49 +6,29 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
-from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
 from akidb_mlx_plugin.checkpoints.lookup import find_checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub.locks import ModelInUse, mark_in_use
+from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
 from akidb_mlx_plugin.inference.job import EmbeddingJob, Place, ResolvedRequest
-from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
-from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
-from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
-from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.runtime.devices import choose_device
-from akidb_mlx_plugin.runtime.memory import check_batch
-from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Vector
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo
 from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough that memory stays flat.
 _CHUNK = 1024
-# Tokens of one forward pass. On a CPU activations should stay near the cache; a GPU wants much work at once.
+# Tokens of one forward pass on a CPU: activations should stay near the cache. A GPU's are `pass_tokens`.
 _CPU_TOKENS = 1024
-_GPU_TOKENS = 16384
 # Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
 _MAX_CPU_WORKERS = 8
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One forward pass under way, and the texts whose vectors it gives, in order."""
-
-    places: Sequence[Place]
-    vectors: Future[Vector]
 
 
 class Embedder:
@@ -58,26 +38,12 @@ class Embedder:
     context manager; `close` frees the weights.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        tokenizer: TextTokenizer,
-        model: LoadedModel,
-        workers: WorkerPool,
-        device: str,
-        resources: ExitStack,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, tokenizer: TextTokenizer, engine: Engine, resources: ExitStack) -> None:
         """Take the parts; `load` makes them."""
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
-        self._model: LoadedModel | None = model
-        self._dtype, self._parameters = model.dtype, model.parameters
-        self._prompts = PromptStore(model.encoder, checkpoint.pooling, pool_prompt=checkpoint.pool_prompt)
-        self._workers = workers
-        self._device = device
+        self._engine = engine
         self._resources = resources
-        inner = checkpoint.config.get("intermediate_size")
-        self._width = inner if isinstance(inner, int) else 4 * checkpoint.native_dimension
         self._warned_of_truncation = False
         self.load_seconds = 0.0
 
@@ -123,13 +89,9 @@ class Embedder:
             )
             parts.callback(in_use.close)
             tokenizer = load_text_tokenizer(checkpoint)
-            if chosen == "gpu":
-                workers = WorkerPool(chosen, 1, ahead=1)
-            else:
-                workers = WorkerPool(chosen, min(core_count(), _MAX_CPU_WORKERS))
-            parts.callback(workers.close)
-            loaded = workers.submit(lambda: load_model(checkpoint, device=chosen, dtype=dtype)).result()
-            embedder = cls(checkpoint, tokenizer, loaded, workers, chosen, parts.pop_all())
+            engine = Engine(checkpoint, chosen, dtype)
+            parts.callback(engine.close)
+            embedder = cls(checkpoint, tokenizer, engine, parts.pop_all())
         embedder.load_seconds = time.perf_counter() - begun
         logger.info("loaded %s on %s in %.2f s", checkpoint.name, chosen, embedder.load_seconds)
         return embedder
@@ -146,17 +108,15 @@ class Embedder:
         The cache may evict the model again.
         """
         self._resources.close()
-        self._prompts.clear()
-        self._model = None
 
     def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
         """Describe the model and the vectors these settings give."""
         return self._checkpoint.info(
             dimension=dimension,
             normalize=normalize,
-            device=self._device,
-            dtype=self._dtype,
-            parameters=self._parameters,
+            device=self._engine.device,
+            dtype=self._engine.dtype,
+            parameters=self._engine.parameters,
         )
 
     def embed(
@@ -209,22 +169,22 @@ class Embedder:
         begun = time.perf_counter()
         job = EmbeddingJob([self.resolve(request) for request in requests])
         short = job.texts <= _CHUNK // 8
-        under_way: deque[list[_Pass]] = deque()
+        under_way: deque[tuple[list[Place], list[ForwardPass]]] = deque()
         try:
             for chunk in job.chunks(_CHUNK):
-                under_way.append(self._start(job, chunk, short=short))
+                under_way.append((chunk, self._start(job, chunk, short=short)))
                 # One chunk ahead: its texts are tokenized while the one before is computed.
                 if len(under_way) > 1:
-                    self._finish(job, under_way.popleft())
+                    self._finish(job, *under_way.popleft())
             while under_way:
-                self._finish(job, under_way.popleft())
+                self._finish(job, *under_way.popleft())
         finally:
-            for passes in under_way:
+            for _, passes in under_way:
                 for waiting in passes:
                     waiting.vectors.cancel()
         return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)
 
-    def _start(self, job: EmbeddingJob, chunk: Sequence[Place], *, short: bool) -> list[_Pass]:
+    def _start(self, job: EmbeddingJob, chunk: Sequence[Place], *, short: bool) -> list[ForwardPass]:
         """Tokenize and pack some texts and hand them to the threads."""
         rows: list[list[int]] = []
         prompts: list[tuple[int, ...]] = []
@@ -236,23 +196,7 @@ class Embedder:
             job.count(r, tokens=sum(map(len, encoded.ids)), truncated=encoded.truncated)
             if encoded.truncated:
                 self._warn_of_truncation()
-        passes = []
-        for start, chosen in self._prompts.group(prompts, rows).items():
-            for batch in self._pack([rows[i][start.known :] for i in chosen]):
-                places = [chunk[chosen[i]] for i in batch.order]
-                passes.append(_Pass(places, self._submit(batch, start, short)))
-        return passes
-
-    def _submit(self, batch: TokenBatch, start: Start, short: bool) -> Future[Vector]:
-        return self._workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
-
-    def _pack(self, rows: list[list[int]]) -> list[TokenBatch]:
-        if self._device == "gpu":
-            return list(pack_padded(rows, _GPU_TOKENS))
-        total = sum(map(len, rows))
-        # Enough batches that every thread has one, unless they would be too small to be worth it.
-        budget = max(min(_CPU_TOKENS, -(-total // self._workers.size)), 128)
-        return list(pack_exact(rows, budget))
+        return self._engine.start(rows, prompts, short=short)
 
     def _check_ids(self, rows: list[list[int]]) -> None:
         """Stop an id that the tokenizer should never give: MLX would read whatever lies past the table."""
@@ -264,32 +208,11 @@ class Embedder:
                 "tokenizer.json belongs to another model"
             )
 
-    def _forward(self, batch: TokenBatch, start: Start) -> mx.array:
-        """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
-        assert self._model is not None, "workers end before the model is freed"
-        check_batch(len(batch.ids), self._width, self._checkpoint.name)
-        prefix = self._prompts.prefix(self._model.encoder, start)
-        tokens = Tokens.from_batch(batch, prefix)
-        if self._checkpoint.pooling == ("lasttoken",):
-            pooled = self._model.encoder.last_vectors(tokens).astype(mx.float32)
-        else:
-            pooled = pool(self._model.encoder(tokens), batch.blocks, self._checkpoint.pooling, start.skip)
-        for layer in self._model.dense:
-            pooled = layer(pooled)
-        pooled = pooled.astype(mx.float32)
-        mx.async_eval(pooled)  # type: ignore[no-untyped-call]
-        return pooled
-
-    def _finish(self, job: EmbeddingJob, passes: Sequence[_Pass]) -> None:
+    def _finish(self, job: EmbeddingJob, chunk: Sequence[Place], passes: Sequence[ForwardPass]) -> None:
         """Wait for the passes of a chunk and fill in their vectors."""
-        for done in passes:
-            vectors = done.vectors.result()[: len(done.places)]
-            if not np.isfinite(vectors).all():
-                raise EmbeddingError(
-                    f"{self._checkpoint.name} gave a vector that is not finite; the weights may be damaged: "
-                    f"akidb-mlx models verify {self._checkpoint.name}"
-                )
-            job.fill(done.places, vectors)
+        for under_way in passes:
+            vectors = self._engine.finish(under_way)
+            job.fill([chunk[i] for i in under_way.rows], vectors)
 
     def _warn_of_truncation(self) -> None:
         if not self._warned_of_truncation:

@@ -1,4 +1,4 @@
-"""What an operator watches: Prometheus metrics in a registry of their own, and a Grafana dashboard."""
+"""Prometheus metrics, in a registry of their own, and a Grafana dashboard."""
 
 from __future__ import annotations
 

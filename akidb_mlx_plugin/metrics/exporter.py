@@ -1,4 +1,4 @@
-"""What an operator watches: Prometheus metrics, in a registry of their own.
+"""Prometheus metrics of every queue in the process, in a registry of their own.
 
 `prometheus_client` is imported with the first event or scrape, not before.
 """
@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from akidb_mlx_plugin.batching.pending import BatchStats, DeadlineExceededError, QueueObserver
+from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
 from akidb_mlx_plugin.batching.queue import BatchQueue, QueueFullError
+from akidb_mlx_plugin.batching.requests import DeadlineExceededError, Outcome
 from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.metrics.specs import (
     BATCH_DURATION,
@@ -38,6 +37,7 @@ from akidb_mlx_plugin.metrics.specs import (
     TRUNCATED,
     MetricSpec,
 )
+from akidb_mlx_plugin.runtime.memory import resident_bytes
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 
 
 class QueueMetrics(QueueObserver):
-    """Counts what one queue does, under the name of its model."""
+    """Counts the batches and requests of one queue under the name of its model."""
 
     def __init__(self, model: str) -> None:
-        """Count for a model; nothing is imported before there is something to count."""
+        """Count for a model; imports nothing before the first event."""
         self._model = model
 
     def batch_ended(self, stats: BatchStats) -> None:
@@ -64,44 +64,38 @@ class QueueMetrics(QueueObserver):
         for wait_s in stats.waits_s:
             instruments[QUEUE_WAIT].labels(self._model).observe(wait_s)
 
-    def request_ended(
-        self,
-        request: BatchEmbeddingRequest,
-        seconds: float,
-        response: BatchEmbeddingResponse | None,
-        error: BaseException | None,
-    ) -> None:
+    def request_ended(self, request: BatchEmbeddingRequest, seconds: float, outcome: Outcome) -> None:
         """Count a request."""
         instruments = self._instruments
         kind = request.kind if request.kind == "query" else "document"
-        instruments[REQUESTS].labels(self._model, kind, _outcome(response, error)).inc()
-        if response is None:
+        instruments[REQUESTS].labels(self._model, kind, _label(outcome)).inc()
+        if not isinstance(outcome, BatchEmbeddingResponse):
             return
         instruments[LATENCY].labels(self._model, kind).observe(seconds * 1e3)
         instruments[TEXTS].labels(self._model, kind).inc(len(request.inputs))
-        instruments[TOKENS].labels(self._model).inc(response.usage.total_tokens)
-        instruments[TRUNCATED].labels(self._model).inc(response.usage.truncated)
+        instruments[TOKENS].labels(self._model).inc(outcome.usage.total_tokens)
+        instruments[TRUNCATED].labels(self._model).inc(outcome.usage.truncated)
 
     @cached_property
     def _instruments(self) -> dict[MetricSpec, Any]:
-        return _exposition().instruments
+        return _registered()[1]
 
 
-def _outcome(response: BatchEmbeddingResponse | None, error: BaseException | None) -> str:
-    if response is not None:
+def _label(outcome: Outcome) -> str:
+    if isinstance(outcome, BatchEmbeddingResponse):
         return "ok"
-    if error is None or isinstance(error, CancelledError):
+    if outcome is None:
         return "cancelled"
-    if isinstance(error, InvalidInputError):
+    if isinstance(outcome, InvalidInputError):
         return "invalid"
-    if isinstance(error, QueueFullError):
+    if isinstance(outcome, QueueFullError):
         return "refused"
-    return "deadline" if isinstance(error, DeadlineExceededError) else "error"
+    return "deadline" if isinstance(outcome, DeadlineExceededError) else "error"
 
 
 @dataclass(frozen=True)
 class _Watched:
-    """What is asked when a scrape comes, not counted beforehand."""
+    """What is read at each scrape rather than counted as it happens."""
 
     model: str
     provider: EmbeddingProvider
@@ -113,7 +107,7 @@ _lock = threading.RLock()
 
 
 def _renew_lock() -> None:
-    """Replace, in a forked child, the lock that a thread of the parent may have held and nobody would release."""
+    """Replace, in a forked child, a lock that a thread of the parent may have held at the fork."""
     global _lock
     _lock = threading.RLock()
 
@@ -129,7 +123,7 @@ def watch(queue: BatchQueue, provider: EmbeddingProvider, *, model: str, cache_d
 
 
 class _WatchedCollector:
-    """Asks the watched queues when a scrape comes."""
+    """Reads the watched queues at each scrape."""
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.core import GaugeMetricFamily
@@ -138,7 +132,7 @@ class _WatchedCollector:
             open_queues = [(queue, watched) for queue, watched in _watched.items() if _is_open(queue)]
         length = GaugeMetricFamily(QUEUE_LENGTH.name, QUEUE_LENGTH.help, labels=QUEUE_LENGTH.labels)
         load = GaugeMetricFamily(LOAD_SECONDS.name, LOAD_SECONDS.help, labels=LOAD_SECONDS.labels)
-        # Several queues may serve one model, and a series may appear once only.
+        # Several queues may serve one model, but a series may appear only once.
         for model in {watched.model: None for _, watched in open_queues}:
             mine = [(queue, watched) for queue, watched in open_queues if watched.model == model]
             length.add_metric([model], sum(queue.waiting_texts for queue, _ in mine))
@@ -151,7 +145,7 @@ class _WatchedCollector:
         yield GaugeMetricFamily(CACHE_BYTES.name, CACHE_BYTES.help, value=sum(map(_folder_bytes, folders)))
         # The client's own collector reads /proc.
         if sys.platform != "linux":
-            yield GaugeMetricFamily(MEMORY_BYTES.name, MEMORY_BYTES.help, value=_resident_bytes())
+            yield GaugeMetricFamily(MEMORY_BYTES.name, MEMORY_BYTES.help, value=resident_bytes())
 
 
 def _is_open(queue: BatchQueue) -> bool:
@@ -167,26 +161,14 @@ def _folder_bytes(folder: Path) -> float:
         return 0.0
 
 
-def _resident_bytes() -> float:
-    listing = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=False)
-    return float(listing.stdout.strip() or 0) * 1024
-
-
-@dataclass(frozen=True)
-class _Exposition:
-    """The registry with everything in it."""
-
-    registry: CollectorRegistry
-    instruments: dict[MetricSpec, Any]
-
-
-def _exposition() -> _Exposition:
+def _registered() -> tuple[CollectorRegistry, dict[MetricSpec, Any]]:
+    """Return the registry and the counters and histograms in it; the first call makes them."""
     with _lock:
-        return _make_exposition()
+        return _register()
 
 
 @cache
-def _make_exposition() -> _Exposition:
+def _register() -> tuple[CollectorRegistry, dict[MetricSpec, Any]]:
     from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
     registry = CollectorRegistry()
@@ -198,16 +180,16 @@ def _make_exposition() -> _Exposition:
             instruments[spec] = Counter(spec.name, spec.help, spec.labels, registry=registry)
     registry.register(_WatchedCollector())
     ProcessCollector(registry=registry)
-    return _Exposition(registry, instruments)
+    return registry, instruments
 
 
 def metrics_registry() -> CollectorRegistry:
-    """Return the registry, to expose it in a server of one's own."""
-    return _exposition().registry
+    """Return the registry, to expose it in your own server."""
+    return _registered()[0]
 
 
 def exposition() -> str:
-    """Return all metrics as Prometheus reads them."""
+    """Return all metrics in the Prometheus text format."""
     from prometheus_client import generate_latest
 
     return generate_latest(metrics_registry()).decode("utf-8")
@@ -217,11 +199,11 @@ class MetricsServer:
     """A small HTTP server that Prometheus scrapes."""
 
     def __init__(self, port: int, addr: str) -> None:
-        """Listen; port 0 takes a free one."""
+        """Listen on a port; 0 picks a free one."""
         from prometheus_client import start_http_server
 
         if not isinstance(port, int) or not 0 <= port <= 65535:
-            raise InvalidInputError(f"port must be 0 to 65535, got {port!r}; 0 takes a free one")
+            raise InvalidInputError(f"port must be 0 to 65535, got {port!r}; 0 picks a free one")
         try:
             self._server, self._thread = start_http_server(port, addr, registry=metrics_registry())
         except OSError as error:
@@ -230,7 +212,7 @@ class MetricsServer:
                 "choose another port, or 0 for a free one"
             ) from error
         self.port: int = self._server.server_port
-        """Where it listens."""
+        """The port it listens on."""
 
     def close(self) -> None:
         """Stop listening."""
@@ -243,11 +225,11 @@ def start_metrics_server(port: int, addr: str = "127.0.0.1") -> MetricsServer:
     """Serve the metrics over HTTP at /metrics, on a daemon thread.
 
     Args:
-        port: 0 takes a free one; the server says which.
-        addr: the loopback interface unless told otherwise: metrics name models and folders.
+        port: 0 picks a free one; see `MetricsServer.port`.
+        addr: defaults to the loopback interface, because metrics name models and folders.
     Raises:
-        ServiceUnavailableError: something else listens there, or the address is not this machine's.
-        InvalidInputError: no such port.
+        ServiceUnavailableError: the port is in use, or the address is not this machine's.
+        InvalidInputError: the port is not a number from 0 to 65535.
     """
     return MetricsServer(port, addr)
 

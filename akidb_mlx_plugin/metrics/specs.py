@@ -1,4 +1,4 @@
-"""The metrics by name, with their meaning."""
+"""The metrics: names, types, labels and help."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class MetricSpec:
     Attributes:
         name: as Prometheus shows it.
         type: "histogram", "counter" or "gauge".
-        help: its meaning.
-        labels: what it is split by.
-        buckets: upper bounds, of a histogram.
+        help: what it measures.
+        labels: names of its labels.
+        buckets: upper bounds, for a histogram.
     """
 
     name: str
@@ -31,7 +31,7 @@ class MetricSpec:
 LATENCY = MetricSpec(
     "embedding_latency_ms",
     "histogram",
-    "Time from a request to its vectors in milliseconds, waiting included; answered requests only.",
+    "Time from a request to its vectors in milliseconds, including the wait; answered requests only.",
     ("model", "kind"),
     _LATENCY_MS,
 )
@@ -48,7 +48,7 @@ BATCH_WAIT = MetricSpec(
 QUEUE_WAIT = MetricSpec(
     "embedding_queue_wait_seconds",
     "histogram",
-    "Time a request waited until its first text went to the model.",
+    "Time from a request to the start of its first batch.",
     buckets=_SECONDS,
 )
 REQUESTS = MetricSpec(
@@ -58,9 +58,9 @@ REQUESTS = MetricSpec(
     ("model", "kind", "outcome"),
 )
 TEXTS = MetricSpec("embedding_texts_total", "counter", "Texts embedded.", ("model", "kind"))
-TOKENS = MetricSpec("embedding_tokens_total", "counter", "Tokens embedded, prompts and special tokens included.")
-TRUNCATED = MetricSpec("embedding_truncated_texts_total", "counter", "Texts cut at the model's maximum length.")
-QUEUE_LENGTH = MetricSpec("embedding_queue_length", "gauge", "Texts that wait for the model.")
+TOKENS = MetricSpec("embedding_tokens_total", "counter", "Tokens embedded, including prompts and special tokens.")
+TRUNCATED = MetricSpec("embedding_truncated_texts_total", "counter", "Texts truncated at the model's maximum length.")
+QUEUE_LENGTH = MetricSpec("embedding_queue_length", "gauge", "Texts waiting for the model.")
 LOAD_SECONDS = MetricSpec("embedding_model_load_seconds", "gauge", "Time the model took to load.")
 CACHE_BYTES = MetricSpec("embedding_cache_bytes", "gauge", "Size of the model cache on disk.", ())
 MEMORY_BYTES = MetricSpec("process_resident_memory_bytes", "gauge", "Resident memory of the process.", ())

@@ -92,7 +92,6 @@ class AlbertEncoder(Encoder):
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
         self.hidden_size = args.hidden_size
-        self.positions = args.max_position_embeddings
         self.embeddings = Embeddings(replace(args, hidden_size=args.embedding_size))
         self.encoder = Stack(args)
 
@@ -104,4 +103,4 @@ class AlbertEncoder(Encoder):
         return drop_leftovers(weights, ("albert.",))
 
     def __call__(self, tokens: Tokens) -> mx.array:
-        return self.encoder(self.embeddings(tokens.ids, tokens.positions_within(self.positions)), tokens.blocks)
+        return self.encoder(self.embeddings(tokens.ids, tokens.positions), tokens.blocks)

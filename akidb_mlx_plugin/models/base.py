@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from akidb_mlx_plugin.nn.activations import on_cpu
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 
 # Tokens from which computing a layer takes longer than waking the thread that waits for it.
 _WAIT_TOKENS = 64
@@ -88,7 +88,7 @@ def eval_layer(x: mx.array) -> mx.array:
     their time. A layer at a time stays below. For the few tokens of a query waiting would cost more than it saves: its
     layers are computed while the next are described. A GPU gets the whole graph at once.
     """
-    if on_cpu():
+    if in_cpu_layout():
         if len(x) >= _WAIT_TOKENS:
             mx.eval(x)
         else:

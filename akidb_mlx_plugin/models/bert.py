@@ -184,7 +184,7 @@ class BertEncoder(Encoder):
 
     def position_ids(self, tokens: Tokens) -> mx.array:
         """Return each token's row in the position table."""
-        return tokens.positions_within(self.args.max_position_embeddings)
+        return tokens.positions
 
     def position_bias(self, dtype: mx.Dtype) -> PositionBias | None:
         """Return what the scores of every layer get added in one forward pass; BERT has nothing of the kind."""

@@ -19,7 +19,7 @@ from akidb_mlx_plugin.models.mlx_lm_gaps import (
     forgotten_window,
     with_flat_rope,
 )
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Tokens, join_blocks
 from akidb_mlx_plugin.nn.compiled import without_kernels
 
 __all__ = ["CausalEncoder", "implements"]
@@ -102,7 +102,7 @@ class CausalEncoder(Encoder):
                 # (T,) -> (B, L); with right padding and a causal mask no real token sees padding.
                 ids = tokens.ids[block.start : block.stop].reshape(block.rows, block.length)
                 outputs.append(self._run(body, ids).reshape(block.rows * block.length, -1))
-        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
+        return join_blocks(outputs, len(tokens.ids))
 
     def _run(self, body: nn.Module, ids: mx.array) -> mx.array:
         if ids.shape[1] <= _PIECE:

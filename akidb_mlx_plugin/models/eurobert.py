@@ -18,7 +18,7 @@ from akidb_mlx_plugin.models.settings import check_activation, rope_settings, ta
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
-from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(args.hidden_size, key_width, bias=args.attention_bias)
         self.o_proj = nn.Linear(width, args.hidden_size, bias=args.attention_bias)
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         # (T, H * d) -> (T, H, d)
         q, k, v = (
             project(x).reshape(len(x), -1, self.head_size) for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -89,7 +89,7 @@ class EncoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), angles, tokens)
         return x + self.mlp(self.post_attention_layernorm(x))
 

@@ -27,7 +27,7 @@ from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
-from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(args.head_dim, args.rms_norm_eps)
         self.k_norm = nn.RMSNorm(args.head_dim, args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         # (T, H * d) -> (T, H, d)
         q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
@@ -141,7 +141,7 @@ class EncoderLayer(nn.Module):
         self.pre_feedforward_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
         self.post_feedforward_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, tokens))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 

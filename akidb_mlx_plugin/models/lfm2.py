@@ -21,7 +21,7 @@ from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.convolution import Neighbours
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
-from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Attention(nn.Module):
         self.q_layernorm = nn.RMSNorm(self.head_dim, args.norm_eps)
         self.k_layernorm = nn.RMSNorm(self.head_dim, args.norm_eps)
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         # (T, H * d) -> (T, H, d)
         q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_layernorm(q), angles), rotate(self.k_layernorm(k), angles)
@@ -202,9 +202,7 @@ class DecoderLayer(nn.Module):
         self.operator_norm = nn.RMSNorm(args.hidden_size, args.norm_eps)
         self.ffn_norm = nn.RMSNorm(args.hidden_size, args.norm_eps)
 
-    def __call__(
-        self, x: mx.array, angles: tuple[mx.array, mx.array], neighbours: Neighbours, tokens: Tokens
-    ) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, neighbours: Neighbours, tokens: Tokens) -> mx.array:
         y = self.operator_norm(x)
         x = x + (self.conv(y, neighbours) if "conv" in self else self.self_attn(y, angles, tokens))
         return x + self.feed_forward(self.ffn_norm(x))

@@ -20,9 +20,8 @@ from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend, attend_last
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
-from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
-Angles = tuple[mx.array, mx.array]
 KeysValues = tuple[mx.array, mx.array]
 _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -92,7 +91,7 @@ class Attention(nn.Module):
     ) -> mx.array:
         """As a call, for each text's last token alone: (T, D) to (N, D)."""
         last = tokens.last
-        q = self._queries(x[last], (query_angles[0][last], query_angles[1][last]))
+        q = self._queries(x[last], query_angles.at(last))
         k, v = self.keys_and_values(x, key_angles)
         scale = self.head_dim**-0.5
         return self.o_proj(attend_last(q, k, v, tokens.blocks, scale=scale, window=self.window, before=before))
@@ -264,4 +263,4 @@ class LlamaEncoder(Encoder):
         beta, length = self._query_growth
         growth = 1 + beta * mx.log(1 + mx.floor(tokens.positions / length))[:, None, None]
         # Queries that are turned by longer cosines and sines are as long as if they were multiplied afterwards.
-        return (angles[0] * growth, angles[1] * growth), angles
+        return angles.lengthened(growth), angles

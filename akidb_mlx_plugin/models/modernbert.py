@@ -18,7 +18,7 @@ from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
-from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value = split_linear(self.Wqkv, 3)
         del self.Wqkv
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         size = x.shape[-1] // self.heads
         # (T, D) -> (T, H, d)
         q, k, v = (project(x).reshape(len(x), self.heads, size) for project in (self.query, self.key, self.value))
@@ -131,7 +131,7 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
         self.mlp = MLP(args)
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         x = x + self.attn(self.attn_norm(x), angles, tokens)
         return x + self.mlp(self.mlp_norm(x))
 

@@ -28,10 +28,10 @@ class RobertaEncoder(BertEncoder):
         return cls(ModelArgs.from_config(config), 1 if pad_id is None else int(pad_id))
 
     def position_ids(self, tokens: Tokens) -> mx.array:
-        return offset_positions(tokens, self.pad_id, self.args.max_position_embeddings)
+        return offset_positions(tokens, self.pad_id)
 
 
-def offset_positions(tokens: Tokens, pad_id: int, rows: int) -> mx.array:
+def offset_positions(tokens: Tokens, pad_id: int) -> mx.array:
     """Return each token's row in a position table whose first row in use is that behind the padding id.
 
     A padding token that stands in a text has the padding id's own row, and those after it are counted without it.
@@ -39,15 +39,14 @@ def offset_positions(tokens: Tokens, pad_id: int, rows: int) -> mx.array:
     Args:
         tokens: the batch.
         pad_id: the padding id.
-        rows: of the table.
     Source: Hugging Face `create_position_ids_from_input_ids`.
     """
     pads = np.asarray(tokens.ids) == pad_id
     if not pads.any():
-        return tokens.positions_within(rows - pad_id - 1) + (pad_id + 1)
+        return tokens.positions + (pad_id + 1)
     places = np.asarray(tokens.positions)
     counts = np.cumsum(pads)
     first = np.arange(len(places)) - places
     before = counts - counts[first] + pads[first]
-    ids = np.where(pads, pad_id, np.minimum(places - before + pad_id + 1, rows - 1))
+    ids = np.where(pads, pad_id, places - before + pad_id + 1)
     return mx.array(ids.astype(np.int32))

@@ -18,7 +18,7 @@ from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
-from akidb_mlx_plugin.nn.rotary import Rotary, rotate
+from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 # Heads for pretraining and other tasks, and buffers that are computed from the configuration.
 _NOT_NEEDED = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.position_ids", "embeddings.rotary_emb.")
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(args.hidden_size, width, bias=args.attention_bias)
         self.o_proj = nn.Linear(width, args.hidden_size, bias=args.attention_bias)
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         # (T, H * d) -> (T, H, d)
         q, k, v = (
             project(x).reshape(len(x), -1, self.head_size) for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -126,7 +126,7 @@ class EncoderLayer(nn.Module):
         self.mlp = mlp
         self.post_mlp_layernorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
-    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
         x = self.post_attention_layernorm(x + self.self_attn(x, angles, tokens))
         return self.post_mlp_layernorm(x + self.mlp(x))
 

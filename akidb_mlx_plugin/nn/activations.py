@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.nn.compiled import Kernels, is_guarded
-from akidb_mlx_plugin.nn.compiled import on_cpu as on_cpu
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 
 
 def swap_outer_axes(x: mx.array) -> mx.array:
@@ -29,19 +29,41 @@ def swap_outer_axes(x: mx.array) -> mx.array:
 _LEAST_ELEMENTS, _KEPT_SHAPES = 1 << 17, 8
 
 
+class _PerShape:
+    """A function compiled anew for each shape of its first argument; a thread keeps the last few.
+
+    MLX never frees a compiled function of its own accord, and each takes some 45 kB.
+    """
+
+    def __init__(self, function: Callable[..., mx.array]) -> None:
+        self._function = function
+        self._of_thread = threading.local()
+
+    def __call__(self, *inputs: mx.array) -> mx.array:
+        kept: OrderedDict[tuple[int, ...], Callable[..., mx.array]] = self._of_thread.__dict__.setdefault(
+            "kept", OrderedDict()
+        )
+        shape = inputs[0].shape
+        if shape not in kept:
+            kept[shape] = mx.compile(self._function)
+            if len(kept) > _KEPT_SHAPES:
+                kept.popitem(last=False)
+        kept.move_to_end(shape)
+        return kept[shape](*inputs)
+
+
 class _Fused:
     """Sums and products in one pass over memory, of arrays of one shape.
 
     MLX compiles a function for one shape or for all. That for all spreads its constants in memory and costs three times
-    as much; those for one are kept for ever, with 45 kB each. So a thread keeps the last few, for large arrays, which
-    come again in the next layer at once, and small ones share the form for all. Minima, maxima and reductions belong
-    outside: they do not vectorise in a compiled kernel.
+    as much. So large arrays, which come again in the next layer at once, get a kernel of their own, and small ones
+    share the form for all. Minima, maxima and reductions belong outside: they do not vectorise in a compiled kernel.
     """
 
     def __init__(self, function: Callable[..., mx.array]) -> None:
         self._function = function
         self._shapeless: Callable[..., mx.array] = mx.compile(function, shapeless=True)
-        self._of_thread = threading.local()
+        self._per_shape = _PerShape(function)
         self._kernels = Kernels()
 
     def __call__(self, *inputs: mx.array) -> mx.array:
@@ -56,23 +78,11 @@ class _Fused:
         return self._compiled(tuple(x.reshape(-1) for x in inputs)).reshape(shape)
 
     def _compiled(self, inputs: tuple[mx.array, ...]) -> mx.array:
-        return self._for_shape(inputs) if inputs[0].size >= _LEAST_ELEMENTS else self._shapeless(*inputs)
+        return (self._per_shape if inputs[0].size >= _LEAST_ELEMENTS else self._shapeless)(*inputs)
 
     def _example(self, large: bool, dtypes: tuple[mx.Dtype, ...]) -> mx.array:
         compiled = mx.compile(self._function) if large else self._shapeless
         return compiled(*(mx.zeros((2,), dtype) for dtype in dtypes))
-
-    def _for_shape(self, inputs: tuple[mx.array, ...]) -> mx.array:
-        kept: OrderedDict[tuple[int, ...], Callable[..., mx.array]] = self._of_thread.__dict__.setdefault(
-            "kept", OrderedDict()
-        )
-        shape = inputs[0].shape
-        if shape not in kept:
-            kept[shape] = mx.compile(self._function)
-            if len(kept) > _KEPT_SHAPES:
-                kept.popitem(last=False)
-        kept.move_to_end(shape)
-        return kept[shape](*inputs)
 
 
 # exp(t) - 1 = t + C2 t^2 + C3 t^3 + C4 t^4, fitted by reweighted least squares so that the error of exp(32 t) is least.
@@ -169,16 +179,14 @@ _FORMS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.
 def _activation(name: str) -> Callable[[mx.array], mx.array]:
     on_a_cpu, elsewhere = _FORMS[name]
     # In float32 inside, or a narrow format is rounded after every operation; in one kernel that costs nothing.
-    fused: Callable[[mx.array], mx.array]
-    fused = mx.compile(lambda x: elsewhere(x.astype(mx.float32)).astype(x.dtype), shapeless=True)
-    return lambda x: on_a_cpu(x.astype(mx.float32)).astype(x.dtype) if on_cpu() else fused(x)
+    fused = _PerShape(lambda x: elsewhere(x.astype(mx.float32)).astype(x.dtype))
+    return lambda x: on_a_cpu(x.astype(mx.float32)).astype(x.dtype) if in_cpu_layout() else fused(x)
 
 
 def _gated(name: str) -> Callable[[mx.array, mx.array], mx.array]:
     on_a_cpu, elsewhere = _FORMS[name]
-    fused: Callable[[mx.array, mx.array], mx.array]
-    fused = mx.compile(lambda x, y: (elsewhere(x.astype(mx.float32)) * y).astype(y.dtype), shapeless=True)
-    return lambda x, y: (on_a_cpu(x.astype(mx.float32)) * y).astype(y.dtype) if on_cpu() else fused(x, y)
+    fused = _PerShape(lambda x, y: (elsewhere(x.astype(mx.float32)) * y).astype(y.dtype))
+    return lambda x, y: (on_a_cpu(x.astype(mx.float32)) * y).astype(y.dtype) if in_cpu_layout() else fused(x, y)
 
 
 # f(x), and f(x) * y in one pass.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import mlx.core as mx
 
-from akidb_mlx_plugin.nn.activations import on_cpu, softmax_parts, swap_outer_axes
-from akidb_mlx_plugin.nn.batch import Block
+from akidb_mlx_plugin.nn.activations import softmax_parts, swap_outer_axes
+from akidb_mlx_plugin.nn.batch import Block, Blocks, join_blocks
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 # Scores of one attention step on a CPU, in elements: longer texts attend in slices of queries, so that memory grows
@@ -17,6 +20,8 @@ _MAX_SCORES = 1 << 20
 _MASKED_QUERIES, _FEWEST_QUERIES = 128, 32
 # Elements of a float mask, which a fused kernel needs where a bias is added: longer texts attend in slices of queries.
 _MAX_MASK = 1 << 26
+# Queries of one fused kernel over a longer text: a GPU ends a kernel that runs for seconds, and nothing interrupts it.
+_FUSED_QUERIES = 8192
 
 
 def attend(
@@ -46,7 +51,7 @@ def attend(
         (T, H * d).
     """
     assert before is None or (causal and bias is None), "what comes before a text is kept for causal models alone"
-    if on_cpu():
+    if in_cpu_layout():
         return _attend_sliced(q * scale, k, v, blocks, causal, window, bias, before)
     outputs = []
     for block in blocks:
@@ -55,11 +60,11 @@ def attend(
             x[block.start : block.stop].reshape(block.rows, block.length, x.shape[-2], x.shape[-1]) for x in (q, k, v)
         )
         if bias is None:
-            out = _attend_fused(queries, keys, values, block.lengths, scale, causal, window, before)
+            out = _attend_fused(queries, keys, values, block, scale, causal, window, before, _masks(blocks))
         else:
             out = _attend_fused_biased(queries, keys, values, block, scale, causal, window, bias)
         outputs.append(out.reshape(block.rows * block.length, -1))
-    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
+    return join_blocks(outputs, len(q))
 
 
 def attend_last(
@@ -90,13 +95,7 @@ def attend_last(
         if before is not None:
             keys, values = (_put_before(x, y) for x, y in zip(before, (keys, values), strict=True))
         length = keys.shape[2]
-        mask = None
-        if block.lengths is not None or (window is not None and window < length):
-            # One past each last token, counted as keys are, from the beginning of its text.
-            ends = (block.last - block.start) % block.length + 1 + length - block.length
-            stop = mx.array(ends)[:, None, None, None]
-            key = mx.arange(length)
-            mask = (key < stop) & (key >= stop - (length if window is None else window))
+        mask = _last_mask(block, length, window)
         out = mx.fast.scaled_dot_product_attention(
             q[row : row + block.rows, :, None], keys, values, scale=scale, mask=mask
         )
@@ -105,28 +104,74 @@ def attend_last(
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
 
+def _last_mask(block: Block, length: int, window: int | None) -> mx.array | None:
+    """Return which of `length` keys the last token of each row sees, (B, 1, 1, L); None where each sees all."""
+    if block.lengths is None and (window is None or window >= length):
+        return None
+    # One past each last token, counted as keys are, from the beginning of its text.
+    stop = mx.array((block.last - block.start) % block.length + 1 + length - block.length)[:, None, None, None]
+    key = mx.arange(length)
+    inside = key < stop
+    return inside if window is None else inside & (key >= stop - window)
+
+
+def _masks(blocks: tuple[Block, ...]) -> dict[Hashable, mx.array | None]:
+    """Return the masks that the layers of this forward pass share."""
+    return blocks.masks if isinstance(blocks, Blocks) else {}
+
+
 def _attend_fused(
     q: mx.array,
     k: mx.array,
     v: mx.array,
-    lengths: tuple[int, ...] | None,
+    block: Block,
     scale: float,
     causal: bool,
     window: int | None,
     before: tuple[mx.array, mx.array] | None,
+    masks: dict[Hashable, mx.array | None],
 ) -> mx.array:
     """One fused kernel over (B, L, H, d); a boolean mask, because an additive one gives NaN on empty rows."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     if before is not None:
         k, v = (_put_before(x, y) for x, y in zip(before, (k, v), strict=True))
     length = k.shape[2]
-    if causal and (window is None or window >= length):
-        # The last query sees the last key; with right padding and a causal mask no real token sees padding.
-        mask: mx.array | str | None = "causal"
-    else:
-        mask = _visible(length - q.shape[2], length, 0, length, lengths, causal, window)
-        mask = mask if mask is None or mask.ndim == 2 else mask[:, None]
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask).transpose(0, 2, 1, 3)
+    offset = length - q.shape[2]
+    slices = []
+    for start in range(offset, length, _FUSED_QUERIES):
+        stop = min(start + _FUSED_QUERIES, length)
+        # The keys that these queries reach.
+        first = 0 if window is None else max(0, start - window + 1)
+        last = stop if causal else length if window is None else min(length, stop + window - 1)
+        if causal and first == 0 and (window is None or window >= last):
+            # The last query sees the last key; with right padding and a causal mask no real token sees padding.
+            mask: mx.array | str | None = "causal"
+        else:
+            mask = _shared_mask(masks, block, start, stop, first, last, causal, window)
+        part = q[:, :, start - offset : stop - offset]
+        slices.append(
+            mx.fast.scaled_dot_product_attention(part, k[:, :, first:last], v[:, :, first:last], scale=scale, mask=mask)
+        )
+    out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=2)
+    return out.transpose(0, 2, 1, 3)
+
+
+def _shared_mask(
+    masks: dict[Hashable, mx.array | None],
+    block: Block,
+    start: int,
+    stop: int,
+    first: int,
+    last: int,
+    causal: bool,
+    window: int | None,
+) -> mx.array | None:
+    """Return `_visible` for (B, H, Q, K) scores, made by the first layer that needs it."""
+    key = block, start, stop, first, last, causal, window
+    if key not in masks:
+        visible = _visible(start, stop, first, last, block.lengths, causal, window)
+        masks[key] = visible if visible is None or visible.ndim == 2 else visible[:, None]
+    return masks[key]
 
 
 def _attend_fused_biased(
@@ -217,6 +262,9 @@ def _attend_sliced(
             slices.append((weights @ values[..., first:last, :]) / total)
         out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=-2)
         outputs.append(out.reshape(heads, -1, size))
+    rest = q.shape[1] - blocks[-1].stop
+    if rest:
+        outputs.append(mx.zeros((heads, rest, size), q.dtype))
     mixed = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
     return swap_outer_axes(mixed).reshape(-1, heads * size)
 

@@ -1,7 +1,11 @@
-"""The packed batch: rectangular blocks of token rows laid end to end on one token axis."""
+"""The packed batch: rectangular blocks of token rows laid end to end on one token axis.
+
+Tokens after the last block belong to no text: they only fill the axis up to a length that a GPU computes well.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -37,22 +41,45 @@ class Block:
         return self.start + self.length * np.arange(self.rows, dtype=np.int32) + lengths - 1
 
 
+class Blocks(tuple[Block, ...]):
+    """The blocks of one forward pass, with the masks that its layers share.
+
+    Attributes:
+        masks: by what they depend on; filled by the first layer that needs one.
+    """
+
+    masks: dict[Hashable, mx.array | None]
+
+    def __new__(cls, blocks: Iterable[Block]) -> Blocks:
+        made = super().__new__(cls, blocks)
+        made.masks = {}
+        return made
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Texts that go through the encoder together.
 
     Attributes:
-        ids: (T,) int32 token ids of all blocks, end to end.
+        ids: (T,) int32 token ids of all blocks, end to end, and perhaps some that fill the axis.
         positions: (T,) int32 place of each token within its text.
         blocks: the rectangles that ids are made of.
-        order: input index of each row, in the order of the blocks' rows; rows that only pad a block have none and
-            come last in their block.
+        order: input index of each row, in the order of the blocks' rows.
     """
 
     ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     blocks: tuple[Block, ...]
     order: tuple[int, ...]
+
+    def rows(self) -> list[list[int]]:
+        """Return the token ids of each text, in the order of the blocks' rows."""
+        texts: list[list[int]] = []
+        for block in self.blocks:
+            rectangle = self.ids[block.start : block.stop].reshape(block.rows, block.length)
+            lengths = block.lengths or (block.length,) * block.rows
+            texts += [row[:length].tolist() for row, length in zip(rectangle, lengths, strict=True)]
+        return texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +131,7 @@ class Tokens:
             prefix: see the attribute.
         """
         positions = batch.positions if prefix is None else batch.positions + np.int32(prefix.length)
-        return cls(mx.array(batch.ids), mx.array(positions), batch.blocks, prefix)
+        return cls(mx.array(batch.ids), mx.array(positions), Blocks(batch.blocks), prefix)
 
     @property
     def longest(self) -> int:
@@ -116,6 +143,17 @@ class Tokens:
         """Places of each text's last token on the token axis, (N,)."""
         return mx.array(np.concatenate([block.last for block in self.blocks]))
 
-    def positions_within(self, rows: int) -> mx.array:
-        """Return the positions, those of padding that a table of `rows` rows is too short for cut to its last row."""
-        return self.positions if self.longest <= rows else mx.minimum(self.positions, rows - 1)
+    @property
+    def text_lengths(self) -> NDArray[np.int32]:
+        """Tokens of the text that each token belongs to, (T,); 1 for those of no text."""
+        lengths = np.ones(len(self.ids), dtype=np.int32)
+        for block in self.blocks:
+            lengths[block.start : block.stop] = np.repeat(block.lengths or (block.length,) * block.rows, block.length)
+        return lengths
+
+
+def join_blocks(outputs: Sequence[mx.array], tokens: int) -> mx.array:
+    """Return what was computed block by block, (t, D) each, on one axis of so many tokens; zeros after the last."""
+    rest = tokens - sum(map(len, outputs))
+    parts = [*outputs, mx.zeros((rest, outputs[0].shape[1]), outputs[0].dtype)] if rest else outputs
+    return parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=0)

@@ -16,14 +16,9 @@ import mlx.core as mx
 from akidb_mlx_plugin.runtime.kernel_folder import IS_GUARDED, load_kernel
 
 
-def on_cpu() -> bool:
-    """Return whether this thread computes on the CPU."""
-    return bool(mx.default_device() == mx.cpu)
-
-
 def is_guarded() -> bool:
     """Return whether this thread's kernels have to be loaded before they are used."""
-    return IS_GUARDED and on_cpu()
+    return IS_GUARDED and mx.default_device() == mx.cpu
 
 
 class Kernels:

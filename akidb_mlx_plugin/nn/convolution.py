@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import mlx.core as mx
-import numpy as np
 
 from akidb_mlx_plugin.nn.batch import Tokens
 
@@ -21,12 +20,8 @@ class Neighbours:
             offsets: places from a token, negative ones before it.
         """
         self.offsets = offsets
-        lengths = [
-            np.repeat(block.lengths or (block.length,) * block.rows, block.length).astype(np.int32)
-            for block in tokens.blocks
-        ]
         # (T, 1)
-        length, position = mx.array(np.concatenate(lengths))[:, None], tokens.positions[:, None]
+        length, position = mx.array(tokens.text_lengths)[:, None], tokens.positions[:, None]
         self._inside = [(position + offset >= 0) & (position + offset < length) for offset in offsets]
 
     def convolve(self, x: mx.array, taps: mx.array) -> mx.array:

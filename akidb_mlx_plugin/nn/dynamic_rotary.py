@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from akidb_mlx_plugin.nn.batch import Tokens
-from akidb_mlx_plugin.nn.rotary import Rotary
+from akidb_mlx_plugin.nn.rotary import Angles, Rotary
 
 
 class DynamicRotary(Rotary):
@@ -23,7 +23,7 @@ class DynamicRotary(Rotary):
         super().__init__(size, theta)
         self._size, self._theta, self._factor, self._trained_length = size, theta, factor, trained_length
 
-    def angles(self, tokens: Tokens) -> tuple[mx.array, mx.array]:
+    def angles(self, tokens: Tokens) -> Angles:
         if tokens.longest <= self._trained_length:
             return super().angles(tokens)
         rows = [
@@ -31,9 +31,10 @@ class DynamicRotary(Rotary):
             for block in tokens.blocks
             for length in block.lengths or (block.length,) * block.rows
         ]
+        filler = len(tokens.ids) - tokens.blocks[-1].stop
         # (T, d/2) -> (T, 1, d/2)
-        angles = np.concatenate(rows)[:, None]
-        return mx.array(np.cos(angles)), mx.array(np.sin(angles))
+        angles = np.concatenate([*rows, np.zeros((filler, self._size // 2), dtype=np.float32)])[:, None]
+        return Angles(mx.array(np.cos(angles)), mx.array(np.sin(angles)), tokens.positions)
 
     def _frequencies_for(self, length: int) -> NDArray[np.float32]:
         """Return (d/2,) angles per position in a text of `length` tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +12,32 @@ from numpy.typing import NDArray
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.compiled import Kernels, is_guarded
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.rope_scaling import Frequencies, RopeSettings, plain_frequencies
+
+
+@dataclass(frozen=True, eq=False)
+class Angles:
+    """How far the channels of every token are turned, in pairs of one from each half of a head.
+
+    Attributes:
+        cos, sin: (T, 1, d/2) float32.
+        positions: (T,) places of the tokens.
+        periods: (d/2,) positions per radian, from which MLX's own kernel computes the angles; None where it cannot.
+    """
+
+    cos: mx.array
+    sin: mx.array
+    positions: mx.array
+    periods: mx.array | None = None
+
+    def at(self, places: mx.array) -> Angles:
+        """Return those of some tokens alone."""
+        return Angles(self.cos[places], self.sin[places], self.positions[places], self.periods)
+
+    def lengthened(self, factors: mx.array) -> Angles:
+        """Return angles that multiply what they turn by (T, 1, 1) factors too."""
+        return Angles(self.cos * factors, self.sin * factors, self.positions)
 
 
 class Rotary:
@@ -46,16 +72,19 @@ class Rotary:
                 f"and the checkpoint takes texts of {max_tokens}; lower max_seq_length in sentence_bert_config.json"
             )
 
-    def angles(self, tokens: Tokens) -> tuple[mx.array, mx.array]:
-        """Return cosines and sines, (T, 1, d/2) each, of every token's position."""
+    def angles(self, tokens: Tokens) -> Angles:
+        """Return the angles of every token."""
         longest = tokens.longest
+        plain = self.settings.attention_factor == 1
         table, rows = self._short.rows(longest), tokens.positions
         if self._long is not None and longest > self.settings.short_length:
             # The rows of long texts follow those of short ones.
             table = np.concatenate([table, self._long.rows(longest)])
-            rows = rows + mx.array(_in_long_texts(tokens, self.settings.short_length)) * longest
+            plain = False
+            rows = rows + mx.array((tokens.text_lengths > self.settings.short_length).astype(np.int32)) * longest
         cos, sin = mx.split(mx.array(table)[rows][:, None], 2, axis=-1)
-        return mx.contiguous(cos), mx.contiguous(sin)
+        periods = mx.array(1 / self.settings.frequencies) if plain else None
+        return Angles(mx.contiguous(cos), mx.contiguous(sin), tokens.positions, periods)
 
 
 class _Table:
@@ -76,12 +105,6 @@ class _Table:
         return rows[:length]
 
 
-def _in_long_texts(tokens: Tokens, short_length: int) -> NDArray[np.int32]:
-    """Return, for each token, 1 if its text has more than so many tokens, else 0; (T,)."""
-    texts = [np.repeat(block.lengths or (block.length,) * block.rows, block.length) for block in tokens.blocks]
-    return (np.concatenate(texts) > short_length).astype(np.int32)
-
-
 def _turn_plainly(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
     return (x * cos - y * sin).astype(x.dtype), (y * cos + x * sin).astype(x.dtype)
 
@@ -90,11 +113,11 @@ _turn_fused = mx.compile(_turn_plainly, shapeless=True)
 _kernels = Kernels()
 
 
-def _turn(x: mx.array, y: mx.array, angles: tuple[mx.array, mx.array]) -> list[mx.array]:
+def _turn(x: mx.array, y: mx.array, angles: Angles) -> list[mx.array]:
     if not is_guarded():
-        return list(_turn_fused(x, y, *angles))
+        return list(_turn_fused(x, y, angles.cos, angles.sin))
     # Without axes of length one, of which it depends on their strides whether they count as axes: (T, d) or (T, H, d).
-    arrays = [x, y, *map(mx.contiguous, angles)]
+    arrays = [x, y, mx.contiguous(angles.cos), mx.contiguous(angles.sin)]
     one_head = x.shape[1] == 1
     if one_head:
         arrays = [mx.squeeze(array, 1) for array in arrays]
@@ -109,12 +132,18 @@ def _example(one_head: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
     return _turn_fused(x, y, angle, angle)
 
 
-def rotate(x: mx.array, angles: tuple[mx.array, mx.array]) -> mx.array:
+def rotate(x: mx.array, angles: Angles) -> mx.array:
     """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype.
 
     Where there are angles for fewer channels than d, those behind them stay as they are.
     """
-    size = 2 * angles[0].shape[-1]
+    size = 2 * angles.cos.shape[-1]
+    if angles.periods is not None and not in_cpu_layout():
+        # (T, H, 1, d): to MLX every token is a text of one.
+        turned = mx.fast.rope(
+            x[:, :, None], size, traditional=False, base=None, scale=1.0, offset=angles.positions, freqs=angles.periods
+        )
+        return mx.squeeze(turned, 2)
     if size < x.shape[-1]:
         return mx.concatenate([rotate(x[..., :size], angles), x[..., size:]], axis=-1)
     first, second = mx.split(x, 2, axis=-1)

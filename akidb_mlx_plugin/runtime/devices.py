@@ -1,6 +1,9 @@
-"""Which of the machine's devices computes."""
+"""Which of the machine's devices computes, and what its GPU is good at."""
 
 from __future__ import annotations
+
+import re
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -19,3 +22,39 @@ def choose_device(device: str) -> str:
     if device == "gpu" and not available:
         raise InvalidInputError("device 'gpu': MLX finds none on this machine; use 'auto' or 'cpu'")
     return "gpu" if available and device != "cpu" else "cpu"
+
+
+class AppleGPU(NamedTuple):
+    """A GPU of Apple's, as MLX names it.
+
+    Attributes:
+        generation: 13 in M1, 14 in M2, 15 in M3, and so on.
+        size: "g" in base and Pro chips, "s" in Max, "d" in Ultra, "p" in phones.
+    """
+
+    generation: int
+    size: str
+
+
+def find_apple_gpu() -> AppleGPU | None:
+    """Return this machine's Apple GPU; None where it has none."""
+    architecture = str(mx.device_info(mx.gpu).get("architecture", ""))
+    found = re.fullmatch(r"applegpu_g(\d+)([a-z])", architecture)
+    return AppleGPU(int(found[1]), found[2]) if found else None
+
+
+def emulates_bfloat16() -> bool:
+    """Return whether the GPU computes bfloat16 in software, as those of M1 and M2 do at half the speed of float16."""
+    gpu = find_apple_gpu()
+    return gpu is not None and gpu.generation <= 14
+
+
+def pass_tokens() -> int:
+    """Return how many tokens a forward pass on the GPU may have.
+
+    So many keep it busy. More would only hold up whoever comes next: nothing interrupts a pass.
+    """
+    gpu = find_apple_gpu()
+    if gpu is None:
+        return 16384
+    return 2048 if gpu.size in "gp" else 4096

@@ -1,4 +1,4 @@
-"""Forked processes: they inherit objects whose threads stayed in the parent, and locks nobody will release."""
+"""Forked processes: they inherit objects whose threads stayed in the parent, and locks that nothing will release."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from akidb_mlx_plugin.errors import ServiceUnavailableError
 
 
 class ForkGuard:
-    """Remembers which process put something to use. Takes no lock, and is asked before any is taken."""
+    """Remembers which process uses something. It takes no lock, and is checked before any lock is taken."""
 
     def __init__(self) -> None:
-        """Belong to no process yet: what was never used may be used in a forked child."""
+        """Belong to no process yet: what was never used before a fork works in the child."""
         self._pid: int | None = None
 
     def enter(self) -> None:
-        """Bind to this process, which puts it to use now; raises as `check`."""
+        """Bind to this process; raises like `check`."""
         self.check()
         self._pid = os.getpid()
 
     def check(self) -> None:
-        """Return if this process may use it.
+        """Check that this process may use it.
 
         Raises:
             ServiceUnavailableError: it belongs to the process this one was forked from.
         """
         if self.is_foreign():
             raise ServiceUnavailableError(
-                f"the embedding service was in use in process {self._pid} before this one was forked from it, and does "
-                "not work here; start processes with 'spawn', or use it only after the fork"
+                f"process {self._pid} used the embedding service before this process was forked from it, so the "
+                "service does not work here; start processes with 'spawn', or use it only after the fork"
             )
 
     def is_foreign(self) -> bool:
-        """Tell whether this is a child of the process it is bound to."""
+        """Return whether this process was forked from the one it is bound to."""
         return self._pid not in (None, os.getpid())

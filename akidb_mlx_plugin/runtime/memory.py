@@ -1,7 +1,8 @@
-"""How much memory is left, so that a model that cannot fit is refused instead of the process being killed."""
+"""How much memory is used and left: a model that cannot fit is refused before the system kills the process."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import subprocess
@@ -11,11 +12,11 @@ from pathlib import Path
 
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 
-# Beside the weights: the activations of a batch and the buffers that are kept for the next one.
+# In addition to the weights: the activations of a batch and the buffers that are kept for the next one.
 _WORKING_BYTES = 96 << 20
-# Of a limited address space: stacks and buffers of the BLAS's threads, which end the process where they find no room.
+# In a limited address space: stacks and buffers of the BLAS's threads, which abort the process if they find no room.
 _THREADS_BYTES = 512 << 20
-# What a batch takes at its peak, in float32 activations of its widest layer.
+# Peak memory of a batch, in float32 activations of its widest layer.
 _ACTIVATIONS = 8
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -28,7 +29,7 @@ def check_memory(needed: int, name: str, *, available: int | None = None) -> Non
     Args:
         needed: bytes of its weights.
         name: the model, for the message.
-        available: bytes left of another memory than this machine's own; None: of that.
+        available: bytes left of another memory, such as a GPU's. Defaults to this machine's own memory.
     Raises:
         ServiceUnavailableError: less is left than it needs.
     """
@@ -39,7 +40,7 @@ def check_memory(needed: int, name: str, *, available: int | None = None) -> Non
 
 
 def check_batch(tokens: int, width: int, name: str) -> None:
-    """Refuse a batch for which a limited address space has no room: MLX and the BLAS do not survive its end.
+    """Refuse a batch that a limited address space has no room for: MLX and the BLAS abort when it is exhausted.
 
     Args:
         tokens: of the batch.
@@ -57,15 +58,25 @@ def check_batch(tokens: int, width: int, name: str) -> None:
 def _refuse_above(left: int | None, needed: int, name: str, what: str) -> None:
     if left is not None and needed > left:
         raise ServiceUnavailableError(
-            f"{name} needs {_gib(needed)} of {what} and {_gib(left)} are left; close other programs or models, or take "
+            f"{name} needs {_gib(needed)} of {what} and {_gib(left)} are left; close other programs or models, or use "
             "a smaller one (akidb-mlx models list)"
         )
 
 
-def available_memory() -> int | None:
-    """Return the bytes this process may still take; None where unknown.
+def resident_bytes(process: Path = _PROCESS) -> int:
+    """Return how much memory this process holds; 0 if unknown."""
+    try:
+        return int((process / "statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        command = ["ps", "-o", "rss=", "-p", str(os.getpid())]
+        return int(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or 0) * 1024
 
-    By the machine, by the control groups it is in, such as a container's, and by the limit of its address space.
+
+def available_memory() -> int | None:
+    """Return how many bytes this process may still allocate; None if unknown.
+
+    The least of what is left on the machine, in the process's control groups (a container's, for example) and in its
+    address space.
     """
     if sys.platform == "darwin":
         return _available_on_mac()
@@ -74,7 +85,7 @@ def available_memory() -> int | None:
 
 
 def left_of_address_space(process: Path = _PROCESS) -> int | None:
-    """Return what RLIMIT_AS (`ulimit -v`) leaves; None where it does not limit, or cannot be told."""
+    """Return how many bytes RLIMIT_AS (`ulimit -v`) leaves; None if there is no limit, or none that can be read."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return None
@@ -94,18 +105,18 @@ def _available_on_linux(meminfo: Path = _MEMINFO) -> int | None:
 
 
 def _left_in_control_groups(root: Path = _CGROUP, process: Path = _PROCESS) -> int | None:
-    """Return what the limits of the process's control groups leave, and of those that these are in."""
+    """Return what the limits of the process's control groups and their parents leave."""
     left = (_left_in_group(folder, *names) for folder, names in _groups(root, process))
     return min((size for size in left if size is not None), default=None)
 
 
 def _groups(root: Path, process: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Yield folders of control groups, with the names of the files that hold limit and usage."""
+    """Yield the folder of each control group, with the names of the files that hold its limit and usage."""
     try:
         lines = (process / "cgroup").read_text().splitlines()
     except OSError:
         lines = []
-    # In a container the path may be that outside it, and the container's own group is the root.
+    # In a container the path may be the one outside it; the container's own group is then the root.
     for line in ("0::/", "0:memory:/", *lines):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if "memory" in controllers.split(","):
@@ -120,18 +131,18 @@ def _groups(root: Path, process: Path) -> Iterator[tuple[Path, tuple[str, str]]]
 
 
 def _left_in_group(folder: Path, limit: str, usage: str) -> int | None:
-    """Return what a group's limit leaves; pages of files are given back when memory is short."""
+    """Return what a group's limit leaves. Inactive file pages count as free: the kernel reclaims them first."""
     try:
         left = int((folder / limit).read_text()) - int((folder / usage).read_text())
         statistics = (folder / "memory.stat").read_text()
-    except (OSError, ValueError):  # not there, or "max"
+    except (OSError, ValueError):  # no such file, or "max"
         return None
     found = re.search(r"^(?:total_)?inactive_file (\d+)$", statistics, re.MULTILINE)
     return left + (int(found[1]) if found else 0)
 
 
 def _available_on_mac() -> int | None:
-    """Return free, inactive and purgeable pages."""
+    """Return the bytes of free, inactive, speculative and purgeable pages."""
     try:
         text = subprocess.run(["/usr/bin/vm_stat"], capture_output=True, text=True, check=True, timeout=5).stdout
         page = int(re.search(r"page size of (\d+) bytes", text)[1])  # type: ignore[index]

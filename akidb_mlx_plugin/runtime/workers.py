@@ -1,7 +1,7 @@
 """Threads that own MLX: every computation of a model runs on one of them, whoever asked for it.
 
-MLX's streams belong to threads, and a thread that used one must give it back before it ends, or the interpreter aborts
-at exit. Callers therefore never touch MLX; they hand work to a pool and wait for a future.
+MLX's streams belong to threads, and a thread that used one must release it before it ends, or the interpreter aborts
+at exit. Callers therefore never touch MLX; they submit work to a pool and wait for a future.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from akidb_mlx_plugin.runtime.blas import check_product, load_blas, set_blas_thr
 from akidb_mlx_plugin.runtime.fork import ForkGuard
 
 _JOIN_SECONDS = 10.0
-# Freed buffers that MLX keeps for the next batch on a GPU; without a bound every new shape adds its own for good.
+# Freed buffers that MLX keeps for the next batch on a GPU; without a limit every new shape would add its own for good.
 _GPU_POOL_BYTES = 1 << 30
 
 
 def core_count() -> int:
     """Return the number of processors this process may use.
 
-    Those of its affinity, and no more than `OMP_NUM_THREADS`: by that Ray and other launchers of many processes on one
-    machine tell each its share.
+    At most `OMP_NUM_THREADS` of those in its affinity mask: Ray and other launchers of many processes on one machine
+    set that variable to each process's share.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
@@ -46,8 +46,8 @@ class _Piece:
     """A piece of work that waits for a thread.
 
     Attributes:
-        work: what to do.
-        collect: turns what it returned into what the caller gets; None: that is it already.
+        work: the function to run.
+        collect: turns its result into what the caller gets; None: the caller gets it as it is.
         future: where the caller waits.
     """
 
@@ -59,7 +59,7 @@ class _Piece:
 class WorkerPool:
     """A few threads with a stream each, and a queue in which short work goes first.
 
-    Of the idle threads the first always takes the work: one call after another finds its weights in that core's cache.
+    The first of the idle threads always takes the work, so that successive calls find the weights in one core's cache.
     """
 
     def __init__(self, device: str, count: int, *, ahead: int = 0) -> None:
@@ -67,11 +67,11 @@ class WorkerPool:
 
         Args:
             device: "cpu" or "gpu".
-            count: how many; work of several of them runs side by side.
-            ahead: pieces that a thread begins before it collects the first one, so that a GPU need not wait while the
-                next piece is described to it.
+            count: how many threads work side by side.
+            ahead: how many further pieces a thread begins before it collects the first one, so that a GPU does not idle
+                while the next graph is built.
         Raises:
-            ServiceUnavailableError: this process was forked from one that used MLX, and MLX would hang in it.
+            ServiceUnavailableError: this process was forked from one that used MLX, and MLX would hang here.
         """
         _mlx_use.enter()
         load_blas()
@@ -81,7 +81,7 @@ class WorkerPool:
         self._ahead = ahead
         self._pid = os.getpid()
         self._queue: list[tuple[int, int, _Piece]] = []
-        self._ticket = itertools.count()
+        self._sequence = itertools.count()
         self._closed = False
         self._lock = threading.Lock()
         self._unfinished = 0
@@ -107,23 +107,23 @@ class WorkerPool:
         """Run a function on one of the threads.
 
         Args:
-            work: it may use MLX, and must hand out no lazy array, unless to `collect`.
-            collect: called on the same thread with what `work` returned, and waits for it; the future gets its result.
-            short: goes ahead of all work that is not.
+            work: may use MLX, but must not return a lazy array except to `collect`.
+            collect: called on the same thread with what `work` returned, to evaluate it; its result is the future's.
+            short: whether it goes ahead of all work that is not short.
         Raises:
             ServiceUnavailableError: the pool is closed, or belongs to the parent of a fork.
         """
         if os.getpid() != self._pid:
             raise ServiceUnavailableError(
-                "this model was loaded before the process forked, and its threads stayed in the parent; "
-                "start processes by 'spawn', or load it only after the fork"
+                "this model was loaded before the process was forked, and its threads stayed in the parent; "
+                "start processes with 'spawn', or load it only after the fork"
             )
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
                 raise ServiceUnavailableError("the model has been closed; load it again")
             self._unfinished += 1
-            heapq.heappush(self._queue, (0 if short else 1, next(self._ticket), _Piece(work, collect, future)))
+            heapq.heappush(self._queue, (0 if short else 1, next(self._sequence), _Piece(work, collect, future)))
             if self._idle:
                 first = min(self._idle)
                 self._idle.remove(first)
@@ -131,8 +131,8 @@ class WorkerPool:
         return future
 
     def close(self) -> None:
-        """Finish what was submitted, give the streams back and end the threads; safe to call twice."""
-        # Looked at first: a lock that was held at a fork is never released in the child.
+        """Finish pending work, release the streams and stop the threads; safe to call twice."""
+        # Checked first: a lock that was held at a fork is never released in the child.
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -146,7 +146,7 @@ class WorkerPool:
                 thread.join(_JOIN_SECONDS)
 
     def _work(self, index: int) -> None:
-        stream = _take_stream(self._device)
+        stream = _open_stream(self._device)
         begun: deque[tuple[_Piece, Any]] = deque()
         with mx.stream(stream):
             if self._device == mx.cpu:
@@ -159,23 +159,23 @@ class WorkerPool:
             _idle_streams.append(stream)
 
     def _run_next(self, index: int, begun: deque[tuple[_Piece, Any]]) -> bool:
-        """Begin a piece of work or collect the oldest that has begun; False when told to stop.
+        """Begin a piece of work or collect the oldest that has begun; False once the pool is closed and done.
 
-        Locals die with each piece, and so do its arrays.
+        A call handles one piece, so that no local variable keeps its arrays alive afterwards.
         """
-        piece = self._take(index, wait=not begun) if len(begun) <= self._ahead else None
+        piece = self._pop(index, wait=not begun) if len(begun) <= self._ahead else None
         if piece is not None:
             self._begin(piece, begun)
         elif begun:
             piece, value = begun.popleft()
-            assert piece.collect is not None, "what needs no collecting is answered at once"
-            self._answer(piece, partial(piece.collect, value))
+            assert piece.collect is not None, "what needs no collecting is resolved at once"
+            self._resolve(piece, partial(piece.collect, value))
         else:
             return False
         return True
 
-    def _take(self, index: int, *, wait: bool) -> _Piece | None:
-        """Return the next piece; None if there is none, and if told to wait, once the pool is closed."""
+    def _pop(self, index: int, *, wait: bool) -> _Piece | None:
+        """Return the next piece; None if there is none (with `wait`: once the pool is closed)."""
         with self._lock:
             while not self._queue:
                 if self._closed or not wait:
@@ -191,7 +191,7 @@ class WorkerPool:
             return
         self._divide_cores()
         if piece.collect is None:
-            self._answer(piece, piece.work)
+            self._resolve(piece, piece.work)
             return
         try:
             begun.append((piece, piece.work()))
@@ -199,35 +199,35 @@ class WorkerPool:
             self._count_finished()
             piece.future.set_exception(error)
 
-    def _answer(self, piece: _Piece, finish: Callable[[], Any]) -> None:
-        """Give the caller what `finish` returns, or raises: whatever it is, the thread lives on."""
+    def _resolve(self, piece: _Piece, finish: Callable[[], Any]) -> None:
+        """Give the caller what `finish` returns or raises; the thread survives any exception."""
         try:
-            answer = partial(piece.future.set_result, finish())
+            resolve = partial(piece.future.set_result, finish())
         except BaseException as error:
-            answer = partial(piece.future.set_exception, error)
-        # Before the answer: who gets it may submit at once, and shall not share the cores with what is done.
+            resolve = partial(piece.future.set_exception, error)
+        # First, because a callback may submit more work at once, which must not share the cores with finished work.
         self._count_finished()
-        answer()
+        resolve()
 
     def _count_finished(self) -> None:
         with self._lock:
             self._unfinished -= 1
 
     def _divide_cores(self) -> None:
-        """One piece of work alone gets every core for its matrix products; side by side they share them."""
+        """Give a piece of work that runs alone every core for its matrix products; several share the cores."""
         if self._device == mx.cpu:
             set_blas_threads(max(1, self._cores // min(self._unfinished, len(self._threads))))
 
 
-# Of threads that have ended. MLX has a thread of its own behind each stream of a CPU, which lives as long as the
-# process: with new ones for each model that is loaded there would be more and more.
+# Streams of threads that have ended, for reuse. MLX runs a thread for each CPU stream until the process ends: with new
+# streams for every model that is loaded there would be more and more threads.
 _idle_streams: list[mx.Stream] = []
-# Makes one that may be used by another thread later; MLX has such from 0.32 on.
+# Makes a stream that another thread may use later; MLX has this since 0.32.
 _make_lasting_stream: Callable[[mx.DeviceType], mx.Stream] | None = getattr(mx, "new_thread_unsafe_stream", None)
 
 
-def _take_stream(device: mx.DeviceType) -> mx.Stream:
-    """Return a stream that no other thread uses."""
+def _open_stream(device: mx.DeviceType) -> mx.Stream:
+    """Return a stream that no other thread uses, reusing one if possible."""
     if device != mx.cpu or _make_lasting_stream is None:
         return mx.new_stream(device)
     try:
@@ -237,7 +237,7 @@ def _take_stream(device: mx.DeviceType) -> mx.Stream:
 
 
 def _bound_gpu_pool() -> None:
-    """Keep MLX's pool of freed buffers small, unless the process has set it smaller already."""
+    """Limit MLX's pool of freed buffers, unless the process has set a lower limit already."""
     before = mx.set_cache_limit(_GPU_POOL_BYTES)
     if before < _GPU_POOL_BYTES:
         mx.set_cache_limit(before)

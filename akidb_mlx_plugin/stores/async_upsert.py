@@ -1,4 +1,4 @@
-"""An upsert beside an event loop."""
+"""Upserts that leave the event loop free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def run_in_background(make: Callable[[], Upsert]) -> UpsertResponse:
     """Make an upsert and run it on a thread of its own; the event loop stays free.
 
     Cancelling the task ends the upsert after the write that is under way. The CancelledError's `__cause__` is then the
-    UpsertError that says which documents are in; None: all of them.
+    UpsertError that says which documents are in, or None if all of them are.
     """
     made: list[Upsert] = []
     cancelled = threading.Event()

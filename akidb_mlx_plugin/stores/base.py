@@ -1,6 +1,6 @@
-"""What both databases share: the interface of a place that documents are written to.
+"""The interface of a database that documents are written to or read from.
 
-The adapters implement it; `upserts` and `reembedding` work on it and know no database.
+The adapters implement it; `upsert` and `reembed` work on it and know no database.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Document, Vector
 
 
@@ -22,8 +21,8 @@ class StoredDocument:
     """A document as a database has it.
 
     Attributes:
-        text: None: it was written without one.
-        vector: (D,) float32; None: it has none yet.
+        text: None if it was written without one.
+        vector: (D,) float32, or None if it has none yet.
         metadata: without the entries that are null.
     """
 
@@ -32,14 +31,14 @@ class StoredDocument:
     metadata: Mapping[str, Any]
 
 
-class Target(ABC):
-    """A collection or table that documents go to. Calls come from one thread at a time, reads beside writes.
+class Store(ABC):
+    """A collection or table that documents go to. One thread writes at a time; reads may run alongside.
 
     Attributes:
         label: what messages call it: "collection 'docs'".
-        dimension: length of its vectors; 0: not known yet.
-        service: embeds the texts; None: every document must bring its vector.
-        max_rows: most rows of one write; None: any number.
+        dimension: length of its vectors; 0 while it is unknown.
+        service: embeds the texts; None if every document must have its vector.
+        max_rows: most rows of one write; None for any number.
     """
 
     label: str
@@ -49,19 +48,19 @@ class Target(ABC):
 
     @property
     def can_embed(self) -> bool:
-        """Whether there is a model behind it."""
+        """Whether there is a model to embed texts with."""
         return self.service is not None and self.service.config.mode != "user_provided"
 
     def check_document(self, document: Document) -> None:  # noqa: B027 - a database may have nothing to add
         """Raise InvalidInputError for what the database would refuse in a document's text or metadata."""
 
     def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
-        """Tell whether a document's metadata is what is stored; a null is as good as nothing."""
+        """Return whether a document's metadata is what is stored; a null counts as absent."""
         wanted = {key: plain_value(value) for key, value in (document.metadata or {}).items() if value is not None}
         return is_same_value(wanted, dict(stored.metadata))
 
     def is_unchanged(self, stored: StoredDocument, document: Document, vector: Vector) -> bool:
-        """Tell whether a document with its vector is stored already, as it is."""
+        """Return whether a document with this vector is stored already, unchanged."""
         return (
             document.text == stored.text
             and stored.vector is not None
@@ -79,7 +78,7 @@ class Target(ABC):
 
     @abstractmethod
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
-        """Put documents in the place of what their ids have there now, or beside it.
+        """Insert documents, replacing those with the same ids.
 
         Args:
             documents: up to `max_rows`, no id twice.
@@ -105,7 +104,7 @@ class Source(ABC):
 
     @abstractmethod
     def find_without_text(self) -> str | None:
-        """Return the id of a document that has no text; None: all have one."""
+        """Return the id of a document that has no text, or None if all have one."""
 
     @abstractmethod
     def read_all(self) -> Iterator[Document]:
@@ -113,9 +112,9 @@ class Source(ABC):
 
 
 def plain_value(value: Any) -> Any:
-    """Return numpy's numbers and arrays, and tuples, as a database gives them back.
+    """Return NumPy's numbers and arrays, and tuples, as a database gives them back.
 
-    Dates of numpy's stay what they are: as Python's they may be bare numbers, of a unit that nobody knows any more.
+    NumPy's dates stay as they are: as Python's they may be bare numbers, without their unit.
     """
     if isinstance(value, np.datetime64 | np.timedelta64):
         return value
@@ -139,16 +138,16 @@ def is_same_value(one: Any, other: Any) -> bool:
 
 
 def known_vector(document: Document, stored: StoredDocument | None) -> Vector | None:
-    """Return the vector that a document brings, or the one that is stored for its text; None: neither."""
+    """Return the vector of a checked document, or the one that is stored for its text, or None."""
     if document.vector is not None:
-        return as_vector(document.vector, f"the vector of document {document.id!r}")
+        return np.asarray(document.vector, dtype=np.float32)
     if stored is not None and stored.text == document.text:
         return stored.vector
     return None
 
 
 def _is_same_vector(vector: Vector, stored: Vector) -> bool:
-    """Tell whether a vector is the stored one; Chroma scales those of a cosine collection down and up again."""
+    """Return whether a vector is the stored one; Chroma scales those of a cosine collection down and up again."""
     if vector is stored:
         return True
     return vector.shape == stored.shape and bool(np.abs(vector - stored).max() <= 1e-6 * np.linalg.norm(vector))

@@ -1,7 +1,7 @@
-"""Vector spaces: what a collection says of the vectors it holds, held against what a function makes.
+"""Whether a function's vectors fit those that a collection holds.
 
 A collection made by the adapters carries three values in its metadata, under names that never change. What is read
-back is data from a stranger: it is compared, never obeyed.
+back is untrusted data: it is compared, never obeyed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from akidb_mlx_plugin.errors import (
     ModelNotFoundError,
 )
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
-from akidb_mlx_plugin.stores.settings import SETTINGS, config_of, settings_of
+from akidb_mlx_plugin.stores.settings import SETTINGS, config_from_stored, stored_settings
 from akidb_mlx_plugin.types import ModelInfo
 
 MODEL_KEY = "akidb_mlx:model"
 DIMENSION_KEY = "akidb_mlx:dimension"
 FINGERPRINT_KEY = "akidb_mlx:fingerprint"
 _PREFIX = "akidb_mlx:"
-# The mode of functions that embed nothing; also what their vectors are called where they have no name.
-_BROUGHT = "user_provided"
+# The mode of functions that embed nothing; also the name of their vectors where no model is named.
+_USER_PROVIDED = "user_provided"
 
 _REMEDY = (
     "open it with the model and settings it was made with, or move its documents to a new one with 'akidb-mlx reembed'"
@@ -37,14 +37,14 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class StoredSpace:
+class StoredVectors:
     """What a database says of a collection's vectors.
 
     Attributes:
         label: the collection, as messages call it: "collection 'docs'".
         metadata: the collection's own, with the stamp or without; values may be text, numbers or bytes.
-        settings: of our embedding function, as `stored.settings_of` wrote them; None: it has no such function.
-        dimension: what the database itself holds every vector against; 0: nothing yet.
+        settings: of our embedding function, as `settings.stored_settings` wrote them; None if it has no such function.
+        dimension: what the database itself requires of every vector; 0 if nothing yet.
     """
 
     label: str
@@ -63,7 +63,7 @@ class _Stamp:
 
 
 def make_stamp(info: ModelInfo) -> dict[str, str | int]:
-    """Return what a new collection's metadata says of its vectors; what is not known is left out."""
+    """Return what a new collection's metadata says of its vectors; unknown values are left out."""
     values: dict[str, str | int] = {
         MODEL_KEY: info.model,
         DIMENSION_KEY: info.dimension,
@@ -73,27 +73,27 @@ def make_stamp(info: ModelInfo) -> dict[str, str | int]:
 
 
 def without_stamp(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a collection's metadata less what this package put there."""
+    """Return a collection's metadata without what this package put there."""
     return {key: value for key, value in metadata.items() if not key.startswith(_PREFIX)}
 
 
-def stored_service(settings: Mapping[str, Any]) -> EmbeddingService:
+def service_from_stored(settings: Mapping[str, Any]) -> EmbeddingService:
     """Return the service that stored settings ask for; nothing outside the registry is downloaded on their word.
 
     Raises:
         InvalidInputError: settings this version does not know or cannot use.
     """
-    return shared_service(config_of(settings), trusted=False)
+    return shared_service(config_from_stored(settings), trusted=False)
 
 
-def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
-    """Hold a function against a collection before anything is embedded; loads no weights.
+def check_compatible(stored: StoredVectors, service: EmbeddingService | None) -> int:
+    """Check that a function's vectors fit a collection, before anything is embedded; loads no weights.
 
     Args:
         stored: what the database says.
-        service: behind the function at hand; None: there is none, and the caller brings every vector.
+        service: of the function to check; None if there is none, and the caller gives every vector.
     Returns:
-        The length that every vector must have; 0: nothing is known of it yet.
+        The length that every vector must have; 0 while it is unknown.
     Raises:
         DimensionMismatchError: another length, or another model; the message names both, and the remedy.
         InvalidInputError: the stored values cannot be used.
@@ -110,9 +110,9 @@ def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
         raise DimensionMismatchError(
             f"{holds}, and {info.model} makes {info.dimension}; {_REMEDY}", expected=held, actual=info.dimension
         )
-    if not _same_space(stored, stamp, service, info):
+    if not _are_comparable(stored, stamp, service, info):
         raise DimensionMismatchError(
-            f"{stored.label} holds vectors of {model or 'another model'} ({_length(held)}), and the function at hand "
+            f"{stored.label} holds vectors of {model or 'another model'} ({_length(held)}), and the function "
             f"is {info.model} ({_length(info.dimension)}), of other weights, prompts or settings: their vectors cannot "
             f"be compared; {_REMEDY}",
             expected=held or info.dimension,
@@ -122,24 +122,24 @@ def check_space(stored: StoredSpace, service: EmbeddingService | None) -> int:
 
 
 def has_same_normalization(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether stored settings differ in `normalize` alone and make the same vectors all the same.
+    """Return whether stored settings differ in `normalize` alone and still make the same vectors.
 
-    So it is where one spells out what the other leaves to the checkpoint. Nothing outside the registry is downloaded.
+    That is so where one spells out what the other leaves to the checkpoint. Nothing outside the registry is downloaded.
     """
     if any(one.get(key) != other.get(key) for key in SETTINGS if key != "normalize"):
         return False
     try:
-        return len({stored_service(settings).model_info().fingerprint for settings in (one, other)}) == 1
+        return len({service_from_stored(settings).model_info().fingerprint for settings in (one, other)}) == 1
     except EmbeddingError:
         return False
 
 
 def check_query_vector(label: str, dimension: int, vector: object) -> None:
-    """Hold a query vector against a collection before the search.
+    """Check that a query vector fits a collection, before the search.
 
     Args:
         label: the collection, as messages call it.
-        dimension: what it must have; 0: any.
+        dimension: what it must have; 0 for any.
         vector: D numbers.
     Raises:
         DimensionMismatchError: another length.
@@ -181,7 +181,7 @@ def as_vector(vector: object, what: str) -> np.ndarray[Any, np.dtype[np.float32]
     return row
 
 
-def _read_stamp(stored: StoredSpace) -> _Stamp:
+def _read_stamp(stored: StoredVectors) -> _Stamp:
     values = {key: stored.metadata.get(key, "") for key in (MODEL_KEY, DIMENSION_KEY, FINGERPRINT_KEY)}
     texts = {
         key: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for key, value in values.items()
@@ -192,76 +192,84 @@ def _read_stamp(stored: StoredSpace) -> _Stamp:
         dimension = -1
     if dimension < 0:
         raise InvalidInputError(
-            f"the metadata of {stored.label} has {DIMENSION_KEY} = {texts[DIMENSION_KEY]!r}, which is no dimension"
+            f"the metadata of {stored.label} has {DIMENSION_KEY} = {texts[DIMENSION_KEY]!r}, which is not a dimension"
         )
     return _Stamp(str(texts[MODEL_KEY] or ""), dimension, str(texts[FINGERPRINT_KEY] or ""))
 
 
-def _check_fixed(stored: StoredSpace, stamp: _Stamp) -> None:
+def _check_fixed(stored: StoredVectors, stamp: _Stamp) -> None:
     if stored.dimension and stamp.dimension and stored.dimension != stamp.dimension:
         raise DimensionMismatchError(
             f"{stored.label} was made for vectors of {stamp.dimension} dimensions ({stamp.model}), but its first "
-            f"write, past this package, brought {stored.dimension}, and the database holds all others against that; "
+            f"write, without this package, had {stored.dimension}, and the database requires that of all others; "
             "make a new one",
             expected=stamp.dimension,
             actual=stored.dimension,
         )
 
 
-def _describe(service: EmbeddingService, stored: StoredSpace, held: int) -> ModelInfo | None:
-    """Return what a function makes; None: it is the collection's own, and its model cannot be had now.
+def _describe(service: EmbeddingService, stored: StoredVectors, held: int) -> ModelInfo | None:
+    """Return what a function makes, or None if it is the collection's own and its model is not available now.
 
-    Such a collection can still be given vectors; whoever brings a text is told what is the matter before any write.
+    Such a collection still takes vectors; a text is refused, with the reason, before any write.
     """
     try:
         return service.model_info()
     except DownloadError:
-        if held and stored.settings and settings_of(config_of(stored.settings)) == settings_of(service.config):
+        if (
+            held
+            and stored.settings
+            and stored_settings(config_from_stored(stored.settings)) == stored_settings(service.config)
+        ):
             return None
         raise
 
 
-def _same_space(stored: StoredSpace, stamp: _Stamp, service: EmbeddingService, info: ModelInfo) -> bool:
-    """Tell whether vectors can be compared: by fingerprint, else by settings; what is not known is believed."""
-    fingerprint, is_brought = stamp.fingerprint, stamp.fingerprint.startswith(f"{_BROUGHT}:")
+def _are_comparable(stored: StoredVectors, stamp: _Stamp, service: EmbeddingService, info: ModelInfo) -> bool:
+    """Return whether vectors can be compared: by fingerprint, else by settings; a missing value counts as a match."""
+    fingerprint, is_given = stamp.fingerprint, stamp.fingerprint.startswith(f"{_USER_PROVIDED}:")
     if not fingerprint and stored.settings is not None:
-        config = config_of(stored.settings)
-        if settings_of(config) == settings_of(service.config):
+        config = config_from_stored(stored.settings)
+        if stored_settings(config) == stored_settings(service.config):
             return True
-        is_brought = config.mode == _BROUGHT
+        is_given = config.mode == _USER_PROVIDED
         try:
             # One model may go by several names: its short one, its repository, its folder.
-            fingerprint = stored_service(stored.settings).model_info().fingerprint
+            fingerprint = service_from_stored(stored.settings).model_info().fingerprint
         except ModelNotFoundError:
-            return _is_moved(stored.settings, settings_of(service.config))
+            return _is_moved(stored.settings, stored_settings(service.config))
         except EmbeddingError:
             return False
     if fingerprint and info.fingerprint:
         return fingerprint == info.fingerprint
-    return _same_name(stamp.model or _settings_model(stored), is_brought, info.model, service.config.mode == _BROUGHT)
+    return _have_same_name(
+        stamp.model or _settings_model(stored), is_given, info.model, service.config.mode == _USER_PROVIDED
+    )
 
 
 def _is_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Return whether settings differ in the place of a folder alone: one that is gone has no weights to compare."""
+    """Return whether settings differ only in where a folder is: one that is gone has no weights to compare."""
     models = [str(settings.get("model") or "") for settings in (old, new)]
     is_folder = all(os.path.isabs(model) for model in models)
-    others = [{**settings_of(config_of({**settings, "model": None})), "model": None} for settings in (old, new)]
+    others = [
+        {**stored_settings(config_from_stored({**settings, "model": None})), "model": None} for settings in (old, new)
+    ]
     return is_folder and os.path.basename(models[0]) == os.path.basename(models[1]) and others[0] == others[1]
 
 
-def _same_name(stored: str, is_stored_brought: bool, model: str, is_brought: bool) -> bool:
-    """Tell by names whether vectors can be compared, where some are brought from outside and may have none."""
-    if not stored or not (is_stored_brought or is_brought):
+def _have_same_name(stored: str, is_stored_given: bool, model: str, is_given: bool) -> bool:
+    """Return whether names allow vectors to be compared, where users give some of them and may not name a model."""
+    if not stored or not (is_stored_given or is_given):
         return True
-    # A model's vectors are not those that somebody brings under no name, or another.
-    return stored == model or (is_stored_brought and is_brought and _BROUGHT in (stored, model))
+    # A model's vectors are not those that a user gives under no name, or another.
+    return stored == model or (is_stored_given and is_given and _USER_PROVIDED in (stored, model))
 
 
-def _settings_model(stored: StoredSpace) -> str:
+def _settings_model(stored: StoredVectors) -> str:
     if stored.settings is None:
         return ""
     return str(stored.settings.get("model") or stored.settings.get("mode") or "")
 
 
 def _length(dimension: int) -> str:
-    return f"{dimension} dimensions" if dimension else "dimensions not known"
+    return f"{dimension} dimensions" if dimension else "unknown dimensions"

@@ -9,25 +9,44 @@ from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Document
 from akidb_mlx_plugin.validation import check_unicode
 
-# A chunk is full at this many characters however few documents they are: memory stays bounded by it.
+# A chunk is full at this many characters, however few documents it has: that bounds memory.
 CHUNK_CHARACTERS = 1_000_000
+# Chunks take about this long: the bar moves, and a process that is killed loses little. The largest is enough for texts
+# of one length to meet and for a write to be worth its commit; the first chunk shows how fast the model is.
+_CHUNK_S = 10.0
+_FIRST_CHUNK, _SMALLEST_CHUNK, LARGEST_CHUNK = 256, 32, 1024
+
+
+class ChunkSize:
+    """Most documents of a chunk: a given number, or what the model embeds in ten seconds."""
+
+    def __init__(self, given: int | None = None) -> None:
+        """Start with the given number, or with a guess."""
+        self.documents = given or _FIRST_CHUNK
+        self._is_fixed = given is not None
+
+    def adapt(self, texts: int, seconds: float) -> None:
+        """Learn how long the model took."""
+        if not self._is_fixed:
+            size = LARGEST_CHUNK if seconds <= 0 else round(texts / seconds * _CHUNK_S)
+            self.documents = max(_SMALLEST_CHUNK, min(size, LARGEST_CHUNK))
 
 
 class DocumentCheck:
-    """Holds documents against a collection; it learns the length of vectors from the first one where nobody knows it.
+    """Checks that documents fit a collection; learns the length of vectors from the first one where it is unknown.
 
     Attributes:
-        dimension: what every vector must have; 0: not known yet.
+        dimension: what every vector must have; 0 while it is unknown.
     """
 
     def __init__(
         self, label: str, dimension: int, *, can_embed: bool, check_host: Callable[[Document], None] | None = None
     ) -> None:
-        """Note what the collection needs.
+        """Store what the collection needs.
 
         Args:
             label: the collection, as messages call it: "collection 'docs'".
-            dimension: length of its vectors; 0: not known.
+            dimension: length of its vectors; 0 if unknown.
             can_embed: whether a text without a vector can be embedded.
             check_host: raises InvalidInputError for what the database would refuse in a document's text or metadata.
         """
@@ -37,10 +56,10 @@ class DocumentCheck:
         self._check_host = check_host or (lambda document: None)
 
     def check(self, documents: Sequence[Document]) -> None:
-        """Hold documents against the collection.
+        """Check documents in order.
 
         Raises:
-            InvalidInputError: no Document, no usable id, text, vector or metadata, or an id that occurs twice.
+            InvalidInputError: not a Document, an unusable id, text, vector or metadata, or an id that occurs twice.
             DimensionMismatchError: a vector of another length.
         """
         ids: set[str] = set()
@@ -48,7 +67,7 @@ class DocumentCheck:
             _check_id(index, document)
             if document.id in ids:
                 raise InvalidInputError(
-                    f"document {document.id!r} occurs twice in one upsert, at {index} again; keep the one that is meant"
+                    f"document {document.id!r} occurs twice in one upsert, again at {index}; keep only one of them"
                 )
             ids.add(document.id)
             self._check_text(document)
@@ -86,14 +105,14 @@ class DocumentCheck:
             )
 
 
-def split_documents(documents: Iterable[Document], size: Callable[[], int]) -> Iterator[list[Document]]:
-    """Yield chunks of documents, of about `CHUNK_CHARACTERS` characters at most, in order.
+def split_documents(documents: Iterable[Document], size: ChunkSize) -> Iterator[list[Document]]:
+    """Yield chunks of documents in order, each of about `CHUNK_CHARACTERS` characters at most.
 
     Args:
         documents: a sequence, or a stream of any length.
-        size: asked before each document for the most there may be in a chunk.
+        size: may change meanwhile.
     Raises:
-        InvalidInputError: something in between that is no Document.
+        InvalidInputError: something in between that is not a Document.
     """
     chunk: list[Document] = []
     characters = 0
@@ -102,7 +121,7 @@ def split_documents(documents: Iterable[Document], size: Callable[[], int]) -> I
             raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
         chunk.append(document)
         characters += len(document.text) if isinstance(document.text, str) else 0
-        if len(chunk) >= size() or characters >= CHUNK_CHARACTERS:
+        if len(chunk) >= size.documents or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
     if chunk:
@@ -113,7 +132,7 @@ def _check_id(index: int, document: object) -> None:
     if not isinstance(document, Document):
         raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
     if not isinstance(document.id, str) or not document.id:
-        raise InvalidInputError(f"document {index} has the id {document.id!r}; an id is a string, and not empty")
+        raise InvalidInputError(f"document {index} has the id {document.id!r}; an id is a non-empty string")
     check_unicode(document.id, f"the id of document {index}")
 
 
@@ -122,4 +141,4 @@ def _check_metadata(document: Document) -> None:
     if metadata is None:
         return
     if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
-        raise InvalidInputError(f"the metadata of document {document.id!r} is no mapping of strings to values")
+        raise InvalidInputError(f"the metadata of document {document.id!r} is not a mapping of strings to values")

@@ -1,16 +1,16 @@
-"""A change of model: every document of one collection again in another, under another function."""
+"""A change of model: every document of one collection is embedded into another, with another function."""
 
 from __future__ import annotations
 
 import re
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, UpsertError
-from akidb_mlx_plugin.stores.base import Source, Target
-from akidb_mlx_plugin.stores.documents import split_documents
+from akidb_mlx_plugin.stores.base import Source, Store
+from akidb_mlx_plugin.stores.documents import ChunkSize, split_documents
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 
-# Kept in the new collection's metadata: the source it is filled from, so that a second run continues that and no other.
+# In the new collection's metadata: the source it is filled from, so that a second run continues only that.
 SOURCE_KEY = "akidb_mlx:source"
 _PAGE = 1000
 # Of the model's name; two dots in a row are refused by Chroma, and LanceDB's names are names of folders.
@@ -26,29 +26,29 @@ def default_name(source_name: str, info: ModelInfo) -> str:
 
 
 def reembed_documents(
-    source: Source, target: Target, *, show_progress: bool = False, batch_size: int | None = None
+    source: Source, store: Store, *, show_progress: bool = False, batch_size: int | None = None
 ) -> UpsertResponse:
-    """Embed every document of one collection into another, or those that an earlier run has left over.
+    """Embed every document of one collection into another; what an earlier run has done stays.
 
     Args:
         source: is only read.
-        target: new, or what an earlier run has filled from the same source.
+        store: new, or filled by an earlier run from the same source.
         show_progress: draw a bar.
         batch_size: documents embedded and written together.
     Raises:
-        InvalidInputError: a document of the source has no text, or its id is another's too; nothing was embedded.
+        InvalidInputError: a document of the source has no text, or two have the same id; nothing was embedded.
         UpsertError: it ended midway, or documents are missing at the end; running it again continues.
-        EmbeddingError: the target has documents that the source has not.
+        EmbeddingError: the store has documents that the source does not have.
     """
     source.check_ids()
     textless = source.find_without_text()
     if textless is not None:
         raise InvalidInputError(
             f"document {textless!r} of {source.label} has a vector and no text, and another model cannot embed it; "
-            "give such documents a text, or take them out"
+            "give such documents a text, or remove them"
         )
     upsert = Upsert(
-        target,
+        store,
         source.read_all(),
         show_progress=show_progress,
         batch_size=batch_size,
@@ -56,7 +56,7 @@ def reembed_documents(
         total=source.count(),
     )
     response = upsert.run()
-    _check_complete(source, target)
+    _check_complete(source, store)
     return response
 
 
@@ -68,40 +68,40 @@ def check_source(label: str, mark: object, expected: str) -> None:
         mark: what its metadata has under `SOURCE_KEY`.
         expected: what it must have.
     Raises:
-        InvalidInputError: it exists, and is no re-embedding of the source.
+        InvalidInputError: it exists, and is not a re-embedding of the source.
     """
     if (mark.decode("utf-8", "replace") if isinstance(mark, bytes) else mark) != expected:
         raise InvalidInputError(
-            f"{label} exists and is no re-embedding of this source; give another name for the new one"
+            f"{label} exists and is not a re-embedding of this source; give the new one another name"
         )
 
 
-def _check_complete(source: Source, target: Target) -> None:
-    """Read both again: every document there, with its text and metadata, and no other."""
+def _check_complete(source: Source, store: Store) -> None:
+    """Read both again: every document must be there, with its text and metadata, and no other."""
     missing: list[str] = []
     count = 0
-    for page in split_documents(source.read_all(), lambda: _PAGE):
-        stored = target.read([document.id for document in page])
+    for page in split_documents(source.read_all(), ChunkSize(_PAGE)):
+        stored = store.read([document.id for document in page])
         for document in page:
             found = stored.get(document.id)
             if (
                 found is None
                 or found.vector is None
                 or found.text != document.text
-                or not target.has_metadata(found, document)
+                or not store.has_metadata(found, document)
             ):
                 missing.append(document.id)
         count += len(page)
     if missing:
         raise UpsertError(
-            f"{len(missing)} of {count} documents of {source.label} are not in {target.label} as they are there, "
-            f"{missing[0]!r} for one; run the re-embedding again",
+            f"{len(missing)} of {count} documents of {source.label} are missing from {store.label} or differ there, "
+            f"for example {missing[0]!r}; run the re-embedding again",
             written=[],
             not_written=missing,
             written_count=count - len(missing),
         )
-    if (held := target.count()) != count:
+    if (held := store.count()) != count:
         raise EmbeddingError(
-            f"{target.label} has {held} documents and {source.label} {count}: some were deleted from the source, or "
+            f"{store.label} has {held} documents and {source.label} {count}: some were deleted from the source, or "
             "written into the new one; delete the new one and run the re-embedding again"
         )

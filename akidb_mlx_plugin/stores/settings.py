@@ -1,8 +1,8 @@
-"""What a database keeps of an embedding function: the settings that select the vector space, and nothing else.
+"""What a database stores of an embedding function: the settings that determine its vectors, and nothing else.
 
 They are JSON, written into Chroma's collection configuration and LanceDB's table metadata. What belongs to a machine
 (cache, device, batch size) is not stored: it comes from that machine's configuration when the collection is reopened.
-Whatever is read back is data from a stranger, and is checked like any other input.
+What is read back is untrusted data, and is checked like any other input.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from akidb_mlx_plugin.hub.registry import ModelSpec, list_models
 _MLX_KEYS = ("dimension", "normalize", "pooling", "query_prompt", "document_prompt", "query_task", "document_task")
 SETTINGS = ("model", "mode", *_MLX_KEYS)
 _LONGEST_VECTOR = 2**20
-# A stranger's values may be of any size and depth.
+# Untrusted values may be of any size and depth.
 _SHORT = Repr()
 
 
-def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
+def stored_settings(config: EmbeddingConfig) -> dict[str, Any]:
     """Return what is stored of a configuration: JSON values, every one spelled out.
 
     The model's default dimension and normalization are written down where they are known without a download, so that
@@ -44,14 +44,14 @@ def settings_of(config: EmbeddingConfig) -> dict[str, Any]:
     return {"model": model, "mode": config.mode, **unused, "dimension": section.dimension, "normalize": True}
 
 
-def config_of(
+def config_from_stored(
     settings: Mapping[str, Any], machine: Mapping[str, Any] | None = None, *, stored: bool = True
 ) -> EmbeddingConfig:
     """Return the configuration for stored settings, with this machine's values for what is not stored.
 
     Args:
-        settings: as `settings_of` returns them.
-        machine: values of the caller's own for what is not stored, such as the device.
+        settings: as `stored_settings` returns them.
+        machine: the caller's values for what is not stored, such as the device.
         stored: whether a database has them. It may be older than the setting `pooling`, which is None then, whatever
             this machine's environment says.
     Raises:
@@ -74,10 +74,10 @@ def config_of(
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings this version does not know, before anything is made from them.
+    """Check that this version knows all settings, before anything is made from them.
 
     Raises:
-        InvalidInputError: not a mapping, or a key that is none of `SETTINGS`, or a value of another type.
+        InvalidInputError: not a mapping, a key that is not in `SETTINGS`, or a value of another type.
     """
     if not isinstance(settings, Mapping):
         raise InvalidInputError(f"stored settings must be a mapping, got {type(settings).__name__}")
@@ -90,8 +90,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     _check_types(settings)
 
 
-def check_same_space(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse a change of settings that would mix two vector spaces in one collection.
+def check_same_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Check that a change of settings keeps the vectors of one collection comparable.
 
     Raises:
         InvalidInputError: it names each setting with both values.
@@ -106,10 +106,9 @@ def check_same_space(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _check_types(settings: Mapping[str, Any]) -> None:
-    """Refuse values that no configuration has.
+    """Check the values, without looking at the environment.
 
-    The environment is not looked at: Chroma takes an error here, of a function that is stored, for a function that
-    cannot be stored, and silently stores none.
+    Chroma takes an error here for a function that cannot be stored, and silently stores none.
     """
     if (mode := settings.get("mode", "mlx")) not in get_args(Mode):
         raise InvalidInputError(f"stored setting mode = {_SHORT.repr(mode)}: it is one of {', '.join(get_args(Mode))}")
@@ -125,11 +124,11 @@ def _check_types(settings: Mapping[str, Any]) -> None:
 
 
 def _dimension(config: EmbeddingConfig) -> int | None:
-    """Return the length of the vectors where the registry or the user names it; looks at no file, so never fails."""
+    """Return the length of the vectors where the registry or the user names it; reads no file, so it never fails."""
     if config.mlx.dimension is not None:
         return config.mlx.dimension
     spec = _spec(config)
-    # That of the registry is for vectors of one pooling.
+    # The registry's is for vectors of one pooling.
     return spec.dimension if spec and "+" not in (config.mlx.pooling or "") else None
 
 
@@ -143,7 +142,7 @@ def _spec(config: EmbeddingConfig) -> ModelSpec | None:
 
 
 def _lasting_name(model: str) -> str:
-    """Return a relative folder as an absolute one: who reopens the database may stand elsewhere."""
+    """Return a relative folder as an absolute one: the database may be reopened from another folder."""
     if model in (".", "..") or model.startswith(("./", "../")):
         with suppress(OSError):  # the current folder has been removed
             return os.path.abspath(model)

@@ -1,4 +1,4 @@
-"""Chroma's two kinds of clients under one interface: whatever a call gives goes through a `Wait`."""
+"""Chroma's two kinds of clients under one interface: the result of every call goes through a `Wait`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from chromadb.errors import InternalError
 from akidb_mlx_plugin.errors import InvalidInputError
 
 AnyCollection: TypeAlias = "Collection | AsyncCollection"
-# Gives the result of a host's call: the thing itself, or what its coroutine returns on the caller's event loop.
+# Returns the result of a host's call: as it is, or what its coroutine returns on the caller's event loop.
 Wait: TypeAlias = "Callable[[Any], Any]"
 
 _NO_INDEX_YET = "Nothing found on disk"
 _PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-def take(result: Any) -> Any:
-    """Return what a synchronous call gave: it is there already."""
+def run_sync(result: Any) -> Any:
+    """Return the result of a synchronous call as it is."""
     return result
 
 
 def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
-    """Return what a collection's `get` does, vectors included.
+    """Return what a collection's `get` returns, vectors included.
 
     A server has no index to take vectors from, and answers with an error, while another process writes the first one,
     and as long as a process that was killed before has left the collection without any.
@@ -46,7 +46,7 @@ def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
 
 
 def refuse_async(result: object, remedy: str) -> None:
-    """Refuse what an asynchronous client gives: its collections, and the coroutines that lead to them.
+    """Refuse what an asynchronous client returns: its collections, and the coroutines that lead to them.
 
     Raises:
         InvalidInputError: it is one of these; the message ends with the remedy.
@@ -59,7 +59,7 @@ def refuse_async(result: object, remedy: str) -> None:
 
 
 def refuse_waiting(remedy: str) -> Wait:
-    """Return a function that takes what a synchronous client gives and refuses what an asynchronous one does."""
+    """Return a `Wait` for synchronous clients that refuses what an asynchronous one returns."""
 
     def take_synchronous(result: Any) -> Any:
         refuse_async(result, remedy)

@@ -1,4 +1,4 @@
-"""Collections that stay right: opened, checked and filled with the function's vector space in view."""
+"""Collections that exist: opened, checked against a function, and filled."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from chromadb.api.models.Collection import Collection
 from chromadb.api.types import DataLoader
 from chromadb.errors import ChromaError
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, take, wait_on
+from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, run_sync, wait_on
 from akidb_mlx_chroma.creation import as_host_type
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.recovery import recover
-from akidb_mlx_chroma.target import ChromaTarget, function_at_hand, read_space
+from akidb_mlx_chroma.store import ChromaStore, read_stored_vectors, resolve_function
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
-from akidb_mlx_plugin.stores.compatibility import check_query_vector, check_space
+from akidb_mlx_plugin.stores.compatibility import check_compatible, check_query_vector
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import Document, UpsertResponse
 
@@ -34,13 +34,13 @@ def get_collection(
     *,
     data_loader: DataLoader[Any] | None = None,
 ) -> Collection:
-    """Open a collection and hold its vectors against a function; loads no weights.
+    """Open a collection and check that a function's vectors fit it; loads no weights.
 
     Args:
         client: any synchronous client.
         name: of the collection.
-        embedding_function: None: the one that the collection stores. Its model is then downloaded only if it is in the
-            registry or named in `AKIDB_ALLOWED_MODELS`.
+        embedding_function: defaults to the one that the collection stores, whose model is downloaded only if it is in
+            the registry or named in `AKIDB_ALLOWED_MODELS`.
         data_loader: Chroma's, for records with URIs.
     Raises:
         DimensionMismatchError: the function makes other vectors than the collection holds.
@@ -57,7 +57,7 @@ async def aget_collection(
     *,
     data_loader: DataLoader[Any] | None = None,
 ) -> AsyncCollection:
-    """Open a collection by an asynchronous client; arguments and errors as `get_collection`."""
+    """Open a collection with an asynchronous client; arguments and errors as `get_collection`."""
     wait = wait_on(asyncio.get_running_loop())
     return cast(AsyncCollection, await asyncio.to_thread(_open, client, name, embedding_function, data_loader, wait))
 
@@ -68,18 +68,18 @@ def validate_collection(
     *,
     query_vector: object = None,
 ) -> None:
-    """Return if a collection and a function fit, and a query vector if one is given; loads no weights.
+    """Check that a function's vectors, and a query vector if given, fit a collection; loads no weights.
 
     Args:
         collection: from any synchronous client.
-        embedding_function: None: the one the collection was opened with, else the one it stores.
-        query_vector: D numbers that the collection is to be searched with.
+        embedding_function: defaults to the one the collection was opened with, else the one it stores.
+        query_vector: D numbers to search the collection with.
     Raises:
-        DimensionMismatchError: they do not; it names both dimensions, both models and the remedy.
+        DimensionMismatchError: they do not fit; it names both dimensions, both models and the remedy.
         InvalidInputError: stored settings or a vector that cannot be used.
     """
     refuse_async(collection, "await avalidate_collection(...) instead")
-    label, dimension = _validate(collection, embedding_function, take)
+    label, dimension = _validate(collection, embedding_function, run_sync)
     if query_vector is not None:
         check_query_vector(label, dimension, query_vector)
 
@@ -105,10 +105,10 @@ def upsert(
     batch_size: int | None = None,
     skip_unchanged: bool = False,
 ) -> UpsertResponse:
-    """Write documents with texts, vectors or both; vectors that are missing are embedded.
+    """Write documents with texts, vectors or both; missing vectors are embedded.
 
-    A document takes the place of the one that has its id: text, vector and metadata that it does not have are gone; a
-    URI, which a document cannot have, stays. Metadata come back equal or are refused; floats beyond 15 digits may be
+    A document replaces the one with the same id: text, vector and metadata that it does not have are removed; a URI,
+    which a document cannot have, stays. Metadata come back equal or are refused; floats beyond 15 digits may be
     off in the last place, in Chroma itself. Documents in a list are all checked before the first text is embedded. A
     stream may be longer than memory; it is checked chunk by chunk.
 
@@ -120,9 +120,10 @@ def upsert(
         collection: from any synchronous client, made by `create_collection` or by Chroma itself.
         documents: a list, or a stream of any length.
         show_progress: draw a bar with rate and time left.
-        batch_size: documents embedded and written together, within Chroma's limit; None: as many as embed well.
+        batch_size: documents embedded and written together, within Chroma's limit. Defaults to as many as embed
+            well.
         skip_unchanged: embed no text that is stored already, and write no document that is stored as it is. What is
-            stored is compared itself, not a hash of it: that is right even after a write past this package.
+            stored is compared itself, not a hash of it, so writes without this package are noticed.
     Raises:
         InvalidInputError: a document cannot be used; nothing was embedded or written.
         DimensionMismatchError: the function does not fit the collection, or a vector does not; likewise.
@@ -130,7 +131,7 @@ def upsert(
     """
     refuse_async(collection, "await aupsert(...) instead")
     return Upsert(
-        ChromaTarget(collection),
+        ChromaStore(collection),
         documents,
         show_progress=show_progress,
         batch_size=batch_size,
@@ -146,7 +147,7 @@ async def aupsert(
     batch_size: int | None = None,
     skip_unchanged: bool = False,
 ) -> UpsertResponse:
-    """Write documents without holding up the event loop; arguments and errors as `upsert`.
+    """Write documents without blocking the event loop; arguments and errors as `upsert`.
 
     All but Chroma's own requests runs on a thread of its own, a stream of documents too. Cancelling the task ends it
     after the write that is under way; the CancelledError's `__cause__` is the UpsertError that says what is in, or None
@@ -158,7 +159,7 @@ async def aupsert(
     wait = wait_on(asyncio.get_running_loop())
     return await run_in_background(
         lambda: Upsert(
-            ChromaTarget(collection, wait),
+            ChromaStore(collection, wait),
             documents,
             show_progress=show_progress,
             batch_size=batch_size,
@@ -176,8 +177,8 @@ def _open(
 ) -> AnyCollection:
     if function is None:
         collection: AnyCollection = wait(client.get_collection(name))
-        stored = read_space(collection, wait)
-        function = function_at_hand(collection, stored)
+        stored = read_stored_vectors(collection, wait)
+        function = resolve_function(collection, stored)
         if function is None:
             raise InvalidInputError(
                 f"{stored.label} stores no function of this package; name the one that its vectors were made with, "
@@ -188,13 +189,17 @@ def _open(
     try:
         recover(collection, wait)
     except ChromaError as error:
-        # Whoever may only read can still do that.
-        logger.warning("what a process had taken out of collection %r could not be brought back: %s", name, error)
+        # A client without the right to write can still read.
+        logger.warning(
+            "documents that another process had removed from collection %r for a moment could not be restored: %s",
+            name,
+            error,
+        )
     return collection
 
 
 def _validate(collection: AnyCollection, function: MLXEmbeddingFunction | None, wait: Wait) -> tuple[str, int]:
     """Return what messages call a collection, and the dimension of its vectors, if a function fits it."""
-    stored = read_space(collection, wait)
-    function = function or function_at_hand(collection, stored)
-    return stored.label, check_space(stored, function.service if function else None)
+    stored = read_stored_vectors(collection, wait)
+    function = function or resolve_function(collection, stored)
+    return stored.label, check_compatible(stored, function.service if function else None)

@@ -14,7 +14,7 @@ from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
-from akidb_mlx_plugin.stores.settings import check_same_space, check_settings, config_of, settings_of
+from akidb_mlx_plugin.stores.settings import check_same_settings, check_settings, config_from_stored, stored_settings
 from akidb_mlx_plugin.types import Kind, ModelInfo
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What a model was trained to be compared by, in Chroma's words; for "manhattan" it has none, and l2 is the nearest.
 _SPACES: dict[str, Space] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2", "manhattan": "l2"}
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @register_embedding_function
@@ -54,23 +54,23 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         device: Device | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
-        """Choose a model; what is None comes from the environment, else from the defaults.
+        """Choose a model; None stands for the environment's value, else the default.
 
         Args:
             model: a short name (`akidb-mlx models list`), a Hugging Face repository "org/repo", or a folder.
             dimension: length of the vectors, by matryoshka truncation where the model was trained for it.
             normalize: scale vectors to unit length, or leave them as they are; by default as the checkpoint says.
             mode: "mlx"; "user_provided" for collections whose vectors are always given; "mock" for tests.
-            pooling: how token vectors become one, in place of what the checkpoint says: "cls", "max", "mean",
+            pooling: how token vectors become one, instead of what the checkpoint says: "cls", "max", "mean",
                 "mean_sqrt_len_tokens", "weightedmean" or "lasttoken"; several as a list or as "cls+mean".
-            query_prompt: text put before each query in place of the model's.
-            document_prompt: text put before each document in place of the model's.
+            query_prompt: text put before each query instead of the model's.
+            document_prompt: text put before each document instead of the model's.
             query_task, document_task: name of another of the model's prompts (`akidb-mlx models info NAME`), such as
                 "clustering".
             device: "auto", "gpu" or "cpu"; not stored.
             cache_dir: where models are kept; not stored.
         Raises:
-            ModelNotFoundError: a misspelt name, which a plain collection would store for good.
+            ModelNotFoundError: a misspelt name, which a plain collection would store permanently.
             InvalidInputError: a value that cannot be used.
         """
         config = EmbeddingConfig.from_arguments(
@@ -92,7 +92,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @classmethod
     def from_config(cls, config: str | Path | EmbeddingConfig) -> MLXEmbeddingFunction:
-        """Make a function from a YAML file and the environment, or from a configuration at hand.
+        """Make a function from a YAML file and the environment, or from a configuration.
 
         Raises:
             InvalidInputError: as `EmbeddingConfig.load`.
@@ -158,7 +158,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def get_config(self) -> dict[str, Any]:
         """Return what a collection stores: model, mode, dimension, normalize, pooling and prompts, all spelled out."""
-        return settings_of(self._config)
+        return stored_settings(self._config)
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> MLXEmbeddingFunction:
@@ -167,7 +167,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         Raises:
             InvalidInputError: settings this version does not know or cannot use.
         """
-        return MLXEmbeddingFunction._from_embedding_config(config_of(config), trusted=False)
+        return MLXEmbeddingFunction._from_embedding_config(config_from_stored(config), trusted=False)
 
     @staticmethod
     def validate_config(config: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
         """Raise InvalidInputError where a change would mix two vector spaces in one collection."""
         try:
-            check_same_space(old_config, new_config)
+            check_same_settings(old_config, new_config)
         except InvalidInputError as error:
             from akidb_mlx_plugin.stores.compatibility import has_same_normalization
 
@@ -205,7 +205,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         return cast(Embeddings, list(vectors))
 
     def _find_similarity(self) -> str | None:
-        """Return what the vectors are to be compared by; None: it is not known without a download."""
+        """Return what the vectors are to be compared by, or None if that takes a download to know."""
         if self._config.mode != "mlx":
             return "cosine"
         from akidb_mlx_plugin.checkpoints.lookup import find_similarity
@@ -218,10 +218,10 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         self._space_is_guessed = False
         space = _SPACES[self.model_info().compared_by]
         if space != "cosine":
-            _log.warning(
-                "%s was not on this machine when Chroma asked for the distance of a collection, and got 'cosine'; its "
-                "vectors are to be compared by %r. If that collection is new, delete it and create it again, or give "
-                "configuration={'hnsw': {'space': %r}}",
+            logger.warning(
+                "%s was not available locally when Chroma asked for a collection's distance, and 'cosine' was the "
+                "answer; its vectors are to be compared by %r. If that collection is new, delete it and create it "
+                "again, or give configuration={'hnsw': {'space': %r}}",
                 self._config.mlx.model,
                 space,
                 space,

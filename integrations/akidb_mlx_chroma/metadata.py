@@ -19,7 +19,7 @@ from akidb_mlx_plugin.validation import check_unicode
 
 # What `akidb_mlx_chroma.recovery` marks its records with.
 KEPT_KEY, KEPT_ID_KEY, KEPT_BY_KEY = "akidb_mlx:kept", "akidb_mlx:kept_id", "akidb_mlx:kept_by"
-# Chroma's own keys: its server refuses the first two kinds, and shows nobody the third again.
+# Chroma's own keys: its server refuses the first two kinds, and never shows the third again.
 _RESERVED = ("#", "$", "chroma:")
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 # Chroma writes floats as JSON and reads them with a parser that may be off by one in the last place, once per hop.
@@ -40,7 +40,7 @@ _OTHERWISE = "Chroma keeps strings, numbers, booleans and lists of one of these;
 
 
 def plain_metadata(document: Document) -> dict[str, Any] | None:
-    """Return a document's metadata as Chroma gives it back, of Python's own types; None: it has none.
+    """Return a document's metadata as Chroma gives it back, of Python's own types, or None if it has none.
 
     Raises:
         InvalidInputError: a key or a value that Chroma would refuse, lose or change; it names both, and the remedy.
@@ -64,7 +64,7 @@ def check_key(key: str) -> None:
     """Raise InvalidInputError for a key of metadata that Chroma would refuse, or that is reserved."""
     if not key or key.startswith(_RESERVED):
         raise InvalidInputError(
-            f"Chroma takes no key that is empty or begins with '#', '$' or 'chroma:', got {key!r}; rename it"
+            f"Chroma refuses keys that are empty or begin with '#', '$' or 'chroma:', got {key!r}; rename it"
         )
     if key in (KEPT_KEY, KEPT_ID_KEY, KEPT_BY_KEY):
         raise InvalidInputError(f"the key {key!r} is this package's own; rename it")
@@ -103,11 +103,11 @@ def _plain_value(value: Any) -> Any:
 
 def _plain_list(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[Any]:
     if not len(values):
-        raise ValueError("Chroma keeps no empty list; leave the key out")
+        raise ValueError("Chroma does not keep empty lists; leave the key out")
     plain = []
     for item in values:
         if item is None or isinstance(item, list | tuple | Mapping) or (isinstance(item, np.ndarray) and item.ndim):
-            raise ValueError(f"Chroma keeps no {_kind(item)} in a list; give json.dumps(value)")
+            raise ValueError(f"Chroma does not keep {_kind(item)} in a list; give json.dumps(value)")
         plain.append(_plain_scalar(item))
     kinds = sorted({type(item).__name__ for item in plain})
     if len(kinds) > 1:
@@ -136,7 +136,7 @@ def _plain_scalar(value: Any) -> bool | int | float | str:
             raise ValueError("Chroma keeps 64-bit floats; give float(value)")
         return number
     remedy = next((remedy for kinds, remedy in _REMEDIES if isinstance(value, kinds)), _OTHERWISE)
-    raise ValueError(f"Chroma keeps no {_kind(value)}; {remedy}")
+    raise ValueError(f"Chroma does not keep {_kind(value)}; {remedy}")
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -162,5 +162,5 @@ def _show(value: object) -> str:
     try:
         return short.repr(value)
     except Exception:
-        # A stranger's class; or whole numbers within a list that Python refuses to write out.
+        # An unknown class; or whole numbers within a list that Python refuses to write out.
         return f"a value of type {type(value).__name__}"

@@ -1,10 +1,10 @@
-"""Records that are taken out of a collection, and what keeps them from being lost if the process dies meanwhile.
+"""Records that are removed from a collection for a moment, and how they survive if the process dies meanwhile.
 
 Chroma cannot take the text out of a record: the record has to be deleted and added again, in two requests. Between
 the two, the old one is in the collection under another id, `akidb_mlx:kept:…`, with its own id in its metadata. If
 the process dies there, the next upsert, `get_collection` or `reembed` of this package gives it its id back.
 
-Every step may be done twice, and by two processes: a record is brought back by `add`, which changes nothing where its
+Every step may be done twice, and by two processes: a record is restored by `add`, which changes nothing where its
 id is taken. What another process is still working on is left alone.
 """
 
@@ -24,10 +24,10 @@ from chromadb.errors import InvalidArgumentError
 
 from akidb_mlx_chroma.clients import AnyCollection, Wait, get_records
 from akidb_mlx_chroma.metadata import KEPT_BY_KEY, KEPT_ID_KEY, KEPT_KEY
-from akidb_mlx_chroma.strays import clear_strays
+from akidb_mlx_chroma.stray_lists import clear_strays
 
 PREFIX = "akidb_mlx:kept:"
-# Written and deleted at once, so that the database itself fixes the dimension from the beginning.
+# Written and deleted at once, so that the database itself requires the dimension from the beginning.
 PROBE = "akidb_mlx:dimension"
 # A process of another machine has given up, or died, after so long.
 _LONGEST_S = 60.0
@@ -38,7 +38,7 @@ _in_use: set[str] = set()
 
 
 def fix_dimension(collection: AnyCollection, dimension: int, wait: Wait) -> None:
-    """Have the database hold every later vector to a dimension."""
+    """Make the database require a dimension of every later vector."""
     vector = np.eye(1, dimension, dtype=np.float32)[0]
     wait(collection.upsert(ids=[PROBE], embeddings=[vector], metadatas=[{KEPT_KEY: 0}]))
     wait(collection.delete(ids=[PROBE]))
@@ -50,12 +50,12 @@ def taken_out(collection: AnyCollection, wait: Wait, ids: Sequence[str]) -> Iter
 
     Args:
         collection: holds the records.
-        wait: takes what its client gives.
+        wait: of its client.
         ids: of the records, each of them there.
     Yields:
         The URI of each.
     Raises:
-        RuntimeError: it failed, and they could not be brought back; they are under other ids.
+        RuntimeError: it failed, and they could not be restored; they are under other ids.
     """
     found = get_records(collection, wait, ids=list(ids), include=_EVERYTHING)
     if not found["ids"]:
@@ -72,13 +72,13 @@ def taken_out(collection: AnyCollection, wait: Wait, ids: Sequence[str]) -> Iter
             yield [uris.get(id_) for id_ in ids]
         except Exception as error:
             try:
-                _bring_back(collection, wait, found, found["ids"])
+                _restore(collection, wait, found, found["ids"])
                 wait(collection.delete(ids=kept))
             except Exception as again:
                 raise RuntimeError(
-                    f"{error}; {len(kept)} documents that were to lose their text had been taken out for that, "
-                    f"{ids[0]!r} for one, and could not be brought back ({again}); the collection keeps them under ids "
-                    f"that begin with {PREFIX!r}, and the next upsert brings them back"
+                    f"{error}; {len(kept)} documents were removed to write them without their text, "
+                    f"for example {ids[0]!r}, and could not be restored ({again}); the collection keeps them under ids "
+                    f"that begin with {PREFIX!r}, and the next upsert restores them"
                 ) from error
             raise
         wait(collection.delete(ids=kept))
@@ -87,7 +87,7 @@ def taken_out(collection: AnyCollection, wait: Wait, ids: Sequence[str]) -> Iter
 
 
 def recover(collection: AnyCollection, wait: Wait) -> int:
-    """Bring back what processes that died had taken out, and delete what they left behind.
+    """Restore what processes that died had removed, and delete what they left.
 
     Returns:
         How many records of theirs there were.
@@ -97,17 +97,17 @@ def recover(collection: AnyCollection, wait: Wait) -> int:
         for id_, owner in _find_kept(collection, wait)
         if id_ not in _in_use and is_kept(id_) and _is_abandoned(owner)
     ]
-    # Of two that two processes kept of one document the later one is brought back, which changes nothing for the other.
+    # Of two that two processes kept of one document the later one is restored, which changes nothing for the other.
     left.sort(key=lambda kept: _begun(kept[1]), reverse=True)
     for start in range(0, len(left), _PAGE):
         ids = [id_ for id_, _ in left[start : start + _PAGE]]
         found = get_records(collection, wait, ids=ids, include=_EVERYTHING)
-        _bring_back_kept(collection, wait, found, ids)
+        _restore_kept(collection, wait, found, ids)
         wait(collection.delete(ids=ids))
     return len(left)
 
 
-def _bring_back_kept(collection: AnyCollection, wait: Wait, found: Any, order: list[str]) -> None:
+def _restore_kept(collection: AnyCollection, wait: Wait, found: Any, order: list[str]) -> None:
     """Give kept records their own ids back; of two with one id, the first in order."""
     positions = {id_: index for index, id_ in enumerate(found["ids"])}
     lost: dict[str, int] = {}
@@ -118,11 +118,11 @@ def _bring_back_kept(collection: AnyCollection, wait: Wait, found: Any, order: l
     if lost:
         records = {key: [found[key][index] for index in lost.values()] for key in ("embeddings", "documents", "uris")}
         records["metadatas"] = [_without_marks(found["metadatas"][index]) for index in lost.values()]
-        _bring_back(collection, wait, records, list(lost))
+        _restore(collection, wait, records, list(lost))
 
 
 def is_kept(id_: str) -> bool:
-    """Return whether an id is not a document's, but of a record that is there for a moment only."""
+    """Return whether an id is not a document's, but that of a record that is there for a moment only."""
     return id_ == PROBE or id_.startswith(PREFIX)
 
 
@@ -133,8 +133,8 @@ def _keep(collection: AnyCollection, wait: Wait, found: Any, kept: list[str]) ->
     _add(collection, wait, kept, {**found, "metadatas": metadatas})
 
 
-def _bring_back(collection: AnyCollection, wait: Wait, records: Any, ids: list[str]) -> None:
-    # What has only keys that Chroma hides is read as {}, which it does not take.
+def _restore(collection: AnyCollection, wait: Wait, records: Any, ids: list[str]) -> None:
+    # Metadata with only keys that Chroma hides is read as {}, which it refuses.
     _add(collection, wait, ids, {**records, "metadatas": [metadata or None for metadata in records["metadatas"]]})
 
 
@@ -180,11 +180,11 @@ def _begun(owner: object) -> float:
 
 
 def _is_abandoned(owner: object) -> bool:
-    """Return whether the process that kept a record is gone; what a stranger has written there counts as such."""
+    """Return whether the process that kept a record is gone; values of another form count as such."""
     try:
         host, number, _ = str(owner).rsplit(":", 2)
         pid = int(number)
-        # Not a number, or of a clock that is far ahead: likewise.
+        # Not a number, or from a clock that is far ahead: likewise.
         if not abs(time.time() - _begun(owner)) <= _LONGEST_S:
             return True
         if host != socket.gethostname():

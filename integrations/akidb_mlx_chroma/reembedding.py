@@ -14,21 +14,21 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import EmbeddingFunction, Schema
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, take, wait_on
+from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, run_sync, wait_on
 from akidb_mlx_chroma.creation import bind_function
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.schemas import schema_for_new_vectors
-from akidb_mlx_chroma.target import ChromaSource, ChromaTarget, read_model
+from akidb_mlx_chroma.store import ChromaSource, ChromaStore, read_model
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.stores.compatibility import make_stamp, without_stamp
 from akidb_mlx_plugin.stores.reembed import SOURCE_KEY, check_source, default_name, reembed_documents
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 
-# How the index is built goes over to the new collection; the distance does not, it belongs to the vectors.
+# How the index is built is copied to the new collection; the distance is not, it belongs to the vectors.
 _TUNING = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
 _SHORTEST, _LONGEST = 3, 512
 _HASH_LENGTH = 8
-# Chroma takes no address of the internet for a name.
+# Chroma refuses an IP address as a name.
 _ADDRESS = re.compile(r"\d+(\.\d+){3}")
 
 
@@ -46,9 +46,9 @@ def reembed(
     cut off is continued by the same call, and what is done already is not embedded again. At the end both are compared.
 
     Args:
-        source: the collection as it is, whatever function it has.
+        source: the collection, with any function.
         embedding_function: makes the new vectors.
-        name: of the new collection; None: the old name and the model's, made a valid name.
+        name: of the new collection. Defaults to the old name and the model's, made a valid name.
         show_progress: draw a bar with rate and time left.
         batch_size: documents embedded and written together.
     Returns:
@@ -72,7 +72,7 @@ async def areembed(
     show_progress: bool = False,
     batch_size: int | None = None,
 ) -> AnyCollection:
-    """Embed a collection's documents again without holding up the event loop; arguments and errors as `reembed`.
+    """Embed a collection's documents again without blocking the event loop; arguments and errors as `reembed`.
 
     Cancelling the task ends it before its next request to Chroma; the same call continues.
 
@@ -108,14 +108,14 @@ def reembed_collection(
     show_progress: bool = False,
     batch_size: int | None = None,
 ) -> tuple[Collection, UpsertResponse]:
-    """Do what `reembed` does, and return what it took as well."""
+    """Run `reembed`, and return what it took as well."""
     wait = refuse_waiting("await areembed(...) instead")
     made, response = _reembed(source, embedding_function, name, show_progress, batch_size, wait)
     return cast(Collection, made), response
 
 
 def valid_name(name: str) -> str:
-    """Return a name that Chroma takes for a collection: the same if it is one, else the nearest.
+    """Return a name that Chroma accepts for a collection: the same if it is one, else a similar one.
 
     Names that are too long are cut, and end in a hash of all of it.
     """
@@ -134,17 +134,17 @@ def _reembed(
     name: str | None,
     show_progress: bool,
     batch_size: int | None,
-    wait: Wait = take,
+    wait: Wait = run_sync,
 ) -> tuple[AnyCollection, UpsertResponse]:
     info = function.model_info()
     new_name = name or valid_name(default_name(source.name, info))
     if new_name == source.name:
-        raise InvalidInputError(f"the new collection needs a name of its own, not {new_name!r} again")
+        raise InvalidInputError(f"the new collection needs another name than {new_name!r}")
     collection = _create_beside(source, new_name, function, info, wait)
     check_source(f"collection {new_name!r}", (collection.metadata or {}).get(SOURCE_KEY), str(source.id))
     bind_function(collection, function, wait)
     response = reembed_documents(
-        ChromaSource(source, wait), ChromaTarget(collection, wait), show_progress=show_progress, batch_size=batch_size
+        ChromaSource(source, wait), ChromaStore(collection, wait), show_progress=show_progress, batch_size=batch_size
     )
     return collection, response
 
@@ -154,7 +154,7 @@ def _create_beside(
 ) -> AnyCollection:
     """Create a collection, or open it, in the database of another one."""
     host_function = cast(EmbeddingFunction[Any], function)
-    # As they are now: the object at hand may be older.
+    # As they are now: the object may be older.
     model = read_model(source, wait)
     own = {key: value for key, value in without_stamp(model.metadata or {}).items() if not key.startswith("hnsw:")}
     # A collection knows its server and no client; the server makes the new one without the client's checks.
@@ -178,7 +178,7 @@ def _index_settings(model: Any, function: MLXEmbeddingFunction) -> dict[str, Any
     """Return how the new collection is indexed: as the old one, but for the distance, which is the function's."""
     if model.serialized_schema:
         with warnings.catch_warnings():
-            # Of a function that this process cannot build; it is replaced anyway.
+            # About a function that this process cannot build; it is replaced anyway.
             warnings.simplefilter("ignore", UserWarning)
             schema = Schema.deserialize_from_json(model.serialized_schema)
         return {"schema": schema_for_new_vectors(schema, function)}

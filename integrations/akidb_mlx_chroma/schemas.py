@@ -29,7 +29,7 @@ def schema_with(schema: Schema, function: MLXEmbeddingFunction) -> Schema:
         is_same = given is None or isinstance(given, DefaultEmbeddingFunction)
     if not is_same:
         raise InvalidInputError(
-            f"the schema embeds with {given!r}, and embedding_function is {function!r}; leave the one in the schema out"
+            f"the schema embeds with {given!r}, and embedding_function is {function!r}; leave out the one in the schema"
         )
     return _replace_vectors(schema, function, own.space)
 

@@ -6,9 +6,9 @@ from akidb_mlx_lancedb.function import MLXEmbeddings
 from akidb_mlx_plugin._lazy import import_when_asked
 
 if TYPE_CHECKING:
+    from akidb_mlx_lancedb.creation import create_table, table_schema
     from akidb_mlx_lancedb.reembedding import reembed
-    from akidb_mlx_lancedb.schema import table_schema
-    from akidb_mlx_lancedb.tables import aupsert, create_table, open_table, upsert, validate_table
+    from akidb_mlx_lancedb.tables import aupsert, open_table, upsert, validate_table
 
 __all__ = [
     "MLXEmbeddings",
@@ -21,9 +21,12 @@ __all__ = [
     "validate_table",
 ]
 
-_HELPERS = ("aupsert", "create_table", "open_table", "upsert", "validate_table")
-_ELSEWHERE = {"reembed": "reembedding", "table_schema": "schema"}
-__getattr__ = import_when_asked(__name__, {**dict.fromkeys(_HELPERS, "tables"), **_ELSEWHERE})
+_HELPERS = {
+    "creation": ("create_table", "table_schema"),
+    "reembedding": ("reembed",),
+    "tables": ("aupsert", "open_table", "upsert", "validate_table"),
+}
+__getattr__ = import_when_asked(__name__, {name: module for module, names in _HELPERS.items() for name in names})
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +16,11 @@ from lancedb.embeddings.registry import register
 from lancedb.pydantic import FixedSizeListMixin
 from pydantic import GetCoreSchemaHandler, PrivateAttr
 
+from akidb_mlx_lancedb.trust import is_reading_table
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
-from akidb_mlx_plugin.stores.settings import config_of, settings_of
+from akidb_mlx_plugin.stores.settings import config_from_stored, stored_settings
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
 from akidb_mlx_plugin.validation import list_inputs
 
@@ -35,7 +35,7 @@ _DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
     "manhattan": "l2",
 }
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # Arguments that belong to a machine: a table does not store them.
 _MACHINE = ("device", "cache_dir")
 
@@ -60,11 +60,11 @@ class MLXEmbeddings(TextEmbeddingFunction):
     Attributes:
         name: the model: a short name (`akidb-mlx models list`), "org/repo", or a folder.
         mode: "mlx"; "user_provided" for tables whose vectors are always given; "mock" for tests.
-        dimension: length of the vectors; None: the model's default.
-        normalize: scale vectors to unit length, or leave them as they are; None: as the checkpoint says.
-        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says. `create`
-            takes a list too.
-        query_prompt, document_prompt: text put before each text in place of the model's.
+        dimension: length of the vectors. Defaults to the model's.
+        normalize: scale vectors to unit length, or leave them as they are. Defaults to what the checkpoint says.
+        pooling: how token vectors become one, such as "mean" or "cls+mean". Defaults to what the checkpoint
+            says. `create` takes a list too.
+        query_prompt, document_prompt: text put before each text instead of the model's.
         query_task, document_task: name of another of the model's prompts, such as "clustering".
         max_retries: LanceDB's field, without effect: errors arrive as they are, at once.
     """
@@ -91,12 +91,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
                 function that LanceDB makes from a table takes these two from the environment.
         Raises:
             InvalidInputError: an unknown argument, or a value that cannot be used.
-            ModelNotFoundError: a misspelt name, which a table would store for good.
+            ModelNotFoundError: a misspelt name, which a table would store permanently.
         """
-        # LanceDB calls this with what a table stores, and that is data from a stranger: no model outside the registry
-        # is downloaded on its word. A caller of one's own may ask for any.
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "lancedb":
-            return cls._make(settings, trusted=False)
+        if is_reading_table():
+            return cls.from_stored(settings)
         machine = {key: settings.pop(key) for key in _MACHINE if key in settings}
         if unknown := [key for key in settings if key not in cls.model_fields and key != "model"]:
             close = difflib.get_close_matches(unknown[0], [*cls.model_fields, *_MACHINE], n=1)
@@ -109,7 +107,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
     @classmethod
     def from_config(cls, config: str | Path | EmbeddingConfig) -> MLXEmbeddings:
-        """Make a function from a YAML file and the environment, or from a configuration at hand.
+        """Make a function from a YAML file and the environment, or from a configuration.
 
         Raises:
             InvalidInputError: as `EmbeddingConfig.load`.
@@ -131,14 +129,14 @@ class MLXEmbeddings(TextEmbeddingFunction):
         cls, settings: dict[str, Any], *, trusted: bool, machine: Mapping[str, Any] | None = None
     ) -> MLXEmbeddings:
         if "model" in settings:
-            raise InvalidInputError(f"the model goes in as name=, got model={settings['model']!r}")
-        config = config_of(settings_of_fields(settings), machine, stored=not trusted)
+            raise InvalidInputError(f"give the model as name=, got model={settings['model']!r}")
+        config = config_from_stored(settings_from_fields(settings), machine, stored=not trusted)
         return cls._from_embedding_config(config, trusted=trusted)
 
     @classmethod
     def _from_embedding_config(cls, config: EmbeddingConfig, *, trusted: bool) -> MLXEmbeddings:
         """Make a function with every field given, because LanceDB stores only what `create` was given."""
-        fields = fields_of_settings(settings_of(config))
+        fields = fields_from_settings(stored_settings(config))
         for key, value in fields.items():
             if isinstance(value, str) and value.startswith("$var:"):
                 raise InvalidInputError(
@@ -156,7 +154,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         from akidb_mlx_plugin.service import shared_service
 
         if self._config is None:
-            self._config = config_of(settings_of_fields(self.model_dump()))
+            self._config = config_from_stored(settings_from_fields(self.model_dump()))
         return shared_service(self._config, trusted=self._trusted)
 
     def model_info(self) -> ModelInfo:
@@ -177,14 +175,14 @@ class MLXEmbeddings(TextEmbeddingFunction):
             return self.dimension
         info = self.model_info()
         if not info.dimension:
-            raise InvalidInputError("mode 'user_provided' needs dimension=, the length of the vectors you bring")
+            raise InvalidInputError("mode 'user_provided' needs dimension=, the length of your vectors")
         if not info.normalize:
             _warn_of_metric(info.model, _DISTANCE_TYPES[info.compared_by])
         return info.dimension
 
     def safe_model_dump(self) -> dict[str, Any]:
         """Return what a table stores: every field, also of a function that was not made by `create`."""
-        return fields_of_settings(settings_of(self.service.config))
+        return fields_from_settings(stored_settings(self.service.config))
 
     def VectorField(self, **options: Any) -> Any:  # noqa: N802 - LanceDB's name
         """Return the vector column's field; a column of another width is refused where the model class is written.
@@ -215,15 +213,15 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return self.generate_embeddings(self.sanitize_input(texts))
 
     def compute_source_embeddings_with_retry(self, texts: Any) -> list[Any]:
-        """Embed for a column of LanceDB's; without its retries, because nothing that fails here passes by waiting.
+        """Embed for a column of LanceDB's; without its retries, because no failure here is transient.
 
         Returns:
-            Lists of floats: Arrow takes float32 arrays into no column of another width.
+            Lists of floats: Arrow puts float32 arrays into columns of the same width only.
         """
         return [None if vector is None else vector.tolist() for vector in self.compute_source_embeddings(texts)]
 
     def compute_query_embeddings_with_retry(self, query: Any) -> list[Vector | None]:
-        """Embed without LanceDB's retries: nothing that fails here passes by waiting, and errors keep their type."""
+        """Embed without LanceDB's retries: no failure here is transient, and errors keep their type."""
         return self.compute_query_embeddings(query)
 
     def _embed(self, texts: Sequence[str | None], kind: Kind) -> list[Vector | None]:
@@ -236,10 +234,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
 @dataclass(frozen=True)
 class _WidthCheck:
-    """An annotation that pydantic asks for a schema while it builds the class, and that holds two numbers together.
+    """An annotation that pydantic asks for a schema while it builds the class, and that compares two dimensions.
 
     Attributes:
-        dimension: of the function; None: not known without looking at its model, and not checked here.
+        dimension: of the function; None if only its model tells, which is not checked here.
     """
 
     dimension: int | None
@@ -259,18 +257,18 @@ class _WidthCheck:
 
 @lru_cache(maxsize=256)
 def _warn_of_metric(model: str, metric: str) -> None:
-    """Say once per model that LanceDB's default metric is not the model's."""
+    """Warn once per model that LanceDB's default metric is not the model's."""
     if metric != "l2":
-        _log.warning(
+        logger.warning(
             "the vectors of %s are not of unit length and are to be compared by %s, and LanceDB's default is l2: "
-            "search by table.search(...).distance_type(%r), make indexes with that metric, or give normalize=True",
+            "search with table.search(...).distance_type(%r), create indexes with that metric, or give normalize=True",
             model,
             metric,
             metric,
         )
 
 
-def settings_of_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return stored settings for a function's fields: the model's name goes by another key there."""
     settings = {key: value for key, value in fields.items() if key != "max_retries"}
     if "name" in settings:
@@ -279,6 +277,6 @@ def settings_of_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def fields_of_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def fields_from_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a function's fields for stored settings."""
     return {("name" if key == "model" else key): value for key, value in settings.items()}

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from lancedb.background_loop import LOOP
+from lancedb.db import AsyncConnection
 from lancedb.table import AsyncTable
 
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -24,7 +25,7 @@ _locks_guard = threading.Lock()
 
 
 def run_sync(result: Any) -> Any:
-    """Return what a table's method gave: an asynchronous one is run on LanceDB's own loop, never on the caller's."""
+    """Return the result of a table's method; an asynchronous one runs on LanceDB's own loop, never on the caller's."""
     return LOOP.run(result) if inspect.iscoroutine(result) else result  # type: ignore[no-untyped-call]
 
 
@@ -33,10 +34,21 @@ def read_schema(table: Any) -> Any:
     return run_sync(table.schema()) if isinstance(table, AsyncTable) else table.schema
 
 
+def refuse_asynchronous(db: Any, remedy: str) -> None:
+    """Raise InvalidInputError for an asynchronous connection; the message ends with the remedy."""
+    if isinstance(db, AsyncConnection) or inspect.iscoroutinefunction(getattr(db, "open_table", None)):
+        raise InvalidInputError(f"this needs a synchronous connection; {remedy}")
+
+
+def namespace_arguments(namespace_path: Sequence[str]) -> dict[str, Any]:
+    """Return the argument that names a namespace; not every connection takes one."""
+    return {"namespace_path": list(namespace_path)} if namespace_path else {}
+
+
 def find_table(db: Any, name: str, namespace_path: Sequence[str] = ()) -> Any:
-    """Open a table; None: there is none of that name."""
+    """Open a table, or return None if there is none of that name."""
     try:
-        return db.open_table(name, **({"namespace_path": list(namespace_path)} if namespace_path else {}))
+        return db.open_table(name, **namespace_arguments(namespace_path))
     except Exception as error:  # of another type for each kind of connection
         # `name in db` fails on connections to a namespace.
         if "not found" in str(error).lower():
@@ -45,22 +57,22 @@ def find_table(db: Any, name: str, namespace_path: Sequence[str] = ()) -> Any:
 
 
 def refuse_checked_out(table: Any) -> None:
-    """Raise InvalidInputError for a handle that shows one version, past which it would write unseen."""
+    """Raise InvalidInputError for a handle of an older version, whose writes it would not show."""
     if _is_checked_out(table):
         raise InvalidInputError(
-            f"table {table.name!r} is checked out at an older version; call table.checkout_latest() to go on with the "
-            "newest, or table.restore() to make the old one the newest"
+            f"table {table.name!r} is checked out at an older version; call table.checkout_latest() to continue with "
+            "the newest, or table.restore() to make the old one the newest"
         )
 
 
 def refresh(table: Any) -> None:
-    """Let a handle see what others have written since."""
+    """Bring a handle to the table's newest version."""
     run_sync(table.checkout_latest())
 
 
 @contextmanager
 def write_lock(table: Any) -> Iterator[None]:
-    """Let one upsert at a time write to a table, of this process's and, in a local folder, of this machine's.
+    """Let one upsert at a time write to a table: of this process and, in a local folder, of this machine.
 
     LanceDB takes two merges that insert the same new key at the same time for independent, and keeps both rows.
     """
@@ -74,7 +86,7 @@ def write_lock(table: Any) -> Iterator[None]:
 def _is_checked_out(table: Any) -> bool:
     if hasattr(table, "_checkout_version"):
         return table._checkout_version is not None
-    # There is no question to ask; but a handle of an old version refuses to drop even an index that is not there.
+    # LanceDB does not say; but a handle of an old version refuses to drop even an index that does not exist.
     try:
         run_sync(table.drop_index(f"akidb-mlx-{uuid.uuid4().hex}"))
     except Exception as error:  # LanceDB has no type for "no such index"
@@ -87,7 +99,7 @@ def _uri(table: Any) -> str:
         found = table.uri
         return str(run_sync(found() if callable(found) else found))
     except (AttributeError, NotImplementedError, RuntimeError, ValueError):
-        # A table in LanceDB's cloud; other machines are not kept off anyway.
+        # A table in LanceDB's cloud, where a lock would not stop other machines anyway.
         return f"{type(table).__name__}:{table.name}"
 
 
@@ -106,7 +118,7 @@ def _file_lock(uri: str) -> Iterator[None]:
 
 
 def _open_lock(uri: str) -> int | None:
-    """Return a descriptor of a local table's lock file; None for another kind of storage."""
+    """Return a descriptor of a local table's lock file, or None for another kind of storage."""
     parsed = urlparse(uri)
     if parsed.scheme not in ("", "file"):
         return None

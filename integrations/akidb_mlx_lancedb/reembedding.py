@@ -9,10 +9,10 @@ import pyarrow as pa
 from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.function import MLXEmbeddings
-from akidb_mlx_lancedb.handles import find_table, refresh, refuse_checked_out
-from akidb_mlx_lancedb.layout import ALIAS, FUNCTIONS_KEY, TableLayout
+from akidb_mlx_lancedb.handles import find_table, namespace_arguments, refresh, refuse_checked_out
+from akidb_mlx_lancedb.schema import ALIAS, FUNCTIONS_KEY, TableSchema
+from akidb_mlx_lancedb.store import LanceSource, LanceStore, open_table_schema
 from akidb_mlx_lancedb.tables import validate_table
-from akidb_mlx_lancedb.target import LanceSource, LanceTarget, open_layout
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.compatibility import make_stamp
 from akidb_mlx_plugin.stores.reembed import SOURCE_KEY, check_source, default_name, reembed_documents
@@ -38,14 +38,14 @@ def reembed(
     again. At the end both are compared.
 
     Args:
-        source: `LanceTable`, whatever function it has; its newest version is read.
+        source: `LanceTable` with any function; its newest version is read.
         embedding_function: makes the new vectors.
-        name: of the new table; None: the old name and the model's.
+        name: of the new table. Defaults to the old name and the model's.
         show_progress: draw a bar with rate and time left.
         batch_size: rows embedded and written together.
         on: the column that distinguishes rows.
         text, vector: columns of texts and vectors, of a table that stores no function, or several.
-        db: connection of the new table; None: the source's own.
+        db: connection of the new table. Defaults to the source's own.
     Returns:
         The new table.
     Raises:
@@ -79,23 +79,23 @@ def reembed_table(
     vector: str | None = None,
     db: Any = None,
 ) -> tuple[Any, UpsertResponse]:
-    """Do what `reembed` does, and return what it took as well."""
+    """Run `reembed`, and return what it took as well."""
     if isinstance(source, AsyncTable):
         raise InvalidInputError("this table is from an asynchronous connection; open it with lancedb.connect instead")
     new_name = name or default_name(source.name, embedding_function.model_info())
     if new_name == source.name and db is None:
-        raise InvalidInputError(f"the new table needs a name of its own, not {new_name!r} again")
+        raise InvalidInputError(f"the new table needs another name than {new_name!r}")
     refuse_checked_out(source)
     refresh(source)
-    layout = open_layout(source, on, text=text, vector=vector)
-    if layout.text is None:
-        raise InvalidInputError(f"{layout.label} has no column 'text'; name the one to embed with text=")
-    table = _create_beside(_connection(source) if db is None else db, source, layout, new_name, embedding_function)
+    schema = open_table_schema(source, on, text=text, vector=vector)
+    if schema.text is None:
+        raise InvalidInputError(f"{schema.label} has no column 'text'; name the one to embed with text=")
+    table = _create_beside(_connection(source) if db is None else db, source, schema, new_name, embedding_function)
     check_source(f"table {new_name!r}", (table.schema.metadata or {}).get(SOURCE_KEY.encode()), source.name)
-    validate_table(table, embedding_function, vector=layout.vector)
+    validate_table(table, embedding_function, vector=schema.vector)
     response = reembed_documents(
-        LanceSource(source, layout),
-        LanceTarget(table, on=on, text=layout.text, vector=layout.vector, embedding_function=embedding_function),
+        LanceSource(source, schema),
+        LanceStore(table, on=on, text=schema.text, vector=schema.vector, embedding_function=embedding_function),
         show_progress=show_progress,
         batch_size=batch_size,
     )
@@ -103,30 +103,30 @@ def reembed_table(
 
 
 def _connection(table: Any) -> Any:
-    # A table knows its connection under no public name, and one in LanceDB's cloud not at all.
+    # A table has its connection under no public name, and one in LanceDB's cloud not at all.
     connection = getattr(table, "_conn", None)
     if connection is None:
         raise InvalidInputError(f"{type(table).__name__} does not know its connection; give it as db=")
     return connection
 
 
-def _create_beside(db: Any, source: Any, layout: TableLayout, name: str, function: MLXEmbeddings) -> Any:
+def _create_beside(db: Any, source: Any, schema: TableSchema, name: str, function: MLXEmbeddings) -> Any:
     """Create a table, or open it, in the namespace of another one."""
     namespace = list(getattr(source, "namespace", None) or [])
     existing = find_table(db, name, namespace)
     if existing is not None:
         return existing
-    vector = layout.schema.field(layout.vector).with_type(pa.list_(pa.float32(), function.ndims()))
-    fields = [vector if field.name == layout.vector else field for field in layout.schema]
+    vector = schema.arrow.field(schema.vector).with_type(pa.list_(pa.float32(), function.ndims()))
+    fields = [vector if field.name == schema.vector else field for field in schema.arrow]
     entry = {
         "name": ALIAS,
         "model": function.safe_model_dump(),
-        "source_column": layout.text,
-        "vector_column": layout.vector,
+        "source_column": schema.text,
+        "vector_column": schema.vector,
     }
-    others = [other for other in layout.functions if other.get("vector_column") != layout.vector]
-    kept = {key: value for key, value in (layout.schema.metadata or {}).items() if not key.startswith(b"akidb_mlx:")}
-    # A stamp speaks of one column.
+    others = [other for other in schema.functions if other.get("vector_column") != schema.vector]
+    kept = {key: value for key, value in (schema.arrow.metadata or {}).items() if not key.startswith(b"akidb_mlx:")}
+    # A stamp describes one column.
     is_only = all(other.get("name") != ALIAS for other in others)
     stamp = make_stamp(function.model_info()) if is_only else {}
     metadata = {
@@ -135,7 +135,7 @@ def _create_beside(db: Any, source: Any, layout: TableLayout, name: str, functio
         FUNCTIONS_KEY: json.dumps([*others, entry]),
         SOURCE_KEY: source.name,
     }
-    place = {"namespace_path": namespace} if namespace else {}
+    place = namespace_arguments(namespace)
     try:
         return db.create_table(name, schema=pa.schema(fields, metadata=metadata), **place)
     except ValueError as error:

@@ -23,7 +23,7 @@ class Page:
     """Rows that were read together."""
 
     def __init__(self, rows: pa.Table) -> None:
-        """Note the rows, in one chunk."""
+        """Store the rows, in one chunk."""
         self.rows = rows.combine_chunks()
 
     def __len__(self) -> int:
@@ -40,10 +40,10 @@ class Page:
 
 
 class Row(Mapping[str, Any]):
-    """One row; values become Python's only when they are asked for, because Python has not all that Arrow has."""
+    """One row; values become Python's only on access, because Arrow has types that Python does not have."""
 
     def __init__(self, page: Page, index: int) -> None:
-        """Note the row's place."""
+        """Store where the row is."""
         self.page = page
         self.index = index
 
@@ -77,7 +77,7 @@ class Row(Mapping[str, Any]):
 
 
 def join_rows(rows: Sequence[Row]) -> pa.Table:
-    """Return rows of any pages as one table, of one chunk that is no slice of another.
+    """Return rows of any pages as one table, of one chunk that is not a slice of another.
 
     LanceDB 0.40 loses rows, after a panic on a thread of its own, where it is given slices of nested structs.
     """

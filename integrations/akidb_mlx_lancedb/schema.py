@@ -1,84 +1,276 @@
-"""The columns of a new table, and which of a table's columns a function fits."""
+"""The schema of a LanceDB table: which column holds ids, texts, vectors and metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
-from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
-from lancedb.pydantic import LanceModel
 
-from akidb_mlx_lancedb.function import MLXEmbeddings, settings_of_fields
-from akidb_mlx_lancedb.layout import FUNCTIONS_KEY, JSON_COLUMN, read_layout, read_layouts
-from akidb_mlx_lancedb.vectors import with_width
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.stores.compatibility import StoredSpace, check_space, make_stamp
+from akidb_mlx_lancedb.keys import is_key_type, make_key
+from akidb_mlx_lancedb.rows import Row
+from akidb_mlx_lancedb.values import check_json, check_value, is_text
+from akidb_mlx_lancedb.vectors import check_vector_column, find_vector_column, refuse_overflow
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.stores.compatibility import as_vector
+from akidb_mlx_plugin.types import Document
+
+ALIAS = "akidb-mlx"
+FUNCTIONS_KEY = b"embedding_functions"
+# For metadata that has no column of its own; LanceDB filters it by json_get_int(metadata, 'year') and the like.
+JSON_COLUMN = "metadata"
 
 
-def table_schema(
-    embedding_function: MLXEmbeddings,
-    schema: type[LanceModel] | pa.Schema | None = None,
-    *,
-    name: str = "",
-    on: str = "id",
-    text: str | None = None,
-    vector: str | None = None,
-) -> pa.Schema:
-    """Return the Arrow schema that `create_table` uses; also for an asynchronous connection.
+@dataclass(frozen=True)
+class TableSchema:
+    """The columns of a table.
+
+    Attributes:
+        label: the table, as messages call it: "table 'notes'".
+        arrow: the schema of all of them; a JSON column has the type in which it is written.
+        id: the key column; "" where it was not asked for.
+        text: None if the table keeps no texts.
+        vector: filled by the function, or by the writer.
+        functions: every embedding function that the table stores, as it stores them.
+        stored: the fields of our function that fills `vector`; None if there is none.
+    """
+
+    label: str
+    arrow: pa.Schema
+    id: str
+    text: str | None
+    vector: str
+    functions: tuple[Mapping[str, Any], ...]
+    stored: Mapping[str, Any] | None
+
+    @cached_property
+    def dimension(self) -> int:
+        """Width of the vector column; 0: it takes any."""
+        vector_type = self.arrow.field(self.vector).type
+        return int(vector_type.list_size) if pa.types.is_fixed_size_list(vector_type) else 0
+
+    @cached_property
+    def fields(self) -> list[pa.Field]:
+        """The columns that metadata goes to by name."""
+        own = (self.id, self.text, self.vector, JSON_COLUMN if self.has_json else None)
+        return [field for field in self.arrow if field.name not in own]
+
+    @cached_property
+    def metadata_names(self) -> list[str]:
+        """Every column but those of id, text and vector."""
+        return [name for name in self.arrow.names if name not in (self.id, self.text, self.vector)]
+
+    @cached_property
+    def has_json(self) -> bool:
+        """Whether metadata without a column of its own can be kept."""
+        return JSON_COLUMN in self.arrow.names and isinstance(self.arrow.field(JSON_COLUMN).type, pa.JsonType)
+
+    @cached_property
+    def derived(self) -> dict[str, str]:
+        """The other columns that functions fill, and the columns those read."""
+        entries = [entry for entry in self.functions if entry["vector_column"] != self.vector]
+        return {str(entry["vector_column"]): str(entry["source_column"]) for entry in entries}
+
+    def looks_like_vectors(self, field: pa.Field) -> bool:
+        """Return whether LanceDB examines a column as vectors: no NaN, no null unless it is told otherwise.
+
+        Source: `lancedb.table._find_vector_columns`.
+        """
+        is_fixed = pa.types.is_fixed_size_list(field.type)
+        if not (is_fixed or pa.types.is_list(field.type)) or not pa.types.is_floating(field.type.value_type):
+            return False
+        is_named = field.name in self.derived or field.name == "vector" or (field.name == "embedding" and is_fixed)
+        return is_named or (is_fixed and field.type.list_size >= 10)
+
+    def check_document(self, document: Document) -> None:
+        """Raise InvalidInputError for a document that does not fit the columns."""
+        what = f"document {document.id!r}"
+        try:
+            make_key(document.id, self.arrow.field(self.id).type)
+        except ValueError as error:
+            kind = self.arrow.field(self.id).type
+            raise InvalidInputError(
+                f"{what} does not fit column {self.id!r} of {self.label}, {kind}: {error}"
+            ) from None
+        if document.text is None and self.text is not None and not self.arrow.field(self.text).nullable:
+            raise InvalidInputError(f"{what} has no text, and column {self.text!r} of {self.label} takes no null")
+        if document.text is not None and self.text is None:
+            raise InvalidInputError(
+                f"{what} has a text, and {self.label} has no column for it; name one with text=, or leave it out"
+            )
+        if document.vector is not None:
+            refuse_overflow(document.vector, self.arrow.field(self.vector), f"the vector of {what}")
+        if not isinstance(document.metadata, Row):
+            self._check_metadata(what, document.metadata or {})
+
+    def without_column(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the metadata that has no column of its own and goes into the JSON column."""
+        return {key: value for key, value in metadata.items() if key not in self._field_names and value is not None}
+
+    @cached_property
+    def _field_names(self) -> frozenset[str]:
+        return frozenset(field.name for field in self.fields)
+
+    def _check_metadata(self, what: str, metadata: Mapping[str, Any]) -> None:
+        own = {self.id, self.text, self.vector}
+        if taken := [key for key in metadata if key in own]:
+            raise InvalidInputError(f"the metadata of {what} has the key {taken[0]!r}, a column that is not metadata")
+        unknown = [key for key in metadata if key not in self.arrow.names]
+        if unknown and not self.has_json:
+            raise InvalidInputError(
+                f"{what} has the metadata {unknown[0]!r}, and {self.label} has no such column; add it with "
+                "table.add_columns, or leave it out"
+            )
+        for field in self.fields:
+            value = metadata.get(field.name)
+            if value is None and not field.nullable and field.name not in self.derived:
+                raise InvalidInputError(f"{what} has no {field.name!r}, and the column takes no null")
+            if value is not None:
+                _check_value(what, field, value)
+                if self.looks_like_vectors(field):
+                    as_vector(value, f"{field.name!r} of {what}")
+        if self.has_json:
+            try:
+                check_json(self.without_column(metadata))
+            except ValueError as error:
+                raise InvalidInputError(f"the metadata of {what} cannot be kept as JSON: {error}") from error
+
+
+def read_table_schema(
+    name: str, arrow: pa.Schema, on: str | None, *, text: str | None = None, vector: str | None = None
+) -> TableSchema:
+    """Determine what each column of a table is for.
 
     Args:
-        embedding_function, schema, on, text, vector: as `create_table`.
-        name: of the table, for messages.
+        name: of the table.
+        arrow: the schema as LanceDB gives it.
+        on: the key column; None if it does not matter.
+        text, vector: columns of the caller's choice. Default to those of the table's function, else the usual names.
     Raises:
-        DimensionMismatchError: the vector column, or the model's own function, does not fit.
-        InvalidInputError: a column cannot hold what it is for.
+        InvalidInputError: no such column, none for vectors, several that it may be, or stored settings that cannot be
+            read.
     """
-    given = _arrow_schema(schema)
-    columns = [pa.field(on, pa.string(), nullable=False)]
-    metadata = dict(given.metadata or {})
-    if FUNCTIONS_KEY not in metadata:
-        text, vector = text or "text", vector or "vector"
-        columns += [pa.field(text, pa.string()), pa.field(vector, pa.list_(pa.float32(), embedding_function.ndims()))]
-        config = EmbeddingFunctionConfig(vector_column=vector, source_column=text, function=embedding_function)
-        metadata |= get_registry().get_table_metadata([config])  # type: ignore[no-untyped-call]
-    fields = [*(field for field in columns if field.name not in given.names), *given]
-    made = pa.schema(fields, metadata=metadata)
-    every = read_layouts(name, made)
-    layouts = every if text is None and vector is None else [read_layout(name, made, None, text=text, vector=vector)]
-    if any(layout.stored is None for layout in layouts):
-        raise InvalidInputError(f"the schema of table {name!r} names an embedding function that is not of this package")
-    read_layout(name, made, on, vector=layouts[0].vector)
-    fitting = check_any(
-        [
-            StoredSpace(layout.label, {}, settings_of_fields(layout.stored or {}), layout.dimension)
-            for layout in layouts
-        ],
-        embedding_function,
-    )
+    label = f"table {name!r}"
+    functions = _read_functions(label, arrow)
+    if on is not None:
+        _check_id_column(label, arrow, on)
+        _refuse_blobs(label, arrow)
+    for column in (text, vector):
+        if column is not None and column not in arrow.names:
+            raise InvalidInputError(f"{label} has no column {column!r}; it has {', '.join(arrow.names)}")
+    entry = _choose(label, functions, text, vector)
+    taken = {str(other["vector_column"]) for other in functions if other is not entry}
+    vector = vector or (entry["vector_column"] if entry else find_vector_column(label, arrow, taken))
+    text = text or (entry["source_column"] if entry else "text" if "text" in arrow.names else None)
+    is_ours = bool(entry and entry.get("name") == ALIAS)
+    if text is not None and not is_text(arrow.field(text).type):
+        if is_ours:
+            raise InvalidInputError(f"column {text!r} of {label} holds {arrow.field(text).type}, which are not texts")
+        # A function of another package may embed pictures.
+        text = None
+    check_vector_column(label, arrow.field(vector))
+    stored = (entry.get("model") or {}) if entry and is_ours else None
+    return TableSchema(label, _writable(arrow), on or "", text, vector, functions, stored)
+
+
+def read_table_schemas(name: str, arrow: pa.Schema) -> list[TableSchema]:
+    """Return a schema for each column that a function of this package fills; for none, that of the vector column."""
+    ours = [entry for entry in _read_functions(f"table {name!r}", arrow) if entry.get("name") == ALIAS]
+    if not ours:
+        return [read_table_schema(name, arrow, None)]
+    return [read_table_schema(name, arrow, None, vector=entry["vector_column"]) for entry in ours]
+
+
+def _choose(
+    label: str, functions: Sequence[Mapping[str, Any]], text: str | None, vector: str | None
+) -> Mapping[str, Any] | None:
+    """Return the function that embeds documents' texts, or None if there is none for these columns."""
+    if text is not None or vector is not None:
+        fitting = [
+            entry
+            for entry in functions
+            if text in (None, entry["source_column"]) and vector in (None, entry["vector_column"])
+        ]
+    else:
+        fitting = [entry for entry in functions if entry.get("name") == ALIAS]
+        if not fitting and len(functions) == 1:
+            fitting = list(functions)
+    if len(fitting) > 1:
+        columns = ", ".join(f"{entry['source_column']} -> {entry['vector_column']}" for entry in fitting)
+        raise InvalidInputError(f"{label} embeds {len(fitting)} columns ({columns}); choose one with vector=")
+    return fitting[0] if fitting else None
+
+
+def _check_value(what: str, field: pa.Field, value: Any) -> None:
+    try:
+        check_value(value, field)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{what} has {field.name} = {value!r:.80}, which does not fit a column of {field.type}: {error}"
+        ) from error
+
+
+def _check_id_column(label: str, arrow: pa.Schema, on: str) -> None:
+    if on not in arrow.names:
+        raise InvalidInputError(
+            f"{label} has no key column {on!r}; name one with on= (--on), or add one with "
+            f"table.add_columns({{{on!r}: 'uuid()'}})"
+        )
+    if not is_key_type(arrow.field(on).type):
+        raise InvalidInputError(
+            f"column {on!r} of {label} holds {arrow.field(on).type}; ids are strings, whole numbers or UUIDs"
+        )
+
+
+def _refuse_blobs(label: str, arrow: pa.Schema) -> None:
+    """Refuse columns that LanceDB reads as descriptions of their contents, which cannot be written again."""
+    for field in arrow:
+        metadata = field.metadata or {}
+        if metadata.get(b"ARROW:extension:name") == b"lance.blob.v2" or b"lance-encoding:blob" in metadata:
+            raise InvalidInputError(
+                f"column {field.name!r} of {label} holds blobs, which only LanceDB's own table.add writes and "
+                "table.fetch_blobs reads; use that, or a column of pa.large_binary()"
+            )
+
+
+def _read_functions(label: str, arrow: pa.Schema) -> tuple[Mapping[str, Any], ...]:
+    try:
+        entries = json.loads((arrow.metadata or {}).get(FUNCTIONS_KEY) or b"[]")
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{label} stores embedding functions that cannot be read: {error}") from error
+    if not isinstance(entries, list):
+        raise InvalidInputError(f"{label} stores {type(entries).__name__} as embedding functions, not a list")
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise InvalidInputError(f"{label} stores {entry!r:.80} as an embedding function, not a mapping")
+        for key in ("source_column", "vector_column"):
+            if entry.get(key) not in arrow.names:
+                raise InvalidInputError(
+                    f"{label} has no column {entry.get(key)!r:.80}, which its stored function names"
+                )
+        if entry.get("name") == ALIAS and not isinstance(entry.get("model") or {}, dict):
+            raise InvalidInputError(
+                f"{label} stores {entry['model']!r:.80} as the settings of its function, not a mapping"
+            )
+    vectors = [entry["vector_column"] for entry in entries]
+    if len(set(vectors)) < len(vectors):
+        # LanceDB writes this for one function object in two pairs of fields.
+        raise InvalidInputError(
+            f"{label} has two functions for one column of {', '.join(vectors)}; give each pair of SourceField and "
+            "VectorField a function of its own: MLXEmbeddings.create(...) once for each"
+        )
+    return tuple(entries)
+
+
+def _writable(arrow: pa.Schema) -> pa.Schema:
+    """Return the schema with JSON columns in the type they are written in: LanceDB shows what it keeps inside."""
     fields = [
-        with_width(field, embedding_function.ndims()) if field.name == layouts[fitting].vector else field
-        for field in fields
+        pa.field(field.name, pa.json_(), field.nullable)
+        if (field.metadata or {}).get(b"ARROW:extension:name") == b"lance.json"
+        else field
+        for field in arrow
     ]
-    if len(every) == 1:
-        # A stamp speaks of one column.
-        metadata |= {key: str(value) for key, value in make_stamp(embedding_function.model_info()).items()}
-    return pa.schema(fields, metadata=metadata)
-
-
-def check_any(spaces: Sequence[StoredSpace], function: MLXEmbeddings) -> int:
-    """Return the position of the first column that a function fits; raise what is wrong with the first of all."""
-    errors: list[EmbeddingError] = []
-    for position, space in enumerate(spaces):
-        try:
-            check_space(space, function.service)
-        except EmbeddingError as error:
-            errors.append(error)
-        else:
-            return position
-    raise errors[0]
-
-
-def _arrow_schema(schema: type[LanceModel] | pa.Schema | None) -> pa.Schema:
-    if schema is None:
-        return pa.schema([pa.field(JSON_COLUMN, pa.json_())])
-    return schema if isinstance(schema, pa.Schema) else schema.to_arrow_schema()
+    return pa.schema(fields, metadata=arrow.metadata)

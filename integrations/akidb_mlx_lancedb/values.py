@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from akidb_mlx_lancedb.moments import count_units
+from akidb_mlx_lancedb.temporal import count_units
 from akidb_mlx_plugin.validation import check_unicode
 
 _LOWEST_JSON_INTEGER, _HIGHEST_JSON_INTEGER = -(2**63), 2**64 - 1
@@ -85,8 +85,8 @@ def exact_value(value: Any, field: pa.Field) -> Any:
     return _exact_other(value, kind)
 
 
-def to_json(value: Any, depth: int = 0) -> Any:
-    """Return a value of JSON's own types that reads back equal.
+def check_json(value: Any, depth: int = 0) -> None:
+    """Check that a value reads back equal from JSON.
 
     Raises:
         ValueError: it would change: no JSON type, a key that is not a string, a number that is not finite or beyond
@@ -97,32 +97,43 @@ def to_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biufU":
         value = value.tolist()
     if value is None or isinstance(value, bool):
-        return value
+        return
     if isinstance(value, str):
-        return _exact_text(value)
-    if isinstance(value, int):
-        number = int(value)
-        if not _LOWEST_JSON_INTEGER <= number <= _HIGHEST_JSON_INTEGER:
-            raise ValueError(f"{number} is beyond 64 bits; give it as a string")
-        return number
-    if isinstance(value, float):
+        check_unicode(value, "it")
+    elif isinstance(value, int):
+        if not _LOWEST_JSON_INTEGER <= int(value) <= _HIGHEST_JSON_INTEGER:
+            raise ValueError(f"{int(value)} is beyond 64 bits; give it as a string")
+    elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value!r} is not a JSON number; leave it out")
-        return float(value)
-    if isinstance(value, Mapping):
+    elif isinstance(value, Mapping):
         if unusable := [key for key in value if not isinstance(key, str)]:
             raise ValueError(f"the key {unusable[0]!r} would become a string; give it as one")
-        return {_exact_text(key): to_json(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item, depth + 1) for item in value]
-    raise ValueError(f"{type(value).__name__} is not a type of JSON; give a string, number, list or mapping")
+        for key, item in value.items():
+            check_unicode(key, "it")
+            check_json(item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_json(item, depth + 1)
+    else:
+        raise ValueError(f"{type(value).__name__} is not a type of JSON; give a string, number, list or mapping")
+
+
+def dump_json(value: Any) -> str:
+    """Return a checked value as JSON."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_to_json_type)
+
+
+def _to_json_type(value: Any) -> Any:
+    """Return a mapping, or NumPy's numbers and arrays, as the types that `json` knows."""
+    return dict(value) if isinstance(value, Mapping) else value.tolist()
 
 
 def _exact_text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{_name(value)} is not a string; give str(value)")
     check_unicode(value, "it")
-    # The characters of an enumeration's member, whose str() is its name.
+    # The value of an enumeration's member, whose str() is its name.
     return str.__str__(value)
 
 
@@ -208,9 +219,11 @@ def _items(value: Any) -> list[Any]:
 
 
 def _exact_other(value: Any, kind: pa.DataType) -> Any:
-    """Return a value of a rarer type: Arrow converts it, and what comes back is held against it."""
+    """Return a value of a rarer type: Arrow converts it, and the result must equal it."""
     if isinstance(kind, pa.JsonType):
-        return json.dumps(to_json(json.loads(_exact_text(value))), ensure_ascii=False)
+        parsed = json.loads(_exact_text(value))
+        check_json(parsed)
+        return dump_json(parsed)
     if pa.types.is_decimal(kind) and not isinstance(value, Decimal):
         number = _number(value)
         value = Decimal(number) if isinstance(number, int) else value

@@ -13,7 +13,7 @@ from akidb_mlx_plugin.types import Vector
 
 
 def find_vector_column(label: str, schema: pa.Schema, taken: Set[str]) -> str:
-    """Return the only column that may hold vectors, or the one of that name; those of other functions are taken.
+    """Return the column "vector", or else the only one that may hold vectors; those of other functions are taken.
 
     Raises:
         InvalidInputError: none, or several.
@@ -25,7 +25,7 @@ def find_vector_column(label: str, schema: pa.Schema, taken: Set[str]) -> str:
         listed = f" ({', '.join(names)})" if names else ""
         raise InvalidInputError(
             f"{label} has {len(names)} columns that may hold vectors{listed}, and no embedding function that names "
-            "one; name it with vector="
+            "one; choose it with vector="
         )
     return str(names[0])
 

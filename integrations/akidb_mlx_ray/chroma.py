@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from akidb_mlx_chroma import MLXEmbeddingFunction, create_collection, get_collection
 from akidb_mlx_chroma.metadata import check_key
-from akidb_mlx_chroma.target import function_at_hand, read_space
+from akidb_mlx_chroma.store import read_stored_vectors, resolve_function
 from chromadb.api import ClientAPI
 from chromadb.config import Settings
 from chromadb.errors import NotFoundError
@@ -24,8 +24,8 @@ from ray.data import Dataset, TaskPoolStrategy
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_ray.dataset import Workers, iterate
+from akidb_mlx_ray.pipeline import BulkStore, Options, check_service, run
 from akidb_mlx_ray.results import BulkResult
-from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
 
 _PORT = 8000
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
@@ -71,18 +71,18 @@ def write_chroma(
     tenant: str = "default_tenant",
     database: str = "default_database",
 ) -> BulkResult:
-    """Embed what a collection does not have of a dataset, by id, and write it there, vectors given.
+    """Embed the rows of a dataset whose ids a collection does not have, and write them there with their vectors.
 
-    The collection is made if it is not there, with its embedding function and stamp. A run that was interrupted and is
-    started again embeds what is missing alone. A server is needed: Chroma's files are not for several processes.
+    The collection is created if it does not exist, with its embedding function and stamp. A run that was interrupted
+    and is started again embeds only what is missing. A server is needed: Chroma's files are not for several processes.
 
     Args:
         ds: rows with an id and a text each; other columns, of strings, numbers or booleans, become metadata. A
-            vector that a row brings is taken as it is.
+            vector that a row has is used as it is.
         host, port: of the server, as every worker sees it.
         collection: its name.
-        on: the column that tells rows apart; strings, or whole numbers, which become strings.
-        embedding_function: None: the one that the collection stores, or the default model for a new one.
+        on: the key column; strings, or whole numbers, which become strings.
+        embedding_function: defaults to the one that the collection stores, or to the default model for a new one.
         text_column, vector_column, concurrency, num_cpus, num_gpus, batch_size: as `write_lancedb`.
         writers: requests to the server at the same time.
         strict, rejects: as `write_lancedb`.
@@ -93,12 +93,12 @@ def write_chroma(
         As `write_lancedb`; EmbeddingError as well if no server answers.
     """
     server = Server(host, port, ssl, tuple((headers or {}).items()), tenant, database)
-    target = BulkCollection(server, collection, on, embedding_function, text_column, vector_column, writers)
+    store = BulkCollection(server, collection, on, embedding_function, text_column, vector_column, writers)
     path = Path(rejects) if rejects else Path(f"{collection}.rejected.jsonl")
-    return run(ds, target, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
+    return run(ds, store, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
 
 
-class BulkCollection(BulkTarget):
+class BulkCollection(BulkStore):
     """A collection that may not exist yet."""
 
     def __init__(
@@ -111,12 +111,12 @@ class BulkCollection(BulkTarget):
         vector_column: str = "vector",
         writers: int = 2,
     ) -> None:
-        """Hold the function against the collection, if there is one; nothing is made. Arguments as `write_chroma`."""
+        """Check that the function fits the collection if it exists; creates nothing. Arguments as `write_chroma`."""
         if writers < 1:
             raise InvalidInputError(f"writers must be at least 1, got {writers}")
         if not _NAME.fullmatch(name):
             raise InvalidInputError(
-                f"{name!r} is no name of a collection: 3 to 512 letters, digits, '.', '_' and '-', with a letter or "
+                f"{name!r} is not a collection's name: 3 to 512 letters, digits, '.', '_' and '-', with a letter or "
                 "digit at both ends"
             )
         self.label = f"collection {name!r}"
@@ -126,7 +126,7 @@ class BulkCollection(BulkTarget):
         self._collection: chromadb.Collection | None = None
         try:
             self._collection = get_collection(self._client, name, function)
-            function = function or function_at_hand(self._collection, read_space(self._collection))
+            function = function or resolve_function(self._collection, read_stored_vectors(self._collection))
         except NotFoundError:
             self.trusted = True
         self._function = function or MLXEmbeddingFunction()
@@ -134,7 +134,7 @@ class BulkCollection(BulkTarget):
         self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
 
     def check_columns(self, given: Mapping[str, Any]) -> None:
-        """Refuse columns that are no metadata to Chroma."""
+        """Refuse columns that Chroma cannot keep as metadata."""
         own = (self.columns.id, self.columns.text, self.columns.vector)
         for name, column_type in given.items():
             if name in own:
@@ -147,12 +147,12 @@ class BulkCollection(BulkTarget):
             check_key(name)
 
     def make(self, given: Mapping[str, Any]) -> None:
-        """Make the collection if it is not there."""
+        """Create the collection if it does not exist."""
         if self._collection is None:
             self._collection = create_collection(self._client, self._name, self._function)
 
     def drop_present(self, ds: Dataset) -> Dataset:
-        """Look ids up in the collection, so many at a time."""
+        """Look ids up in the collection, a batch at a time."""
         if self._collection is None or not self._collection.count():
             return ds
         arguments = {
@@ -164,7 +164,7 @@ class BulkCollection(BulkTarget):
         return ds.map_batches(_drop_present, fn_kwargs=arguments, batch_format="pyarrow", batch_size=_WRITE_ROWS)
 
     def write(self, ds: Dataset, rows: int) -> int:
-        """Upsert, by so many tasks at the same time."""
+        """Upsert, with a number of tasks at the same time."""
         assert self._collection is not None, "it is made before it is written to"
         arguments = {
             "server": self._server,

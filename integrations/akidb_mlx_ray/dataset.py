@@ -17,7 +17,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.cache import default_cache_dir
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stores.settings import settings_of
+from akidb_mlx_plugin.stores.settings import stored_settings
 from akidb_mlx_plugin.types import Kind
 from akidb_mlx_ray.embedder import TextEmbedder
 
@@ -32,8 +32,8 @@ class Workers:
 
     Attributes:
         concurrency: how many.
-        num_cpus: processors of each, and so its threads; None: one, or a share of what the cluster has but one, which
-            is left for reading and writing.
+        num_cpus: processors of each, and so its threads. Defaults to one, or to a share of the cluster's where that
+            would leave none for reading and writing.
         num_gpus: GPUs of each.
         batch_size: rows given to the model at a time.
     """
@@ -59,7 +59,7 @@ class Workers:
             # Not an error: a cluster may grow when it is asked to.
             logger.warning(
                 "the cluster has %g processors, and %d x %g for workers leave less than one to read and write with; "
-                "unless it grows, the run will wait: take fewer workers, or less num_cpus for each",
+                "unless it grows, the run will wait: use fewer workers, or fewer num_cpus for each",
                 left + _CPUS_BESIDE,
                 self.concurrency,
                 self.num_cpus,
@@ -67,7 +67,7 @@ class Workers:
         return self.num_cpus
 
     def gpus_each(self) -> float | None:
-        """Return the GPUs that each actor asks Ray for; None: it needs none."""
+        """Return the GPUs that each actor asks Ray for, or None if it needs none."""
         there = float(ray.cluster_resources().get("GPU", 0.0))
         if self.num_gpus * self.concurrency > there:
             logger.warning(
@@ -96,26 +96,26 @@ def embed_dataset(
 ) -> Dataset:
     """Return a dataset with vectors beside its texts; as all of Ray Data, it is computed when it is consumed.
 
-    `write_lancedb` and `write_chroma` do this themselves, and embed only what their target does not have.
+    `write_lancedb` and `write_chroma` do this themselves, and embed only what the database does not have.
 
     Args:
         ds: rows with a text each, or with a vector already.
-        model: a short name, "org/repo", or a folder that every node has. None: as the environment or the default says.
+        model: a short name, "org/repo", or a folder that every node has. Defaults to the environment.
         text_column: what is embedded.
         vector_column: where (D,) float32 vectors go, as Arrow lists of fixed size. If the rows have it already, its
             vectors are kept and its nulls filled.
         kind: which of the model's prompts goes before each text.
-        dimension: length of the vectors; None: the model's default.
-        normalize: scale vectors to unit length; None: as configured, else as the checkpoint says.
-        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as configured, else as the
-            checkpoint says.
+        dimension: length of the vectors. Defaults to the model's.
+        normalize: scale vectors to unit length. Defaults to the configuration, else the checkpoint.
+        pooling: how token vectors become one, such as "mean" or "cls+mean". Defaults to the configuration, else the
+            checkpoint.
         concurrency: actors, each with a model of its own.
-        num_cpus: processors of each, and so its threads; None: one, or less where that would leave none for reading.
+        num_cpus: processors of each, and so its threads. Defaults to one, or less where that leaves none for reading.
         num_gpus: GPUs of each.
         batch_size: rows given to the model at a time.
     Raises:
         InvalidInputError: no such column, or a value that cannot be used.
-        ModelNotFoundError, DownloadError: the model is not here and cannot be fetched; no weights are loaded.
+        ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
     refuse_client()
     config = EmbeddingConfig.from_arguments(model, dimension=dimension, normalize=normalize, pooling=pooling)
@@ -138,7 +138,7 @@ def iterate(ds: Dataset) -> Iterator[pa.Table]:
 
 
 def refuse_client() -> None:
-    """Raise where Ray is connected by ray://, through which Ray Data cannot be driven."""
+    """Raise InvalidInputError if Ray is connected with ray://, which Ray Data does not support."""
     if client.is_connected():
         raise InvalidInputError(
             "Ray Data does not work through ray://; run this on a node of the cluster with ray.init('auto'), or as a "
@@ -151,11 +151,11 @@ def embedder_arguments(config: EmbeddingConfig) -> dict[str, Any]:
     mlx = config.mlx
     # The default cache lies in another place on a node with another home, and workers are at home in another folder.
     cache_dir = str(mlx.cache_dir.resolve()) if mlx.cache_dir != default_cache_dir() else None
-    return {"settings": settings_of(config), "device": mlx.device, "cache_dir": cache_dir}
+    return {"settings": stored_settings(config), "device": mlx.device, "cache_dir": cache_dir}
 
 
 def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) -> Dataset:
-    """Embed a dataset's rows with so many actors; `arguments` are `TextEmbedder`'s."""
+    """Embed a dataset's rows with a pool of actors; `arguments` are `TextEmbedder`'s."""
     # Blocks of a batch each: Ray gives an actor whole blocks, and a small file, which is one, would occupy only one.
     embedded = ds.repartition(target_num_rows_per_block=workers.batch_size).map_batches(
         TextEmbedder,

@@ -22,11 +22,11 @@ from akidb_mlx_plugin.errors import (
     ServiceUnavailableError,
 )
 from akidb_mlx_plugin.service import EmbeddingService
-from akidb_mlx_plugin.stores.settings import config_of
+from akidb_mlx_plugin.stores.settings import config_from_stored
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Kind, Vector
 from akidb_mlx_ray.results import Failure, Tally
 
-# Errors of the model itself: no text would fare better.
+# Errors of the model itself, which any text would meet.
 _WITHOUT_MODEL = (ModelNotFoundError, DownloadError, ServiceUnavailableError)
 _WARM_UP = "warm"
 
@@ -63,7 +63,7 @@ class TextEmbedder:
         id_column: str | None = None,
         tally: Tally | None = None,
     ) -> None:
-        """Choose a model; what is None comes from the worker's environment, else from the defaults.
+        """Choose a model; None stands for the value of the worker's environment, else the default.
 
         Args:
             model: a short name, "org/repo", or a folder that every node has.
@@ -71,8 +71,8 @@ class TextEmbedder:
             vector_column: where vectors go. If the rows have it already, its vectors are kept and its nulls filled.
             kind: which of the model's prompts goes before each text.
             mode, dimension, normalize, pooling, device, cache_dir and the prompts: as `MLXEmbeddingFunction`.
-            settings: all that makes the vectors, as a collection stores it; given, it goes before the model and all
-                that is about its vectors, and the worker's environment has no say in them.
+            settings: all that determines the vectors, as a collection stores it. If given, it overrides the model, its
+                options and the worker's environment.
             trusted: False where the model's name comes from a stored collection; see `hub.ensure_model`.
             id_column: names rows in messages.
             tally: counts what is done. With it, a row whose text the model fails on is noted there and left out;
@@ -97,7 +97,7 @@ class TextEmbedder:
             document_task=document_task,
         )
         if settings is not None:
-            stored = config_of(settings)
+            stored = config_from_stored(settings)
             mlx = stored.mlx.model_copy(update={"device": config.mlx.device, "cache_dir": config.mlx.cache_dir})
             config = stored.model_copy(update={"mlx": mlx})
         self._service = EmbeddingService(config, trusted=trusted)
@@ -150,13 +150,13 @@ class TextEmbedder:
         return failed
 
     def _load(self) -> None:
-        """Load the model with a word that nobody counts: loading is neither any text's fault nor embedding's time."""
+        """Load the model with a text that is not counted, so that no text is blamed for it and no time."""
         if not self._loaded:
             self._service.embed_batch([_WARM_UP], kind=self._kind)
             self._loaded = True
 
     def _embed_one_by_one(self, batch: pa.Table, rows: np.ndarray, texts: Sequence[str], vectors: Vector) -> list[int]:
-        """Find out which texts the model fails on, note them, and embed the others."""
+        """Find out which texts the model fails on, record them, and embed the others."""
         failures, failed = [], []
         for row, text in zip(rows.tolist(), texts, strict=True):
             begun = time.perf_counter()
@@ -183,7 +183,7 @@ class TextEmbedder:
         for row, text in zip(rows.tolist(), texts, strict=True):
             if not isinstance(text, str):
                 raise InvalidInputError(
-                    f"row {self._name(batch, row)} has {type(text).__name__} for a text; drop such rows first, as "
+                    f"row {self._name(batch, row)} has {type(text).__name__} as its text; drop such rows first, as "
                     "write_lancedb and write_chroma do"
                 )
         return texts

@@ -31,7 +31,7 @@ _ROWS = 4096
 _BUFFER_BYTES = 1 << 20
 _MAX_TASKS = 1000
 
-# A column's type; None: its values have several, and stay Python objects.
+# A column's type; None where its values have several, and stay Python objects.
 Types = dict[str, "pa.DataType | None"]
 
 
@@ -41,9 +41,10 @@ def read_jsonl(paths: list[str], mixed: Collection[str] = (), columns: Collectio
     Args:
         paths: files, folders of files, or either in an object store.
         mixed: columns whose values may have several types, which a row's screening looks at.
-        columns: those that are read; None: all.
+        columns: those to read. Defaults to all.
     Raises:
-        InvalidInputError: no files, no rows, or a column that is none; and, wrapped by Ray, a line that is no object.
+        InvalidInputError: no files, no rows, or a column of several types; and, wrapped by Ray, a line that is not an
+            object.
     """
     files = [file for path in paths for file in _list_files(path)]
     if not files:
@@ -61,7 +62,7 @@ def read_jsonl(paths: list[str], mixed: Collection[str] = (), columns: Collectio
     types = {name: type_ for name, type_ in types.items() if columns is None or name in columns}
     if several := [name for name, type_ in types.items() if type_ is None and name not in mixed]:
         raise InvalidInputError(
-            f"column {several[0]!r} has values of several types; make them of one, or leave it out with columns"
+            f"column {several[0]!r} has values of several types; convert them to one, or leave it out with columns"
         )
     return named.map_batches(_read, fn_kwargs={"types": types}, batch_format="pyarrow", batch_size=1)
 
@@ -97,7 +98,7 @@ def _parse(line: bytes, path: str, number: int) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidInputError(f"{path}, line {number} is not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise InvalidInputError(f"{path}, line {number} is no JSON object but {type(row).__name__}")
+        raise InvalidInputError(f"{path}, line {number} is not a JSON object but {type(row).__name__}")
     return row
 
 

@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
 from akidb_mlx_lancedb.handles import find_table
-from akidb_mlx_lancedb.layout import read_layout
+from akidb_mlx_lancedb.schema import read_table_schema
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.index import BTree
 from ray.data import Dataset
 
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_ray.columns import is_string
 from akidb_mlx_ray.dataset import Workers
+from akidb_mlx_ray.pipeline import BulkStore, Options, check_service, run
 from akidb_mlx_ray.results import BulkResult
-from akidb_mlx_ray.rows import is_string
-from akidb_mlx_ray.runs import BulkTarget, Options, check_service, run
 
 # Rows that an interruption can cost, and what one file of the table holds: a hundredth of the run, within limits.
 _COMMIT_SHARE = 100
@@ -56,44 +56,42 @@ def write_lancedb(
     commit_rows: int | None = None,
     storage_options: Mapping[str, str] | None = None,
 ) -> BulkResult:
-    """Embed what a table does not have of a dataset, by id, and write it there.
+    """Embed the rows of a dataset whose ids a table does not have, and write them there.
 
-    The table is made if it is not there, with its embedding function and stamp, so that it embeds text afterwards as
-    any other does. Rows go in by thousands: a run that was interrupted and is started again goes on after the last of
-    those, and writes no row twice.
+    The table is created if it does not exist, with its embedding function and stamp, so that it embeds text afterwards
+    as any other does. Rows are committed by thousands: a run that was interrupted and is started again continues after
+    the last commit, and writes no row twice.
 
     Args:
-        ds: rows with an id and a text each; other columns are kept. A vector that a row brings is taken as it is.
+        ds: rows with an id and a text each; other columns are kept. A vector that a row has is used as it is.
         uri: the database: a folder that every node sees, or "s3://bucket/path".
         table: its name.
-        on: the column that tells rows apart; strings, or whole numbers, which become strings.
-        embedding_function: None: the one that the table stores, or the default model for a new one.
+        on: the key column; strings, or whole numbers, which become strings.
+        embedding_function: defaults to the one that the table stores, or to the default model for a new one.
         text_column: what is embedded.
         vector_column: where the vectors go.
         concurrency: actors, each with a model of its own.
-        num_cpus: processors of each, and so its threads; None: one, or less where that would leave none for reading.
+        num_cpus: processors of each, and so its threads. Defaults to one, or less where that leaves none for reading.
         num_gpus: GPUs of each.
         batch_size: rows given to the model at a time.
         strict: refuse a dataset with a row that cannot be embedded, before anything is written. Otherwise such rows are
-            left out: those without id or text, with a text that is empty or no string, or the id of an earlier row.
-        rejects: where those rows are written to, as JSON lines; None: TABLE.rejected.jsonl in the current folder.
-        commit_rows: rows written at a time; None: a hundredth of the rows, from 4,096 to 500,000.
+            left out: those without id or text, with a text that is empty or not a string, or the id of an earlier row.
+        rejects: where those rows are written, as JSON lines. Defaults to TABLE.rejected.jsonl in the current folder.
+        commit_rows: rows written at a time. Defaults to a hundredth of the rows, from 4,096 to 500,000.
         storage_options: LanceDB's, for object stores.
     Returns:
         What was done.
     Raises:
         InvalidInputError: a column or a value cannot be used, or, if strict, a row; nothing was written.
         DimensionMismatchError: the function, or a vector of the dataset's own, does not fit the table; likewise.
-        EmbeddingError: the run ended midway. The same call goes on from there.
+        EmbeddingError: the run ended midway. The same call continues from there.
     """
-    target = BulkTable(
-        str(uri), table, on, embedding_function, text_column, vector_column, commit_rows, storage_options
-    )
+    store = BulkTable(str(uri), table, on, embedding_function, text_column, vector_column, commit_rows, storage_options)
     path = Path(rejects) if rejects else Path(f"{table}.rejected.jsonl")
-    return run(ds, target, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
+    return run(ds, store, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
 
 
-class BulkTable(BulkTarget):
+class BulkTable(BulkStore):
     """A table that may not exist yet."""
 
     def __init__(
@@ -107,13 +105,13 @@ class BulkTable(BulkTarget):
         commit_rows: int | None = None,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        """Hold the function against the table, if there is one; nothing is made. Arguments as `write_lancedb`."""
+        """Check that the function fits the table if it exists; creates nothing. Arguments as `write_lancedb`."""
         if uri.startswith("db://"):
             raise InvalidInputError(f"{uri} is LanceDB's cloud, which Lance cannot write to by itself; use table.add")
         if commit_rows is not None and commit_rows < 1:
             raise InvalidInputError(f"commit_rows must be at least 1, got {commit_rows}")
         if not _NAME.fullmatch(name):
-            raise InvalidInputError(f"{name!r} is no name of a table: letters, digits, '.', '_' and '-'")
+            raise InvalidInputError(f"{name!r} is not a table's name: letters, digits, '.', '_' and '-'")
         self.label = f"table {name!r}"
         self._name = name
         self._storage_options = dict(storage_options or {})
@@ -122,9 +120,9 @@ class BulkTable(BulkTarget):
         self._table: Any = _open_checked(self._db, name, function)
         self.trusted = function is not None or self._table is None
         if self._table is not None:
-            layout = read_layout(name, self._table.schema, on)
-            _check_names(self.label, layout.text, text_column, layout.vector, vector_column)
-            function = function or MLXEmbeddings.from_stored(layout.stored or {})
+            schema = read_table_schema(name, self._table.schema, on)
+            _check_names(self.label, schema.text, text_column, schema.vector, vector_column)
+            function = function or MLXEmbeddings.from_stored(schema.stored or {})
         self._function = function or MLXEmbeddings.from_config(EmbeddingConfig.load())
         self.service = self._function.service
         self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
@@ -152,7 +150,7 @@ class BulkTable(BulkTarget):
                 )
 
     def make(self, given: Mapping[str, Any]) -> None:
-        """Make the table if it is not there; a large one gets an index of its ids, or of those that are new to it."""
+        """Create the table if it does not exist; a large one gets an index of its ids, or of the new ones."""
         if self._table is None:
             schema = self._new_schema(given)
             self._table = create_table(self._db, self._name, self._function, schema=schema, on=self.columns.id)
@@ -167,7 +165,7 @@ class BulkTable(BulkTarget):
             self._table.checkout_latest()
 
     def drop_present(self, ds: Dataset) -> Dataset:
-        """Look ids up in the table as it is now, so many at a time."""
+        """Look ids up in the table as it is now, a batch at a time."""
         if self._table is None or not self._table.count_rows():
             return ds
         arguments = {
@@ -180,7 +178,7 @@ class BulkTable(BulkTarget):
         return ds.map_batches(_drop_present, fn_kwargs=arguments, batch_format="pyarrow", batch_size=_LOOKUP_ROWS)
 
     def write(self, ds: Dataset, rows: int) -> int:
-        """Let `lance_ray` append, a commit for every so many rows."""
+        """Let `lance_ray` append, with a commit for every few thousand rows."""
         before = self._table.count_rows()
         schema = self._table.schema.remove_metadata()
         commit_rows = min(max(rows // _COMMIT_SHARE, _MIN_COMMIT_ROWS), _MAX_COMMIT_ROWS)
@@ -214,7 +212,7 @@ class BulkTable(BulkTarget):
 
 
 def _open_checked(db: Any, name: str, function: MLXEmbeddings | None) -> Any:
-    """Open a table that a function fits, its own or the one given; None: there is no table of that name."""
+    """Open a table that a function fits, its own or the one given; return None if there is no table of that name."""
     table = find_table(db, name)
     if table is not None and function is None:
         return open_table(db, name)
@@ -227,13 +225,13 @@ def _check_names(label: str, text: str | None, text_column: str, vector: str, ve
     for what, own, given in (("text", text, text_column), ("vector", vector, vector_column)):
         if own is not None and own != given:
             raise InvalidInputError(
-                f"{label} has its {what} in column {own!r}, not {given!r}; give {what}_column={own!r}, and name the "
-                f"dataset's column so with ds.rename_columns"
+                f"{label} has its {what} in column {own!r}, not {given!r}; give {what}_column={own!r}, and rename the "
+                f"dataset's column with ds.rename_columns"
             )
 
 
 def _fits(given: Any, own: pa.DataType) -> bool:
-    """Tell whether values of a type can be put into a column as they are."""
+    """Return whether values of a type can be put into a column as they are."""
     if not isinstance(given, pa.DataType) or given == own or pa.types.is_null(given):
         return isinstance(given, pa.DataType)
     if pa.types.is_integer(given):

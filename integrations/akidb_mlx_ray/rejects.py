@@ -14,10 +14,10 @@ from akidb_mlx_plugin.errors import InvalidInputError
 
 
 class RejectFile:
-    """JSON lines of id, text and reason; the file takes the place of an older one when all are written."""
+    """JSON lines of id, text and reason; the file replaces an older one when all are written."""
 
     def __init__(self, path: Path) -> None:
-        """Note where it will be."""
+        """Store where it will be."""
         self._path = path
         # An older one may be what is read from.
         self._part = Path(f"{path}.part")
@@ -44,7 +44,7 @@ class RejectFile:
 
     @property
     def path(self) -> Path | None:
-        """Return the file; None: nothing was rejected."""
+        """Return the file, or None if nothing was rejected."""
         return self._path if self._counts else None
 
     @property
@@ -53,7 +53,7 @@ class RejectFile:
         return dict(self._counts.most_common())
 
     def add(self, id_: Any, text: Any, reason: str) -> None:
-        """Write one down."""
+        """Write one row."""
         if self._file is None:
             self._file = self._part.open("w", encoding="utf-8")
         self._counts[reason] += 1

@@ -43,7 +43,7 @@ class BulkResult:
         written: rows that were put into the database.
         already_there: rows whose ids it had from an earlier run.
         rejected: rows that were not written, by reason.
-        rejects: the file that says which; None: there were none.
+        rejects: the file that lists them; None if there were none.
         seconds: wall time of everything.
         workers: what each embedded; one that was killed and started again counts twice, and so do texts that were
             embedded again because its result was lost.
@@ -104,7 +104,7 @@ class Failure:
 
 @dataclass
 class _Counts:
-    """Runs as an actor: the workers tell it what they have done, and the driver asks it at the end."""
+    """Runs as an actor: the workers report to it, and the driver reads it at the end."""
 
     counts: dict[str, list[float]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -132,7 +132,7 @@ class Tally:
         ray.get(self._counts.add.remote(worker, texts, tokens, truncated, seconds))
 
     def fail(self, failures: list[Failure]) -> None:
-        """Note texts that have no vector."""
+        """Record texts that have no vector."""
         ray.get(self._counts.fail.remote(failures))
 
     def read(self) -> tuple[tuple[WorkerReport, ...], list[Failure]]:

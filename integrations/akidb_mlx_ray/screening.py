@@ -17,11 +17,11 @@ import ray
 from ray.data import Dataset
 
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_ray.columns import Columns
 from akidb_mlx_ray.dataset import iterate
 from akidb_mlx_ray.rejects import RejectFile
-from akidb_mlx_ray.rows import Columns
 
-# More are no slips of a few rows but a column that tells nothing apart.
+# More are not slips in a few rows but a column that is not a key.
 _MAX_REPEATED = 100_000
 
 
@@ -32,7 +32,7 @@ class Screening:
     Attributes:
         rows: how many there are.
         repeated: ids that more than one good row has.
-        first: the first row of each of those, with all its columns; None: no id is repeated.
+        first: the first row of each of those, with all its columns; None if no id is repeated.
     """
 
     rows: int
@@ -41,10 +41,10 @@ class Screening:
 
 
 def screen(ds: Dataset, columns: Columns, rejects: RejectFile) -> Screening:
-    """Look at every row, and write down those that cannot be embedded, and all but the first of those with one id.
+    """Look at every row; reject those that cannot be embedded, and all but the first of those with the same id.
 
     Raises:
-        InvalidInputError: ids that tell nothing apart.
+        InvalidInputError: too many ids are repeated.
     """
     present = ds.columns() or []
     wanted = [name for name in (columns.id, columns.text, columns.vector) if name in present]
@@ -62,10 +62,9 @@ def screen(ds: Dataset, columns: Columns, rejects: RejectFile) -> Screening:
         return Screening(rows, frozenset(), None)
     if len(repeated_hashes) > _MAX_REPEATED:
         raise InvalidInputError(
-            f"{len(repeated_hashes):,} ids of column {columns.id!r} occur more than once; name a column that tells "
-            "rows apart"
+            f"{len(repeated_hashes):,} ids of column {columns.id!r} occur more than once; name a key column"
         )
-    return _tell_apart(ds, columns, repeated_hashes, rows, rejects)
+    return _find_repeated(ds, columns, repeated_hashes, rows, rejects)
 
 
 def keep_good(ds: Dataset, columns: Columns, screening: Screening) -> Dataset:
@@ -78,7 +77,7 @@ def keep_good(ds: Dataset, columns: Columns, screening: Screening) -> Dataset:
 
 
 def _examine(rows: pa.Table, columns: Columns) -> pa.Table:
-    """Return for every row the hash of its id, or what is the matter and then the row itself."""
+    """Return the hash of each row's id, or what is wrong with the row and then the row itself."""
     problems = columns.find_problems(rows)
     ids = rows[columns.id].to_pylist()
     texts = rows[columns.text].to_pylist() if columns.text in rows.column_names else [None] * rows.num_rows
@@ -99,7 +98,7 @@ def _repeated(hashes: list[np.ndarray]) -> np.ndarray:
     return np.unique(together[1:][together[1:] == together[:-1]])
 
 
-def _tell_apart(ds: Dataset, columns: Columns, hashes: np.ndarray, rows: int, rejects: RejectFile) -> Screening:
+def _find_repeated(ds: Dataset, columns: Columns, hashes: np.ndarray, rows: int, rejects: RejectFile) -> Screening:
     """Read the rows whose hashes are repeated, in their order, and keep the first of each id."""
     suspects = ds.map_batches(_select_hashes, fn_kwargs={"columns": columns, "hashes": hashes}, batch_format="pyarrow")
     first: dict[str, pa.Table] = {}
@@ -120,7 +119,7 @@ def _tell_apart(ds: Dataset, columns: Columns, hashes: np.ndarray, rows: int, re
 
 @contextmanager
 def _in_order(ds: Dataset) -> Iterator[None]:
-    """Have Ray give rows in their order; its datasets share their options with those that they were made from."""
+    """Make Ray keep the order of rows; its datasets share their options with those that they were made from."""
     options = ds.context.execution_options
     before, options.preserve_order = options.preserve_order, True
     try:
@@ -142,7 +141,7 @@ def _drop_bad(rows: pa.Table, columns: Columns, repeated: frozenset[str]) -> pa.
 
 
 def _as_strings(rows: pa.Table, columns: Columns) -> pa.Table:
-    """Return rows whose ids and texts are strings to Arrow, whatever they came in."""
+    """Return rows whose ids and texts are strings to Arrow, whatever their type was."""
     for name in (columns.id, columns.text):
         if name in rows.column_names:
             values = [None if value is None else str(value) for value in rows[name].to_pylist()]
@@ -163,5 +162,5 @@ def _spell(value: object) -> str | None:
 
 
 def _writable(text: str) -> str:
-    """Return a string that UTF-8 can write: half characters are spelled out."""
+    """Return a string that UTF-8 can write: unpaired surrogates are spelled out."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")

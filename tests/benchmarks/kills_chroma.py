@@ -110,9 +110,9 @@ def expected(number: int, version: int) -> Row:
 
 def read(collection: Any) -> list[tuple[str, Row]]:
     """Return every record of a collection with its id; an id may occur twice."""
-    from akidb_mlx_chroma.clients import get_records, take
+    from akidb_mlx_chroma.clients import get_records, run_sync
 
-    found = get_records(collection, take, include=["documents", "metadatas", "embeddings"])
+    found = get_records(collection, run_sync, include=["documents", "metadatas", "embeddings"])
     rows = zip(found["documents"], found["metadatas"], np.asarray(found["embeddings"]).tolist(), strict=True)
     return list(zip(found["ids"], rows, strict=True))
 

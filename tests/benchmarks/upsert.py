@@ -26,7 +26,7 @@ from typing import Any
 from akidb_mlx_plugin import Document, EmbeddingService
 from akidb_mlx_plugin.benchmarks.texts import read_corpus, take_texts
 from akidb_mlx_plugin.providers.mock import hash_texts
-from akidb_mlx_plugin.stores.upsert import LARGEST_CHUNK
+from akidb_mlx_plugin.stores.documents import LARGEST_CHUNK
 
 _BAR = 0.85
 _DIMENSION = 384

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from golden_models import GOLDEN
 from loopback_hub import REPO, WEIGHTS, Hub
+from processes import run_python
 
 from akidb_mlx_plugin.checkpoints.lookup import describe_model
 from akidb_mlx_plugin.errors import DownloadError
@@ -137,6 +138,46 @@ class TestInPlace:
         folder = bring()
         bring("org/data", {"readme.txt": b"no model"})
         assert [(model.repo, model.folder, model.shared) for model in list_shared_models()] == [(REPO, folder, True)]
+
+
+ADAPTERS = """
+import sys, chromadb, lancedb
+from akidb_mlx_chroma import MLXEmbeddingFunction
+from akidb_mlx_lancedb import MLXEmbeddings, create_table
+from akidb_mlx_plugin import EmbeddingService
+
+for i, name in enumerate(("minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2")):
+    function = MLXEmbeddingFunction(model=name)
+    collection = chromadb.EphemeralClient().create_collection(f"docs{i}", embedding_function=function)
+    collection.add(ids=["a", "b"], documents=["a cat", "the law of the sea"])
+    assert collection.query(query_texts=["kitten"], n_results=1)["ids"] == [["a"]]
+    table = create_table(lancedb.connect(sys.argv[1]), f"docs{i}", MLXEmbeddings.create(name=name))
+    table.add([{"id": "a", "text": "a cat"}, {"id": "b", "text": "the law of the sea"}])
+    assert table.search("kitten").limit(1).to_list()[0]["id"] == "a"
+    with EmbeddingService(name) as service:
+        print(service.model_info().fingerprint)
+"""
+
+
+@pytest.mark.slow
+def test_all_adapters_use_it_offline_by_name_and_by_repository(
+    hub: Hub, minilm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    expected = describe_model("minilm-l6-v2").fingerprint
+    repo = "sentence-transformers/all-MiniLM-L6-v2"
+    hub.add(repo, files_of(minilm_dir))
+    snapshot_download(repo, cache_dir=shared_cache_dir(), endpoint=hub.url)
+    before = state_of(shared_cache_dir())
+    monkeypatch.setenv("AKIDB_MODEL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.requests.clear()
+    printed = run_python(ADAPTERS, str(tmp_path / "lancedb"))
+    assert printed.split() == [expected] * 2
+    assert state_of(shared_cache_dir()) == before
+    assert not (tmp_path / "cache").exists()
+    assert hub.requests == []
 
 
 class TestDamage:

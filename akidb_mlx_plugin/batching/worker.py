@@ -1,0 +1,79 @@
+"""The thread that runs a queue's batches; one that dies is replaced."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class BatchWorker:
+    """One daemon thread at a time, guarded by the queue's lock."""
+
+    def __init__(
+        self, changed: threading.Condition, run_next: Callable[[], bool], died: Callable[[BaseException], None]
+    ) -> None:
+        """Make a worker; starts nothing.
+
+        Args:
+            changed: the queue's condition, notified when the thread ends.
+            run_next: runs a batch, and returns False when there will be no more.
+            died: called on a dying thread with the exception; calls `replace`.
+        """
+        self._changed = changed
+        self._run_next = run_next
+        self._died = died
+        self._when_ended: Callable[[], None] = lambda: None
+        self._thread: threading.Thread | None = None
+        self._death: BaseException | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a thread was started and has not ended."""
+        return self._thread is not None
+
+    def is_current_thread(self) -> bool:
+        """Return whether the caller runs on the worker's thread."""
+        return threading.current_thread() is self._thread
+
+    def ensure_started(self) -> None:
+        """Start the thread where there is none; the caller holds the lock."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="akidb-mlx-batches", daemon=True)
+            self._thread.start()
+
+    def replace(self, error: BaseException, *, start: bool) -> None:
+        """Record what the thread died of, and start another if wanted; the caller holds the lock."""
+        self._death = error
+        self._thread = None
+        if start:
+            self.ensure_started()
+        self._changed.notify_all()
+
+    def pop_death(self) -> BaseException | None:
+        """Return what a thread has died of since the last call."""
+        death, self._death = self._death, None
+        return death
+
+    def wait_until_ended(self, timeout_s: float) -> bool:
+        """Return whether the thread ends in time or is the caller's own; the caller holds the lock."""
+        return self.is_current_thread() or self._changed.wait_for(lambda: self._thread is None, timeout_s)
+
+    def when_ended(self, action: Callable[[], None]) -> None:
+        """Run something after the thread has ended: at once, or as the last thing it does."""
+        with self._changed:
+            if self._thread is not None:
+                self._when_ended = action
+                return
+        action()
+
+    def _work(self) -> None:
+        try:
+            while self._run_next():
+                pass
+            with self._changed:
+                self._thread = None
+                self._changed.notify_all()
+        except BaseException as error:
+            self._died(error)
+        if self._thread is None:
+            self._when_ended()

@@ -1,0 +1,198 @@
+"""A loaded model on its threads: token rows in, pooled vectors out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+
+from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
+from akidb_mlx_plugin.errors import EmbeddingError, ServiceUnavailableError
+from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
+from akidb_mlx_plugin.inference.prompts import Ids, PromptStore, Start
+from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
+from akidb_mlx_plugin.nn.pooling import pool
+from akidb_mlx_plugin.runtime.devices import pass_tokens
+from akidb_mlx_plugin.runtime.memory import check_batch
+from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
+from akidb_mlx_plugin.types import Vector
+
+# Tokens of one forward pass on a CPU: activations should stay near the cache. A GPU's are `pass_tokens`.
+_CPU_TOKENS = 1024
+# Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
+_MAX_CPU_WORKERS = 8
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """A forward pass under way.
+
+    Attributes:
+        rows: which of the rows it was started with it computes, in the order of its vectors.
+        batch: their tokens, without those of the prompt that is kept.
+        start: how they begin.
+        vectors: (N, D) float32, before truncation and normalization.
+    """
+
+    rows: Sequence[int]
+    batch: TokenBatch
+    start: Start
+    vectors: Future[Vector]
+
+
+class Engine:
+    """The model's forward passes, on threads of its own."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        """Load the weights.
+
+        Args:
+            checkpoint: what to load.
+            device: "cpu" or "gpu".
+            dtype: as `load_model`.
+        Raises:
+            As `load_model`.
+        """
+        self._checkpoint = checkpoint
+        self.device = device
+        if in_cpu_layout(device):
+            self.workers = WorkerPool(device, min(core_count(), _MAX_CPU_WORKERS))
+        else:
+            self.workers = WorkerPool(device, 1, ahead=1)
+        try:
+            self.model: LoadedModel | None = self.workers.submit(lambda: self._load(dtype)).result()
+        except BaseException:
+            self.workers.close()
+            raise
+        self.dtype, self.parameters = self.model.dtype, self.model.parameters
+        self.prompts = PromptStore(self.model.encoder, checkpoint.pooling, pool_prompt=checkpoint.pool_prompt)
+        inner = checkpoint.config.get("intermediate_size")
+        self._width = inner if isinstance(inner, int) else 4 * checkpoint.native_dimension
+        self._may_overflow = dtype == "auto" and self.dtype.startswith("float16")
+        self._reloading = threading.Lock()
+
+    def close(self) -> None:
+        """Finish what was submitted, end the threads and free the weights; safe to call twice."""
+        self.workers.close()
+        self.prompts.clear()
+        self.model = None
+
+    def start(self, rows: Sequence[list[int]], prompts: Sequence[Ids], *, short: bool) -> list[ForwardPass]:
+        """Pack rows and hand them to the threads.
+
+        Args:
+            rows: token ids of each text, its prompt included.
+            prompts: token ids of the prompt alone.
+            short: goes ahead of all work that is not.
+        """
+        passes = []
+        for start, chosen in self.prompts.group(prompts, rows).items():
+            for batch in self._pack([rows[i][start.known :] for i in chosen]):
+                places = [chosen[i] for i in batch.order]
+                passes.append(ForwardPass(places, batch, start, self._submit(batch, start, short=short)))
+        return passes
+
+    def finish(self, under_way: ForwardPass) -> Vector:
+        """Wait for a pass; return (N, D) float32, one row per text.
+
+        Raises:
+            EmbeddingError: the model gave a vector that is not finite.
+            ServiceUnavailableError: the device could not compute it.
+        """
+        vectors = self._wait(under_way)
+        if not np.isfinite(vectors).all() and self._leave_float16():
+            again = self._submit(under_way.batch, under_way.start, short=True)
+            vectors = self._wait(replace(under_way, vectors=again))
+        if not np.isfinite(vectors).all():
+            raise EmbeddingError(
+                f"{self._checkpoint.name} gave a vector that is not finite; the weights may be damaged: "
+                f"akidb-mlx models verify {self._checkpoint.name}"
+            )
+        return vectors
+
+    def _load(self, dtype: str) -> LoadedModel:
+        return load_model(self._checkpoint, device=self.device, dtype=dtype)
+
+    def _pack(self, rows: list[list[int]], *, parts: int = 1) -> Iterator[TokenBatch]:
+        """Lay rows out for the device, in at least so many passes where they are so many."""
+        total = -(-sum(map(len, rows)) // parts)
+        if not in_cpu_layout(self.device):
+            return pack_padded(rows, min(pass_tokens(), total))
+        # Enough batches that every thread has one, unless they would be too small to be worth it.
+        return pack_exact(rows, min(total, max(min(_CPU_TOKENS, -(-total // self.workers.size)), 128)))
+
+    def _submit(self, batch: TokenBatch, start: Start, *, short: bool) -> Future[Vector]:
+        return self.workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
+
+    def _forward(self, batch: TokenBatch, start: Start) -> mx.array:
+        """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
+        assert self.model is not None, "workers end before the model is freed"
+        check_batch(len(batch.ids), self._width, self._checkpoint.name)
+        prefix = self.prompts.prefix(self.model.encoder, start)
+        tokens = Tokens.from_batch(batch, prefix)
+        if self._checkpoint.pooling == ("lasttoken",):
+            pooled = self.model.encoder.last_vectors(tokens).astype(mx.float32)
+        else:
+            pooled = pool(self.model.encoder(tokens), batch.blocks, self._checkpoint.pooling, start.skip)
+        for layer in self.model.dense:
+            pooled = layer(pooled)
+        pooled = pooled.astype(mx.float32)
+        mx.async_eval(pooled)  # type: ignore[no-untyped-call]
+        return pooled
+
+    def _wait(self, under_way: ForwardPass) -> Vector:
+        """Return a pass's vectors; one that MLX could not compute is tried once more, in halves.
+
+        A GPU ends what takes it too long or too much memory, and either may pass of its own accord.
+        """
+        try:
+            return under_way.vectors.result()
+        except EmbeddingError:
+            raise
+        except RuntimeError as error:
+            logger.warning("a pass of %d tokens failed and is tried in halves: %s", len(under_way.batch.ids), error)
+            try:
+                return self._compute_in_halves(under_way)
+            except EmbeddingError:
+                raise
+            except RuntimeError as again:
+                raise ServiceUnavailableError(
+                    f"the {self.device} could not compute {len(under_way.rows)} texts, nor half of them at a time: "
+                    f"{again}; close other programs that use it, or lower batch_size"
+                ) from error
+
+    def _compute_in_halves(self, under_way: ForwardPass) -> Vector:
+        rows = under_way.batch.rows()
+        vectors = np.empty((len(rows), self._checkpoint.native_dimension), dtype=np.float32)
+        for batch in self._pack(rows, parts=2):
+            vectors[list(batch.order)] = self._submit(batch, under_way.start, short=True).result()
+        return vectors
+
+    def _leave_float16(self) -> bool:
+        """Load the model anew in bfloat16, whose range is that of float32; return whether that changes anything.
+
+        Only where the format was chosen here. The model stays in it.
+        """
+        with self._reloading:
+            if not self._may_overflow:
+                return False
+            if self.dtype.startswith("float16"):
+                logger.warning("%s overflows float16; it is computed in bfloat16 from now on", self._checkpoint.name)
+                self.workers.submit(self._reload).result()
+            return True
+
+    def _reload(self) -> None:
+        # Freed first: there may be no room for both.
+        self.model = None
+        self.prompts.clear()
+        self.model = self._load("bfloat16")
+        self.dtype = self.model.dtype

@@ -1,0 +1,180 @@
+"""A LanceDB table as documents are written to it and read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from lancedb.table import AsyncTable
+
+from akidb_mlx_lancedb.documents import bad_vectors, has_metadata, make_rows, read_documents, read_rows
+from akidb_mlx_lancedb.function import MLXEmbeddings, settings_from_fields
+from akidb_mlx_lancedb.handles import read_schema, refresh, refuse_checked_out, run_sync, write_lock
+from akidb_mlx_lancedb.keys import key_literal
+from akidb_mlx_lancedb.schema import ALIAS, TableSchema, read_table_schema
+from akidb_mlx_lancedb.vectors import as_stored
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_plugin.stores.base import Source, Store, StoredDocument
+from akidb_mlx_plugin.stores.compatibility import StoredVectors, check_compatible, without_stamp
+from akidb_mlx_plugin.types import Document, Vector
+
+_PAGE = 1000
+
+
+def open_table_schema(table: Any, on: str | None, *, text: str | None = None, vector: str | None = None) -> TableSchema:
+    """Ask a table, synchronous or not, for its columns; arguments as `read_table_schema`."""
+    return read_table_schema(table.name, read_schema(table), on, text=text, vector=vector)
+
+
+def read_stored_vectors(table: Any, schema: TableSchema) -> StoredVectors:
+    """Return what a table says of its vectors; the first vector tells the width of a column without one."""
+    metadata = {key.decode("utf-8", "replace"): value for key, value in (schema.arrow.metadata or {}).items()}
+    if sum(entry.get("name") == ALIAS for entry in schema.functions) > 1:
+        # The stamp describes one column, and does not say which.
+        metadata = without_stamp(metadata)
+    dimension = schema.dimension
+    if not dimension:
+        rows = _select(table, [schema.vector], f"`{schema.vector}` IS NOT NULL", limit=1)
+        dimension = len(rows[schema.vector][0]) if rows.num_rows else 0
+    settings = settings_from_fields(schema.stored) if schema.stored is not None else None
+    return StoredVectors(schema.label, metadata, settings, dimension)
+
+
+def resolve_function(schema: TableSchema) -> MLXEmbeddings | None:
+    """Return the function that a table stores.
+
+    Raises:
+        InvalidInputError: the stored settings cannot be used.
+    """
+    return MLXEmbeddings.from_stored(schema.stored) if schema.stored is not None else None
+
+
+class LanceStore(Store):
+    """A table that documents are written to, synchronous or not."""
+
+    def __init__(
+        self,
+        table: Any,
+        *,
+        on: str = "id",
+        text: str | None = None,
+        vector: str | None = None,
+        embedding_function: MLXEmbeddings | None = None,
+    ) -> None:
+        """Check that the newest version of the table fits its function; nothing is embedded.
+
+        Args:
+            table: `LanceTable` or `AsyncTable`.
+            on: the key column.
+            text, vector: columns of texts and vectors. Default to those of the function, or the usual names.
+            embedding_function: defaults to the one that the table stores.
+        Raises:
+            DimensionMismatchError: the function does not fit the table.
+            InvalidInputError: the handle is checked out, or the table has no such column, or settings that cannot be
+                used.
+        """
+        refuse_checked_out(table)
+        refresh(table)
+        self._table = table
+        self._schema = open_table_schema(table, on, text=text, vector=vector)
+        function = embedding_function or resolve_function(self._schema)
+        self.label = self._schema.label
+        self.service: EmbeddingService | None = function.service if function else None
+        self.dimension = check_compatible(read_stored_vectors(table, self._schema), self.service)
+
+    def check_document(self, document: Document) -> None:
+        """Raise InvalidInputError for a document that does not fit the columns."""
+        self._schema.check_document(document)
+
+    def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
+        """Return whether a row has what would be written of a document beside its text and vector."""
+        return has_metadata(self._schema, stored, document)
+
+    def is_unchanged(self, stored: StoredDocument, document: Document, vector: Vector) -> bool:
+        """Return whether a document with its vector is stored already, as the columns keep it."""
+        kept = as_stored(vector, self._schema.arrow.field(self._schema.vector))
+        return super().is_unchanged(stored, document, kept)
+
+    def count(self) -> int:
+        """Return how many rows there are."""
+        refresh(self._table)
+        return int(run_sync(self._table.count_rows()))
+
+    def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
+        """Return what is stored of these documents, by id."""
+        refresh(self._table)
+        schema = self._schema
+        found: dict[str, StoredDocument] = {}
+        id_type = schema.arrow.field(schema.id).type
+        for start in range(0, len(ids), _PAGE):
+            literals = ", ".join(key_literal(id_, id_type) for id_ in ids[start : start + _PAGE])
+            found |= read_rows(schema, _select(self._table, schema.arrow.names, f"`{schema.id}` IN ({literals})"))
+        return found
+
+    def write(self, documents: Sequence[Document], vectors: Vector) -> None:
+        """Insert documents, replacing those with the same ids, in one commit."""
+        rows = make_rows(self._schema, documents, vectors)
+        with write_lock(self._table):
+            # A merge sees the rows that its handle sees.
+            refresh(self._table)
+            merge = self._table.merge_insert(self._schema.id).when_matched_update_all().when_not_matched_insert_all()
+            run_sync(merge.execute(rows, on_bad_vectors=bad_vectors(self._schema, rows)))
+
+
+class LanceSource(Source):
+    """A table that documents are read from."""
+
+    def __init__(self, table: Any, schema: TableSchema) -> None:
+        """Store the table and its columns."""
+        self.label = schema.label
+        self._table = table
+        self._schema = schema
+
+    def count(self) -> int:
+        """Return how many rows there are."""
+        return int(self._table.count_rows())
+
+    def check_ids(self) -> None:
+        """Raise InvalidInputError for a row without an id, and for two of one id; only ids are in memory meanwhile."""
+        column = self._schema.id
+        ids = _select(self._table, [column], None)[column].combine_chunks()
+        if ids.null_count:
+            raise InvalidInputError(
+                f"{ids.null_count} rows of {self.label} have no {column!r}, the key column; fill it, or name "
+                "another one with on= (--on)"
+            )
+        counts = pc.value_counts(ids.storage if isinstance(ids, pa.ExtensionArray) else ids)
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(repeated):
+            first = repeated[0].as_py()
+            raise InvalidInputError(
+                f"{len(repeated)} ids of {self.label} are in more than one row, {first['values']!r} in "
+                f"{first['counts']} of them; delete the outdated rows, or name another key "
+                f"column with on= (--on); table.add_columns({{'key': 'uuid()'}}) adds one"
+            )
+
+    def find_without_text(self) -> str | None:
+        """Return the id of a row that has no text, or None if all have one."""
+        schema = self._schema
+        where = f"`{schema.text}` IS NULL" if schema.text else None
+        rows = _select(self._table, [schema.id], where, limit=1)
+        return str(rows[schema.id][0]) if rows.num_rows else None
+
+    def read_all(self) -> Iterator[Document]:
+        """Yield every row of the newest version as a document without its vector, a page at a time."""
+        refresh(self._table)
+        names = [name for name in self._schema.arrow.names if name != self._schema.vector]
+        for page in self._table.search().select(names).to_batches(_PAGE):
+            yield from read_documents(self._schema, pa.Table.from_batches([page]))
+
+
+def _select(table: Any, names: Sequence[str], where: str | None, limit: int | None = None) -> pa.Table:
+    query = (table.query() if isinstance(table, AsyncTable) else table.search()).select(list(names))
+    if where is not None:
+        query = query.where(where)
+    if limit is not None:
+        query = query.limit(limit)
+    return run_sync(query.to_arrow())
