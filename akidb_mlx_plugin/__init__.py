@@ -25,7 +25,8 @@ from akidb_mlx_plugin.errors import (
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.lookup import download_model
     from akidb_mlx_plugin.config import EmbeddingConfig
-    from akidb_mlx_plugin.hub.cache import cache_size_gb, cleanup_cache, list_cached_models
+    from akidb_mlx_plugin.hub.cache import cache_size_gb, list_cached_models
+    from akidb_mlx_plugin.hub.eviction import cleanup_cache
     from akidb_mlx_plugin.hub.registry import list_models
     from akidb_mlx_plugin.inference.embedder import Embedder
     from akidb_mlx_plugin.providers.base import EmbeddingProvider
@@ -53,7 +54,7 @@ _LAZY = {
     "UpsertResponse": "types",
     "Usage": "types",
     "cache_size_gb": "hub.cache",
-    "cleanup_cache": "hub.cache",
+    "cleanup_cache": "hub.eviction",
     "download_model": "checkpoints.lookup",
     "list_cached_models": "hub.cache",
     "list_models": "hub.registry",

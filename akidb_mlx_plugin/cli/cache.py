@@ -12,10 +12,10 @@ from akidb_mlx_plugin.cli.output import JsonOption, print_json, print_rows
 from akidb_mlx_plugin.hub.cache import (
     CachedModel,
     cache_size_gb,
-    cleanup_cache,
     list_cached_models,
     resolve_cache_dir,
 )
+from akidb_mlx_plugin.hub.eviction import cleanup_cache
 from akidb_mlx_plugin.hub.migration import migrate_cache
 
 DEFAULT_MAX_GB = 10.0

@@ -17,9 +17,9 @@ from akidb_mlx_plugin.hub.cache import (
     CachedModel,
     list_cached_models,
     list_shared_models,
-    remove_model,
     resolve_cache_dir,
 )
+from akidb_mlx_plugin.hub.eviction import remove_model
 from akidb_mlx_plugin.hub.registry import ModelSpec, list_models, resolve
 
 NameArgument = Annotated[str, typer.Argument(help="Short name, Hugging Face repository or checkpoint folder.")]

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.hub.cache import cleanup_cache, resolve_cache_dir
+from akidb_mlx_plugin.hub.cache import resolve_cache_dir
 from akidb_mlx_plugin.hub.client import is_offline
 from akidb_mlx_plugin.hub.download import SettingsCheck, SnapshotRequest, download_snapshot
+from akidb_mlx_plugin.hub.eviction import cleanup_cache
 from akidb_mlx_plugin.hub.failures import TransientError
 from akidb_mlx_plugin.hub.files import CHECKPOINT_FILES, digest_of_folder
 from akidb_mlx_plugin.hub.locks import touch

@@ -14,14 +14,13 @@ from loopback_hub import REPO, WEIGHTS, WEIGHTS_BYTES, Fault, Hub, tiny_files
 
 from akidb_mlx_plugin.checkpoints import lookup
 from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.hub import cache, download_model, ensure_model
+from akidb_mlx_plugin.hub import download_model, ensure_model, eviction
 from akidb_mlx_plugin.hub.cache import (
     cache_size_gb,
-    cleanup_cache,
     default_cache_dir,
     list_cached_models,
-    remove_model,
 )
+from akidb_mlx_plugin.hub.eviction import cleanup_cache, remove_model
 from akidb_mlx_plugin.hub.locks import download_lock, mark_in_use, record_of
 
 if TYPE_CHECKING:
@@ -198,8 +197,8 @@ class TestEviction:
                 raise PermissionError(13, "Permission denied", str(folder))
             delete(root, folder)
 
-        delete = cache._delete_revision
-        monkeypatch.setattr(cache, "_delete_revision", refuse)
+        delete = eviction._delete_revision
+        monkeypatch.setattr(eviction, "_delete_revision", refuse)
         hub.add(REPO, tiny_files())
         assert ensure_model(REPO, max_cache_gb=one_model_gb(cache_dir) * 2.5).folder.is_dir()
         assert names(cache_dir) == ["org/a", REPO]
@@ -211,7 +210,7 @@ class TestEviction:
         def refuse(*_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(cache, "_remove_oldest", refuse)
+        monkeypatch.setattr(eviction, "_remove_oldest", refuse)
         hub.add(REPO, tiny_files())
         assert ensure_model(REPO, max_cache_gb=0.001).folder.is_dir()
         assert "could not be kept below 0.001 GB" in caplog.text

@@ -15,7 +15,8 @@ from loopback_hub import REPO, WEIGHTS, Hub
 from akidb_mlx_plugin.checkpoints.lookup import describe_model
 from akidb_mlx_plugin.errors import DownloadError
 from akidb_mlx_plugin.hub import download_model, ensure_model
-from akidb_mlx_plugin.hub.cache import cache_size_gb, cleanup_cache, list_cached_models
+from akidb_mlx_plugin.hub.cache import cache_size_gb, list_cached_models
+from akidb_mlx_plugin.hub.eviction import cleanup_cache
 from akidb_mlx_plugin.hub.locks import mark_in_use
 from akidb_mlx_plugin.hub.migration import migrate_cache
 

@@ -16,7 +16,8 @@ from processes import run_python
 from akidb_mlx_plugin.checkpoints.lookup import describe_model
 from akidb_mlx_plugin.errors import DownloadError
 from akidb_mlx_plugin.hub import download_model, ensure_model
-from akidb_mlx_plugin.hub.cache import cleanup_cache, list_cached_models, list_shared_models
+from akidb_mlx_plugin.hub.cache import cache_size_gb, list_cached_models, list_shared_models
+from akidb_mlx_plugin.hub.eviction import cleanup_cache
 from akidb_mlx_plugin.hub.snapshots import shared_cache_dir
 
 pytest_plugins = ("hub_fixtures",)
@@ -126,6 +127,7 @@ class TestInPlace:
         folder = bring()
         monkeypatch.setenv("AKIDB_MODEL_CACHE_DIR", str(shared_cache_dir()))
         assert ensure_model(REPO).folder == folder
+        assert cache_size_gb() == 0
         assert cleanup_cache(0) == []
         assert folder.exists()
 
