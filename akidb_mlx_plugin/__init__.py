@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
 
 
-# Imported when first asked for: MLX and the hub client take longer to import than an adapter to build.
+# Imported on first use: importing MLX and the hub client takes longer than building an adapter.
 _LAZY = {
     "BatchEmbeddingRequest": "types",
     "BatchEmbeddingResponse": "types",

@@ -1,4 +1,4 @@
-"""The command `akidb-mlx`; `python -m akidb_mlx_plugin` where the script is not on the path."""
+"""The command `akidb-mlx`; `python -m akidb_mlx_plugin` if the script is not on the path."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; an interrupt that comes before it is imported ends it as cleanly as a later one."""
+    """Run the command line; an interrupt while it is being imported ends it as cleanly as a later one."""
     try:
-        # As an exception, so that whoever holds a half-written file removes it.
+        # Raised as an exception, so that partly written files are removed.
         signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
         _prepare_streams()
         from akidb_mlx_plugin.cli import main as run
 
         run()
     except KeyboardInterrupt:
-        # Once more would end in a stack trace.
+        # A second interrupt would end in a stack trace.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stderr.write("akidb-mlx: interrupted\n")
         sys.exit(130)
 
 
 def _prepare_streams() -> None:
-    """Make standard output and error writable, whatever they are, with every character.
+    """Make standard output and error writable for every character, whatever they are.
 
-    Where the caller has closed one, the next file that is opened would take its place and get what is printed.
+    If the caller has closed one, the next file opened would take its descriptor and receive the output.
     """
     for descriptor in (0, 1, 2):
         try:

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Import a package's names when they are first used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def import_when_asked(package: str, modules: Mapping[str, str]) -> Callable[[str
 
     Args:
         package: its name.
-        modules: where in it each name is.
+        modules: the module of each name, within the package.
     """
 
     def get(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""The configuration: defaults, a YAML file, the environment, arguments; each wins over the one before it.
+"""The configuration: defaults, a YAML file, the environment, arguments; each overrides the one before it.
 
-Read once, by `EmbeddingConfig.load`, and validated there; frozen and hashable afterwards.
+Read and validated once, by `EmbeddingConfig.load`; frozen and hashable afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ENVIRONMENT_PREFIX = "AKIDB_EMBEDDING__"
 _CACHE_VARIABLE = "AKIDB_MODEL_CACHE_DIR"
 
-# A value by its dotted key, with where it came from.
+# A value by its dotted key, with its source.
 Layer: TypeAlias = dict[str, tuple[Any, str]]
 
 
@@ -35,7 +35,7 @@ def _to_path(value: Any) -> Any:
 
 
 def _to_name(value: Any) -> Any:
-    # A path is a folder, however it is spelt: as the bare string "bert/model" it would name a repository on the hub.
+    # A Path always means a folder, but as the bare string "bert/model" it would name a repository on the hub.
     return str(value.expanduser().absolute()) if isinstance(value, Path) else value
 
 
@@ -48,7 +48,7 @@ def _default_cache_dir() -> Path:
 
 
 class _Section(BaseModel):
-    # Strict: YAML and JSON have types of their own, and `batch_size: true` is a mistake, not 1.
+    # Strict: YAML and JSON have their own types, and `batch_size: true` is a mistake, not 1.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -57,21 +57,20 @@ class MLXConfig(_Section):
 
     Attributes:
         model: a short name, a Hugging Face repository, or a checkpoint folder.
-        dimension: length of the vectors; None: the model's default.
-        cache_dir: where downloaded models lie.
-        max_cache_gb: size the cache is kept to.
-        batch_size: most texts that are merged into one batch.
-        batch_timeout_ms: about how long a slice of a large request may hold up small requests that arrive meanwhile. An
-            idle model starts at once and never waits for a fuller batch.
-        normalize: scale vectors to unit length; None: as the checkpoint says.
-        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint, the registry or
-            the architecture says.
-        device: "gpu" or "cpu"; "auto" takes a GPU where there is one.
-        dtype: number format of the weights; "auto": float32 on a CPU, bfloat16 or as stored on a GPU.
-        query_prompt: text put before a query; None: the model's.
-        document_prompt: text put before a document; None: the model's.
-        query_task: name of the model's prompt for queries, such as "clustering"; None: the one for queries.
-        document_task: name of the model's prompt for documents; None: the one for documents.
+        dimension: length of the vectors; defaults to the model's.
+        cache_dir: folder of downloaded models.
+        max_cache_gb: size limit of the cache.
+        batch_size: most texts merged into one batch.
+        batch_timeout_ms: how long running work may delay a request that waits for its batch. An idle service starts
+            at once; while requests arrive from several callers, large ones run in slices of this length.
+        normalize: scale vectors to unit length; defaults to the checkpoint's setting.
+        pooling: such as "mean" or "cls+mean"; defaults to the setting of the checkpoint, registry or architecture.
+        device: "gpu" or "cpu"; "auto" uses a GPU if there is one.
+        dtype: dtype of the weights; "auto" is float32 on a CPU, bfloat16 or the stored dtype on a GPU.
+        query_prompt: text prepended to a query; defaults to the model's.
+        document_prompt: text prepended to a document; defaults to the model's.
+        query_task: name of the model's prompt to use for queries, such as "clustering".
+        document_task: name of the model's prompt to use for documents.
     """
 
     model: Annotated[str, BeforeValidator(_to_name)] = Field(default=DEFAULT_MODEL, min_length=1)
@@ -94,7 +93,7 @@ class MockConfig(_Section):
     """The section `mock`.
 
     Attributes:
-        dimension: length of the made-up vectors.
+        dimension: length of the vectors.
     """
 
     dimension: int = Field(default=384, ge=1)
@@ -104,8 +103,8 @@ class UserProvidedConfig(_Section):
     """The section `user_provided`.
 
     Attributes:
-        dimension: length of the vectors the user brings; None: not known beforehand.
-        model: the user's name for what made them.
+        dimension: length of the user's vectors; None if unknown.
+        model: the user's name for the model that made them.
     """
 
     dimension: int | None = Field(default=None, ge=1)
@@ -116,9 +115,9 @@ class ServiceConfig(_Section):
     """The section `service`.
 
     Attributes:
-        queue_size: most texts that wait, of small requests and of large ones each; beyond it requests are refused.
-        deadline_ms: longest that a request of up to `batch_size` texts may take; a larger one may take as many times
-            that as it holds batches. None: no limit.
+        queue_size: most waiting texts, counted separately for small and large requests; further ones are rejected.
+        deadline_ms: time limit of a request of up to `batch_size` texts; for a larger one it is multiplied by its
+            number of batches. None for no limit.
     """
 
     queue_size: int = Field(default=10_000, ge=1)
@@ -126,12 +125,12 @@ class ServiceConfig(_Section):
 
 
 class EmbeddingConfig(BaseModel):
-    """Everything an embedding service is made from.
+    """The configuration of an embedding service.
 
-    Building one directly validates it but reads neither file nor environment; `load` does.
+    The constructor validates but reads neither a file nor the environment; `load` does.
 
     Attributes:
-        mode: what makes the vectors: a model on MLX, the user, or a deterministic stand-in for tests.
+        mode: source of the vectors: a model on MLX, the user, or a deterministic mock for tests.
         mlx: the model and how it runs.
         mock: used in mode "mock".
         user_provided: used in mode "user_provided".
@@ -151,11 +150,11 @@ class EmbeddingConfig(BaseModel):
         """Return the effective configuration.
 
         Args:
-            path: a YAML file with the top-level key `embedding`; None: no file.
-            overrides: values that win over everything, nested as in the file.
+            path: a YAML file with the top-level key `embedding`; None for no file.
+            overrides: values that override everything else, nested as in the file.
         Raises:
-            InvalidInputError: no such file, not YAML, an unknown key, a wrong type or a value out of range, in
-                whichever of the three it is.
+            InvalidInputError: no such file, invalid YAML, or in any source an unknown key, a wrong type or a value out
+                of range.
         """
         return load_with_origins(path, overrides)[0]
 
@@ -175,9 +174,9 @@ class EmbeddingConfig(BaseModel):
         query_task: str | None = None,
         document_task: str | None = None,
     ) -> EmbeddingConfig:
-        """Return the configuration for a caller who names a few values; None: as the environment or the default says.
+        """Return the configuration with a few values given; None for the environment's value or the default.
 
-        `model` and `dimension` go to the section of the mode in force.
+        `model` and `dimension` go to the section of the effective mode.
         """
         mode = cls.load(overrides={"mode": mode} if mode else {}).mode
         mlx: dict[str, Any] = {"normalize": normalize, "pooling": pooling, "device": device, "cache_dir": cache_dir}
@@ -200,7 +199,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "service": ServiceConfig,
 }
 _KEYS = ("mode", *(f"{section}.{name}" for section, schema in _SECTIONS.items() for name in schema.model_fields))
-# Taken literally from the environment, where every other value is read as YAML: a prompt may well end in a colon.
+# Taken literally from the environment, unlike other values, which are parsed as YAML: a prompt may end in a colon.
 _TEXT_KEYS = {
     "mode",
     "mlx.model",
@@ -218,7 +217,7 @@ _TEXT_KEYS = {
 def load_with_origins(
     path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> tuple[EmbeddingConfig, dict[str, str]]:
-    """Return the effective configuration, and for every dotted key where its value came from."""
+    """Return the effective configuration, and the source of every dotted key's value."""
     layers = {
         **(_read_file(Path(path)) if path is not None else {}),
         **_read_environment(os.environ),
@@ -236,7 +235,7 @@ def load_with_origins(
 
 
 def flatten_config(config: EmbeddingConfig) -> dict[str, Any]:
-    """Return the values of a configuration by dotted key, in the order of the schema."""
+    """Return the values of a configuration by dotted key, in schema order."""
     return {key: attrgetter(key)(config) for key in _KEYS}
 
 
@@ -249,14 +248,12 @@ def _read_file(path: Path) -> Layer:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"cannot read the configuration file {path}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: what looks like a date and is not one.
+        # ValueError: an invalid date.
         raise InvalidInputError(f"the configuration file {path} is not YAML: {error}") from error
     if not isinstance(content, Mapping) or not content:
-        raise InvalidInputError(
-            f"the configuration file {path} must hold the key 'embedding', it holds {content!r:.80}"
-        )
+        raise InvalidInputError(f"the configuration file {path} must have the key 'embedding', but has {content!r:.80}")
     if unknown := [key for key in content if key != "embedding"]:
-        raise InvalidInputError(f"unknown key {unknown[0]!r} (file {path}); everything goes below 'embedding'")
+        raise InvalidInputError(f"unknown key {unknown[0]!r} (file {path}); all settings go under 'embedding'")
     return _flatten(content["embedding"], f"file {path}")
 
 
@@ -285,7 +282,7 @@ def _parse_variable(key: str, text: str) -> Any:
 
 
 def _flatten(nested: Any, origin: str) -> Layer:
-    """Spread a mapping of sections to dotted keys; a section that is null, all its keys commented out, is empty."""
+    """Flatten sections to dotted keys; a null section, as with all its keys commented out, is empty."""
     layer: Layer = {}
     for name, value in _items(nested, "embedding", origin):
         if name in _SECTIONS:

@@ -1,4 +1,4 @@
-"""How objects show themselves in a notebook: a small table, without script or style sheet."""
+"""Display objects in a notebook as a small table, without scripts or style sheets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _LONGEST = 120
 
 
 def facts_table(title: str, facts: Mapping[str, object]) -> str:
-    """Return an HTML table of two columns; what is None or empty is left out.
+    """Return an HTML table of two columns, without values that are None or empty.
 
-    Names and prompts may come from a stranger's collection: everything is escaped, and what is long is cut.
+    Names and prompts may come from an untrusted collection: everything is escaped, and long values are shortened.
 
     Args:
-        title: stands above the table.
+        title: the caption.
         facts: value by label; numbers get thousands separators.
     """
     rows = "".join(
@@ -32,7 +32,7 @@ def _cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.1f}"
-    # A prompt's line break and its last space are part of it; markup would swallow both.
+    # A prompt's line breaks and trailing space are significant; plain HTML would collapse both.
     text = value if isinstance(value, str) else ", ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
     text = text.replace("\n", "\\n")
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -1,4 +1,4 @@
-"""The exceptions of this package. A message says what was wrong, with the value, and what to do."""
+"""The exceptions of this package. A message states what was wrong, the value, and the remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class EmbeddingError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error that this package raises deliberately."""
 
 
 class InvalidInputError(EmbeddingError, ValueError):
@@ -16,19 +16,19 @@ class InvalidInputError(EmbeddingError, ValueError):
 
 
 class ModelNotFoundError(EmbeddingError, LookupError):
-    """No such model, or what is there is not a checkpoint this package can load."""
+    """No such model, or not a checkpoint that this package can load."""
 
 
 class DownloadError(EmbeddingError, OSError):
-    """A model could not be fetched or verified."""
+    """A model could not be downloaded or verified."""
 
 
 class DimensionMismatchError(EmbeddingError, ValueError):
-    """A vector, or a whole model, does not fit the collection it is meant for.
+    """The dimension of a vector or model does not fit the collection.
 
     Attributes:
-        expected: the dimension the collection has or the caller requires.
-        actual: the dimension at hand.
+        expected: the dimension of the collection, or the one that the caller requires.
+        actual: the actual dimension.
     """
 
     def __init__(self, message: str = "", *, expected: int, actual: int) -> None:
@@ -41,17 +41,17 @@ class DimensionMismatchError(EmbeddingError, ValueError):
 
 
 class ServiceUnavailableError(EmbeddingError, RuntimeError):
-    """The service cannot answer now: closed, full, past its deadline, forked, or its worker is gone."""
+    """The service cannot answer now: it is closed, full, past its deadline, or forked, or its worker has died."""
 
 
 class UpsertError(EmbeddingError):
-    """An upsert or a re-embedding ended before every document was written; running it again is safe.
+    """An upsert or re-embedding ended before every document was written; running it again is safe.
 
     Attributes:
-        written: ids of documents that are in the collection as they should be. Of a stream, which nobody can hold
-            whole, the last 10,000 of them.
-        not_written: ids of the others. Of a stream, those of the chunks that had been taken from it.
-        written_count: how many are in, of a stream too.
+        written: ids of the documents that were written; for a stream, which may be too long to remember, the last
+            10,000 of them.
+        not_written: ids of the others; for a stream, those of the chunks that had been read from it.
+        written_count: number of documents written, also for a stream.
     """
 
     def __init__(self, message: str, *, written: Sequence[str], not_written: Sequence[str], written_count: int) -> None:

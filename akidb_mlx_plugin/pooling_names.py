@@ -1,10 +1,10 @@
-"""The names of the poolings, and how a setting spells one or several of them."""
+"""The names of the pooling modes, and how a setting combines them."""
 
 from __future__ import annotations
 
 from akidb_mlx_plugin.errors import InvalidInputError
 
-# As sentence-transformers calls them; `nn.pooling` computes them.
+# sentence-transformers' names; `nn.pooling` computes them.
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -14,7 +14,7 @@ def parse_pooling(value: object) -> tuple[str, ...]:
     Args:
         value: one name, several joined as in "cls+mean", or a list of names.
     Raises:
-        InvalidInputError: none at all, or a name that is not one of `POOLING_MODES`.
+        InvalidInputError: no name, or one that is not in `POOLING_MODES`.
     """
     names = value.split("+") if isinstance(value, str) else value if isinstance(value, list | tuple) else ()
     modes = tuple(name.strip() for name in names if isinstance(name, str))
@@ -26,5 +26,5 @@ def parse_pooling(value: object) -> tuple[str, ...]:
 
 
 def join_pooling(value: object) -> str:
-    """Return a setting in its one spelling, which `parse_pooling` and `ModelInfo.pooling` share; errors as there."""
+    """Return a setting in canonical form, like `ModelInfo.pooling`; raises like `parse_pooling`."""
     return "+".join(parse_pooling(value))

@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, on a terminal and in a notebook. Imported only where one is wanted."""
+"""A progress bar with rate and time left, on a terminal or in a notebook. Imported only when needed."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None
     """Draw a bar on standard error, or as a notebook widget.
 
     Args:
-        label: what stands before it.
-        total: how many there will be; None: not known, and no time left is told then.
+        label: text before the bar.
+        total: number of items; None if unknown, which hides the time left.
     Yields:
-        A function to call with each number of things done; any thread may.
+        A thread-safe function to call with each number of items done.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),
-        # Time left while it runs, and time taken once it is done.
+        # Time left while it runs, and time taken when it is done.
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     # The rate is taken over two minutes: a chunk of a slow model may take half of one.
@@ -48,5 +48,5 @@ def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None
         try:
             yield lambda count: progress.advance(task, count)
         finally:
-            # A terminal is drawn once more at the end, a notebook's widget is not and would stop short of it.
+            # A terminal is redrawn at the end; a notebook's widget is not, and would stop short.
             progress.refresh()

@@ -160,7 +160,7 @@ class EmbeddingService:
             ModelNotFoundError, DownloadError: the model could not be loaded; the next call tries again.
         """
         request = _make_request(texts, kind, normalize, dimension, prompt)
-        return self._queue.embed(request, deadline_ms=_check_deadline(deadline_ms))
+        return self._queue.embed(request, deadline_ms=deadline_ms)
 
     def submit(
         self,
@@ -180,7 +180,7 @@ class EmbeddingService:
         """
         texts = [text] if isinstance(text, str) else text
         request = _make_request(texts, kind, normalize, dimension, prompt)
-        return self._queue.submit(request, deadline_ms=_check_deadline(deadline_ms))
+        return self._queue.submit(request, deadline_ms=deadline_ms)
 
     def submit_when_room(
         self,
@@ -199,7 +199,7 @@ class EmbeddingService:
         """
         texts = [text] if isinstance(text, str) else text
         request = _make_request(texts, kind, normalize, dimension, prompt)
-        return self._queue.submit(request, deadline_ms=_check_deadline(deadline_ms), wait_for_room=True)
+        return self._queue.submit(request, deadline_ms=deadline_ms, wait_for_room=True)
 
     async def aembed_batch(
         self,
@@ -216,7 +216,7 @@ class EmbeddingService:
         Cancelling the task withdraws the request.
         """
         request = _make_request(texts, kind, normalize, dimension, prompt)
-        return await self._queue.aembed(request, deadline_ms=_check_deadline(deadline_ms))
+        return await self._queue.aembed(request, deadline_ms=deadline_ms)
 
     def model_info(self) -> ModelInfo:
         """Describe the model and its vectors; loads no weights, but downloads the model if necessary."""
@@ -290,12 +290,6 @@ def _make_request(
     texts: Sequence[str], kind: Kind, normalize: bool | None, dimension: int | None, prompt: str | None
 ) -> BatchEmbeddingRequest:
     return BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt)
-
-
-def _check_deadline(deadline_ms: float | None) -> float | None:
-    if deadline_ms is not None and not deadline_ms > 0:
-        raise InvalidInputError(f"deadline_ms must be above 0, got {deadline_ms!r}")
-    return deadline_ms
 
 
 def _model_label(config: EmbeddingConfig) -> str:

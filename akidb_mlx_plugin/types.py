@@ -1,4 +1,4 @@
-"""What goes in and what comes out: requests, responses, model descriptions, documents."""
+"""Public data types: requests, responses, model descriptions, documents."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from akidb_mlx_plugin.display import facts_table
 
 Kind = Literal["document", "query"]
-# What vectors are compared by: the names of sentence-transformers.
+# Similarity functions, by sentence-transformers' names.
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class BatchEmbeddingRequest:
-    """Texts to embed, and how.
+    """Texts to embed, with settings.
 
     Attributes:
-        inputs: the texts, in the order their vectors are wanted.
-        kind: which of the model's prompts goes before each text.
-        normalize: scale every vector to unit length; None: as the checkpoint says.
-        dimension: keep this many leading components (matryoshka); None: the model's default.
-        prompt: a prompt of the caller's own, in place of the one that `kind` selects.
-        task: the name of one of the model's other prompts, in place of the one that `kind` selects.
+        inputs: the texts; vectors are returned in the same order.
+        kind: which of the model's prompts to prepend.
+        normalize: scale every vector to unit length; defaults to the checkpoint's setting.
+        dimension: keep this many leading components (Matryoshka truncation); defaults to the model's dimension.
+        prompt: the caller's own prompt, instead of the one that `kind` selects.
+        task: name of another of the model's prompts, instead of the one that `kind` selects.
     """
 
     inputs: Sequence[str]
@@ -40,12 +40,12 @@ class BatchEmbeddingRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a request cost.
+    """The cost of a request.
 
     Attributes:
-        total_tokens: tokens the model saw, prompts and special tokens included.
-        duration_ms: wall time from the call to the vectors, waiting included.
-        truncated: texts cut at the model's maximum length.
+        total_tokens: tokens processed, including prompts and special tokens.
+        duration_ms: wall time from the call to the vectors, including waiting.
+        truncated: texts truncated at the model's maximum length.
     """
 
     total_tokens: int
@@ -70,26 +70,26 @@ class BatchEmbeddingResponse:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model is and which vector space it makes.
+    """A model and its vector space.
 
     Attributes:
-        model: the name it was asked for by.
+        model: the name that the caller asked for.
         dimension: length of the vectors it returns.
-        max_tokens: longest text in tokens; the rest is cut and counted.
-        native_dimension: length before any matryoshka cut.
-        dimensions: lengths it may be cut to; empty: the native one alone.
-        pooling: "mean", "cls", "lasttoken", …, several joined as in "cls+mean"; empty where no model is behind the
-            vectors.
+        max_tokens: longest text in tokens; longer ones are truncated and counted.
+        native_dimension: length before any Matryoshka truncation.
+        dimensions: lengths it may be truncated to; empty for the native one only.
+        pooling: "mean", "cls", "lasttoken", …, several joined as in "cls+mean"; empty if the vectors are not from a
+            model.
         normalize: whether vectors have unit length.
-        similarity: what the model was trained to be compared by: "cosine", "dot", "euclidean" or "manhattan". Vectors
-            of unit length are in the same order by any of the first three.
-        prompts: text put before a "query" and a "document".
+        similarity: function the model was trained for: "cosine", "dot", "euclidean" or "manhattan". The first three
+            rank unit-length vectors equally.
+        prompts: text prepended to a "query" and a "document".
         repo: Hugging Face repository, or folder, it came from.
         revision: commit of the repository, or digest of the weights.
         device: "gpu", "cpu", or "" while nothing is loaded.
-        dtype: number format of the weights in use.
-        parameters: number of weights, 0 where unknown.
-        fingerprint: names the vector space; equal fingerprints mean comparable vectors.
+        dtype: dtype of the weights in use.
+        parameters: number of weights, 0 if unknown.
+        fingerprint: identifies the vector space; equal fingerprints mean comparable vectors.
     """
 
     model: str
@@ -110,11 +110,11 @@ class ModelInfo:
 
     @property
     def compared_by(self) -> str:
-        """What these vectors are to be compared by: "cosine" where they have unit length, else `similarity`."""
+        """How to compare these vectors: "cosine" if they have unit length, else by `similarity`."""
         return "cosine" if self.normalize else self.similarity
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what is known."""
+        """Show the known facts in a notebook."""
         facts = {
             "vectors": f"{self.dimension} dimensions, float32" if self.dimension else None,
             "can be cut to": _spell(self.dimensions),
@@ -137,10 +137,10 @@ class Document:
     """One document for a collection: a text, a vector, or both.
 
     Attributes:
-        id: its key; an upsert replaces the document that has it.
-        text: embedded where no vector is given.
-        vector: (D,) taken as it is.
-        metadata: stored beside it.
+        id: its key; an upsert replaces the document with the same id.
+        text: embedded if no vector is given.
+        vector: (D,), stored unchanged.
+        metadata: stored with it.
     """
 
     id: str
@@ -151,15 +151,15 @@ class Document:
 
 @dataclass(frozen=True)
 class UpsertResponse:
-    """What an upsert did.
+    """The result of an upsert.
 
     Attributes:
         inserted: documents written.
-        embeddings_generated: how many of them were embedded here.
+        embeddings_generated: how many of them were embedded by this call.
         total_tokens: tokens embedded.
         duration_ms: wall time of the whole call.
-        skipped: documents left alone because nothing about them changed.
-        truncated: texts cut at the model's maximum length.
+        skipped: unchanged documents, not written.
+        truncated: texts truncated at the model's maximum length.
     """
 
     inserted: int
@@ -170,7 +170,7 @@ class UpsertResponse:
     truncated: int = 0
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what was done, and how fast."""
+        """Show the result and its speed in a notebook."""
         facts = {
             "written": self.inserted,
             "embedded here": self.embeddings_generated,
@@ -186,7 +186,7 @@ class UpsertResponse:
 
 
 def _spell(dimensions: tuple[int, ...]) -> str:
-    """Return choices as people write them: a long run of them as a range."""
+    """Format dimensions for people: a long consecutive run as a range."""
     if len(dimensions) > 8:
         return f"{dimensions[0]} to {dimensions[-1]}"
     return ", ".join(map(str, dimensions))

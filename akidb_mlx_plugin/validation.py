@@ -1,4 +1,4 @@
-"""What may be embedded: the checks every provider makes before it looks at a text."""
+"""Checks of a request that every provider makes before it reads the texts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _KINDS = get_args(Kind)
 
 
 def list_inputs(inputs: object) -> list[str]:
-    """Return the caller's texts as a list; the texts themselves are not looked at.
+    """Return the caller's texts as a list, without checking the texts themselves.
 
     Raises:
-        InvalidInputError: a bare string or bytes, None, or nothing one can go through.
+        InvalidInputError: a bare string or bytes, None, or not an iterable.
     """
     if isinstance(inputs, str | bytes | bytearray | Mapping) or not isinstance(inputs, Iterable):
         raise InvalidInputError(
@@ -25,11 +25,11 @@ def list_inputs(inputs: object) -> list[str]:
 
 
 def check_request(request: BatchEmbeddingRequest) -> None:
-    """Hold a request against what any model needs.
+    """Check a request against what every model requires.
 
     Raises:
-        InvalidInputError: no texts, an input that is not a string, a lone surrogate, an unknown kind, or a dimension
-            that is no positive whole number. The message names the position, never the text.
+        InvalidInputError: no texts, an input that is not a string, an unpaired surrogate, an unknown kind, or a
+            dimension that is not a positive whole number. The message names the position, never the text.
     """
     if isinstance(request.inputs, str | bytes):
         raise InvalidInputError(
@@ -49,20 +49,20 @@ def check_request(request: BatchEmbeddingRequest) -> None:
 
 
 def check_unicode(text: str, what: str) -> None:
-    """Raise InvalidInputError for a string with a lone surrogate, half a character, which no database keeps.
+    """Raise InvalidInputError for a string with an unpaired surrogate, which no database can store.
 
     Args:
         text: of any length.
-        what: what messages call it.
+        what: its name in messages.
     """
-    # An ASCII string is checked by a flag; only others have to be encoded.
+    # An ASCII string is recognized by a flag; only others must be encoded.
     if text.isascii():
         return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidInputError(
-            f"{what} holds a lone surrogate (character {error.start}), which is no Unicode text; "
+            f"{what} holds a lone surrogate (character {error.start}), which is not valid Unicode text; "
             "decode it with errors='replace'"
         ) from None
 

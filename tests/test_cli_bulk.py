@@ -1,4 +1,4 @@
-"""`akidb-mlx bulk` as a user types it."""
+"""`akidb-mlx bulk` on the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytest_plugins = ("host_fixtures", "ray_fixtures")
 
 @pytest.fixture(autouse=True)
 def _not_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command connects to a cluster, or starts one of its own, and leaves it."""
+    """The command connects to a cluster, or starts its own, and disconnects."""
     ray.shutdown()
     monkeypatch.chdir(tmp_path)
 
@@ -34,7 +34,7 @@ def _not_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*arguments: str) -> list[dict[str, object]]:
     for _ in range(3):
         done = CliRunner().invoke(app, ["bulk", *arguments, "--json"])
-        # The cluster starts a process for each client, and now and then that fails.
+        # The cluster starts a process for each client, which occasionally fails.
         if "Starting Ray client server failed" not in str(done.exception):
             break
     if done.exception is not None:
@@ -52,14 +52,14 @@ def test_dry_run_on_a_cluster_then_run_on_this_machine_then_search(
         rows = {"id": ids, "body": [text and f"{text} {part}" for text in texts], "lang": ["en"] * 4, "n": [1] * 4}
         (tmp_path / "data").mkdir(exist_ok=True)
         pq.write_table(pa.table(rows), tmp_path / "data" / f"{part}.parquet")
-    # A shell that has expanded a pattern leaves the other files as arguments.
+    # A pattern expanded by the shell leaves the other files as arguments.
     common = ["--input", "data/0.parquet", "data/1.parquet", "--to", "lancedb://db/docs", "--text-column", "body"]
     common += ["--columns", "lang", "--model", "minilm-l6-v2"]
     (planned,) = run(*common, "--dry-run", "--address", cluster.address, "--workers", "2")
     assert (planned["rows"], planned["to write"], planned["rejected"]) == (8, 6, "2 no text")
     assert planned["tokens"]
     assert not list(tmp_path.glob("db/*"))
-    # Where Ray finds the cluster that runs, and would take it.
+    # With this, Ray would find and use a running cluster.
     monkeypatch.setenv("RAY_TMPDIR", str(cluster.temp_dir))
     whole, worker = run(*common)
     assert (whole["rows"], whole["written"], worker["texts"]) == (8, 6, 6)
@@ -128,7 +128,7 @@ def test_what_a_cluster_refuses_is_refused_here(
     with pytest.raises(InvalidInputError, match=r"1 row cannot be embedded \(1 duplicate id\); see bad\.jsonl\."):
         run(*arguments, "--strict")
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 1
-    # Folders are those that the command stands in, and settings those of its environment.
+    # Folders are relative to the command's working directory, and settings come from its environment.
     whole, _ = run(*arguments)
     assert whole["written"] == 2
     assert lancedb.connect("db").open_table("docs").count_rows() == 2

@@ -1,4 +1,4 @@
-"""The configuration: what wins, and what is refused."""
+"""The configuration: precedence of sources, and rejected values."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class TestRefusals:
             ("embedding: {mlx: {batch_sizes: 3}}", r"'mlx.batch_sizes' = 3 \(file .*config.yaml\).*'mlx.batch_size'"),
             ("embedding: {mode: mlx, modell: x}", r"'modell' = 'x' \(file .*\)"),
             ("embedding: {mlx.model: x}", r"'mlx.model' = 'x'"),
-            ("mlx: {}\nembedding: {}", r"unknown key 'mlx' \(file .*\); everything goes below 'embedding'"),
+            ("mlx: {}\nembedding: {}", r"unknown key 'mlx' \(file .*\); all settings go under 'embedding'"),
             ("embedding: {mlx: {batch_size: ten}}", r"mlx.batch_size = 'ten' \(file .*\): .*integer"),
             ("embedding: {mlx: {batch_size: true}}", r"mlx.batch_size = True .*integer"),
             ("embedding: {mlx: {batch_size: 0}}", r"mlx.batch_size = 0 .*greater than or equal to 1"),
@@ -175,9 +175,9 @@ class TestRefusals:
             ("embedding: {mode: magic}", r"mode = 'magic' .*'mlx', 'user_provided' or 'mock'"),
             ("embedding: {mlx: 5}", r"mlx must be a mapping.*got 5 \(file .*\)"),
             ("embedding: [1]", r"embedding must be a mapping"),
-            ("- 1", r"must hold the key 'embedding'"),
-            ("", r"must hold the key 'embedding'"),
-            ("{}", r"must hold the key 'embedding'"),
+            ("- 1", r"must have the key 'embedding'"),
+            ("", r"must have the key 'embedding'"),
+            ("{}", r"must have the key 'embedding'"),
             ("embedding: {mode: [", r"config.yaml is not YAML"),
         ],
     )

@@ -81,8 +81,7 @@ class BatchQueue:
         self._pending: set[PendingRequest] = set()
         self._scheduler = Scheduler(batch_size, batch_timeout_ms / 1e3, max_texts)
         self._timer = DeadlineTimer(self._lock, self._clock, self._expire)
-        self._worker = BatchWorker(self._changed, self._run_next, self._replace_worker)
-        self._running: list[RequestSlice] = []
+        self._worker = BatchWorker(self._changed, self._run_next, lambda: self._scheduler.waiting_texts > 0)
         self._overdue_at = math.inf
         self._closing = False
 
@@ -120,7 +119,7 @@ class BatchQueue:
                 queue; None: the queue's.
             wait_for_room: let the request wait in line for room in a full queue instead of refusing it.
         Raises:
-            InvalidInputError: it failed the check.
+            InvalidInputError: it failed the check, or the deadline is not above 0.
             ServiceUnavailableError: full, closed, or forked.
         """
         self._guard.enter()
@@ -281,10 +280,15 @@ class BatchQueue:
                     return False
                 self._clock.wait(self._changed, None)
             self._admit()
-            self._running = slices
-        self._run(slices)
-        with self._lock:
-            self._running = []
+        try:
+            self._run(slices)
+        except BaseException as error:
+            # The worker dies of it.
+            self._overdue_at = math.inf
+            unavailable = ServiceUnavailableError(f"the embedding worker died of {error!r} in this batch; try again")
+            unavailable.__cause__ = error
+            self._resolve(self._take(part.pending for part in slices), unavailable)
+            raise
         return True
 
     def _run(self, slices: list[RequestSlice]) -> None:
@@ -326,20 +330,10 @@ class BatchQueue:
             if outcome is not None:
                 self._resolve(self._take([part.pending]), outcome)
 
-    def _replace_worker(self, error: BaseException) -> None:
-        """Start another worker if something waits, and fail the batch of the dying one, which calls this."""
-        with self._lock:
-            lost = self._take(part.pending for part in self._running)
-            self._running = []
-            self._overdue_at = math.inf
-            self._worker.replace(error, start=self._scheduler.waiting_texts > 0)
-        logger.error("the embedding worker died of %s and is replaced", type(error).__name__)
-        unavailable = ServiceUnavailableError(f"the embedding worker died of {error!r} in this batch; try again")
-        unavailable.__cause__ = error
-        self._resolve(lost, unavailable)
-
     def _time_allowed_s(self, request: BatchEmbeddingRequest, deadline_ms: float | None) -> float:
         if deadline_ms is not None:
+            if not deadline_ms > 0:
+                raise InvalidInputError(f"deadline_ms must be above 0, got {deadline_ms!r}")
             return deadline_ms / 1e3
         return self._deadline_s * max(1, math.ceil(len(request.inputs) / self._batch_size))
 

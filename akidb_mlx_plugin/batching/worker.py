@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 
 class BatchWorker:
     """One daemon thread at a time, guarded by the queue's lock."""
 
     def __init__(
-        self, changed: threading.Condition, run_next: Callable[[], bool], died: Callable[[BaseException], None]
+        self, changed: threading.Condition, run_next: Callable[[], bool], has_work: Callable[[], bool]
     ) -> None:
         """Make a worker; starts nothing.
 
         Args:
             changed: the queue's condition, notified when the thread ends.
             run_next: runs a batch, and returns False when there will be no more.
-            died: called on a dying thread with the exception; calls `replace`.
+            has_work: whether a thread that dies must be replaced at once, not with the next request.
         """
         self._changed = changed
         self._run_next = run_next
-        self._died = died
+        self._has_work = has_work
         self._when_ended: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
         self._death: BaseException | None = None
@@ -40,14 +43,6 @@ class BatchWorker:
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, name="akidb-mlx-batches", daemon=True)
             self._thread.start()
-
-    def replace(self, error: BaseException, *, start: bool) -> None:
-        """Record what the thread died of, and start another if wanted; the caller holds the lock."""
-        self._death = error
-        self._thread = None
-        if start:
-            self.ensure_started()
-        self._changed.notify_all()
 
     def pop_death(self) -> BaseException | None:
         """Return what a thread has died of since the last call."""
@@ -70,10 +65,14 @@ class BatchWorker:
         try:
             while self._run_next():
                 pass
-            with self._changed:
-                self._thread = None
-                self._changed.notify_all()
         except BaseException as error:
-            self._died(error)
-        if self._thread is None:
+            logger.error("the embedding worker died of %s and is replaced", type(error).__name__)
+            self._death = error
+        with self._changed:
+            self._thread = None
+            if self._has_work():
+                self.ensure_started()
+            self._changed.notify_all()
+            has_ended = self._thread is None
+        if has_ended:
             self._when_ended()

@@ -1,1 +1,1 @@
-"""Measuring code behind `akidb-mlx bench`: speed, latency, behaviour under load and over time, on real text."""
+"""Benchmarks of `akidb-mlx bench`: speed, latency, and behavior under load and over time, on real text."""

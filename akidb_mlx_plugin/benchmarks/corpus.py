@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Modules that are quick and harmless to import and that people ask about; those written in C have docstrings nowhere
-# else than in the running interpreter.
-_MODULES = (  # noqa: SIM905 - a hundred quoted words would read worse
+# Popular modules that are quick and harmless to import; those written in C have docstrings only in a running
+# interpreter.
+_MODULES = (  # noqa: SIM905 - a hundred quoted words would be harder to read
     "datetime time calendar zoneinfo json csv re string textwrap difflib unicodedata os os.path pathlib shutil "
     "tempfile glob fnmatch io zipfile tarfile gzip bz2 lzma zlib hashlib hmac secrets random math cmath statistics "
     "decimal fractions itertools functools operator collections collections.abc heapq bisect array copy pprint enum "
@@ -41,10 +41,10 @@ class Docstring:
 
 
 def popular_docstrings(limit: int) -> list[Docstring]:
-    """Return the docstrings of much-used functions, classes and methods, those written in C among them.
+    """Return the docstrings of popular functions, classes and methods, including those written in C.
 
     Args:
-        limit: most to return; at most 60 of one module, so that there is something of many.
+        limit: most to return; at most 60 per module, for variety.
     """
     found: dict[str, Docstring] = {}
     texts: set[str] = set()
@@ -61,7 +61,7 @@ def popular_docstrings(limit: int) -> list[Docstring]:
 
 
 def all_docstrings() -> Iterator[str]:
-    """Yield every distinct docstring in the standard library's sources, in a fixed order; imports none of them."""
+    """Yield every distinct docstring in the standard library's sources, in a fixed order, without importing them."""
     seen: set[str] = set()
     root = Path(sysconfig.get_paths()["stdlib"])
     for file in sorted(root.rglob("*.py")):
@@ -83,12 +83,12 @@ def _import_known() -> Iterator[ModuleType]:
     for name in _MODULES:
         try:
             yield importlib.import_module(name)
-        except ImportError:  # left out of this interpreter's build, as sqlite3 or lzma may be
+        except ImportError:  # missing from this interpreter's build, as sqlite3 or lzma may be
             continue
 
 
 def _documented(module: ModuleType) -> Iterator[Docstring]:
-    """Yield the module's public functions and classes, and after them the methods of those classes."""
+    """Yield the docstrings of the module's public functions and classes, then of those classes' methods."""
     public = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
     owned = [
         (f"{module.__name__}.{name}", value)

@@ -1,4 +1,4 @@
-"""Whether what a process holds has grown since it settled."""
+"""Detect whether a process's resources have grown since it settled."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from akidb_mlx_plugin.benchmarks.process import descriptor_count, resident_bytes, thread_count
 
-# Of a run of 20 minutes the first five are for settling; of a shorter one as large a share.
+# The first 5 of 20 minutes are for settling; the same fraction of a shorter run.
 _SETTLING_S = 300.0
 _SETTLING_SHARE = 0.25
 _MEMORY_TOLERANCE = 0.05
-# Samples on either end that are taken together, so that a thread that lives for a moment is not a leak.
+# Samples combined at either end, so that a short-lived thread does not count as a leak.
 _WINDOW_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process held at one moment, `at_s` seconds from the start."""
+    """The process's resources at one moment, `at_s` seconds after the start."""
 
     at_s: float
     resident_bytes: int
@@ -28,15 +28,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Drift:
-    """What became of it after it had settled.
+    """How the resources changed after the process had settled.
 
     Attributes:
-        settled_s: when that was.
-        settled_bytes: memory then.
+        settled_s: time at which it had settled.
+        settled_bytes: memory at that time.
         final_bytes: memory at the end.
-        memory_drift: largest departure from `settled_bytes` at any time after, as a share of it.
-        settled_threads, final_threads: threads then and at the end.
-        settled_descriptors, final_descriptors: likewise of file descriptors.
+        memory_drift: largest deviation from `settled_bytes` afterwards, as a fraction of it.
+        settled_threads, final_threads: threads at that time and at the end.
+        settled_descriptors, final_descriptors: likewise for file descriptors.
     """
 
     settled_s: float
@@ -50,21 +50,21 @@ class Drift:
 
     @property
     def threads_gained(self) -> int:
-        """Threads at the end that were not there before."""
+        """Threads gained since it settled."""
         return self.final_threads - self.settled_threads
 
     @property
     def descriptors_gained(self) -> int:
-        """File descriptors at the end that were not there before."""
+        """File descriptors gained since it settled."""
         return self.final_descriptors - self.settled_descriptors
 
     @property
     def violations(self) -> list[str]:
-        """What is not as it should be, in words."""
+        """Every limit that was exceeded, in words."""
         found = []
         if self.memory_drift > _MEMORY_TOLERANCE:
             found.append(
-                f"resident memory moved by {self.memory_drift:.1%} after {self.settled_s:.0f} s, "
+                f"resident memory drifted by {self.memory_drift:.1%} after {self.settled_s:.0f} s, "
                 f"more than {_MEMORY_TOLERANCE:.0%}"
             )
         if self.threads_gained > 0:
@@ -75,18 +75,18 @@ class Drift:
 
 
 def take_sample(at_s: float) -> Sample:
-    """Look at the process now."""
+    """Sample the process's resources."""
     return Sample(at_s, resident_bytes(), thread_count(), descriptor_count())
 
 
 def measure_drift(samples: Sequence[Sample], planned_s: float) -> Drift | None:
-    """Compare the time after settling with the moment it had settled.
+    """Compare the samples after settling with those at that time.
 
     Args:
-        samples: in the order of time.
-        planned_s: how long the run was meant to be: it settles for the first quarter of that, five minutes at most.
+        samples: in chronological order.
+        planned_s: planned length of the run: it settles during the first quarter, at most five minutes.
     Returns:
-        None where the run ended before there was something to compare.
+        None if the run ended too early to compare.
     """
     settled_s = min(_SETTLING_S, _SETTLING_SHARE * planned_s)
     after = [sample for sample in samples if sample.at_s >= settled_s]

@@ -1,4 +1,4 @@
-"""How long one query takes, by its length, directly and through the service's queue."""
+"""Measure the latency of single queries by length, directly and through the service's queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from akidb_mlx_plugin.benchmarks.subject import Subject
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
 
 _QUERIES = 5
-# Words in a row from the corpus that a query is cut from: a token is seldom longer than a word.
+# Consecutive words of the corpus that a query is cut from: a token is rarely longer than a word.
 _WORDS_PER_TOKEN = 2
 
 
@@ -20,8 +20,8 @@ class LatencyRun:
     """Latencies of queries of about one length.
 
     Attributes:
-        tokens: length asked for.
-        actual_tokens: the longest query there was: as long, or as the model's maximum and the words allow.
+        tokens: requested length.
+        actual_tokens: longest actual query; may be shorter, by the model's maximum or the words.
         direct_ms: one by one on the model.
         queued_ms: the same queries through the service.
     """
@@ -40,15 +40,15 @@ def measure_latency(
     repeats: int,
     now: Callable[[], float] = time.perf_counter,
 ) -> Iterator[LatencyRun]:
-    """Time single queries, one directly and one through the queue in turn.
+    """Time single queries, alternately directly and through the queue.
 
-    An interrupt during a length hands out what there is of it before it goes on.
+    An interrupt yields the partial result of the current length before it propagates.
 
     Args:
-        subject: warm.
+        subject: warmed up.
         corpus: texts that queries are cut from.
-        lengths: tokens per query, prompt and special tokens included.
-        repeats: queries of each length and way.
+        lengths: tokens per query, including prompt and special tokens.
+        repeats: queries per length and path.
         now: a clock in seconds.
     """
     words = [word for text in corpus[: 50 + max(lengths)] for word in text.split()]
@@ -68,7 +68,7 @@ def measure_latency(
 
 
 def _time_both(subject: Subject, text: str, run: LatencyRun, now: Callable[[], float]) -> None:
-    """Time a query in both ways; the one that goes second finds the caches warm, so they change places."""
+    """Time a query on both paths, alternating their order because the second finds warm caches."""
     request = BatchEmbeddingRequest([text], "query")
     ways: list[tuple[list[float], Callable[[], object]]] = [
         (run.direct_ms, lambda: subject.provider.embed_batch(request)),
@@ -81,7 +81,7 @@ def _time_both(subject: Subject, text: str, run: LatencyRun, now: Callable[[], f
 
 
 def _cut_query(subject: Subject, words: Sequence[str], length: int, offset: int) -> tuple[str, int]:
-    """Return the longest run of words with at most `length` tokens, and its number of tokens; at least one word."""
+    """Return the longest run of words of at most `length` tokens, and its tokens; at least one word."""
     first = offset * length * _WORDS_PER_TOKEN % max(len(words) - length, 1)
     low, high = 1, min(length, len(words) - first)
 

@@ -1,8 +1,8 @@
-"""Open-loop load: requests are sent when they are due, whether or not earlier ones have been answered.
+"""Open-loop load: requests are sent on schedule, whether or not earlier ones have been answered.
 
-A caller that waits for each answer before it asks again slows down with the service and hides its worst times. Here
-latency counts from the time a request was due, so that a stall is felt by every request that should have gone out
-meanwhile, and the generator's own delay is reported beside it.
+A client that waits for each answer before sending the next request slows down with the service and hides its worst
+latencies. Here latency counts from the time a request was due, so that a stall affects every request due meanwhile,
+and the generator's own delay is reported too.
 Source: Gil Tene, "How NOT to Measure Latency", on coordinated omission.
 """
 
@@ -25,17 +25,17 @@ _DRAIN_INTERRUPTED_S = 5.0
 
 @dataclass(frozen=True)
 class LoadRecord:
-    """What became of every request.
+    """The outcome of every request.
 
     Attributes:
-        planned: how many were to be sent.
-        sent: how many were.
-        latency_ms: of the answered ones, from the time each was due, in the order they were due.
+        planned: requests planned.
+        sent: requests sent.
+        latency_ms: of answered requests, from the time each was due, in due order.
         due_s: when those were due, from the start.
-        lag_ms: how late the generator was with each request sent.
-        failures: errors by name; a refusal is one of them.
-        unanswered: sent, and neither answered nor failed when the wait for the last ones was over.
-        seconds: from the first request's time to the last answer.
+        lag_ms: how late the generator sent each request.
+        failures: count by error name, including rejections.
+        unanswered: requests neither answered nor failed when the final wait ended.
+        seconds: from the first request's due time to the last answer.
         interrupted: the user ended it early.
     """
 
@@ -51,22 +51,22 @@ class LoadRecord:
 
     @property
     def answered(self) -> int:
-        """How many were answered."""
+        """Number of answered requests."""
         return len(self.latency_ms)
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was sent was answered."""
+        """Whether every request sent was answered."""
         return self.answered == self.sent
 
 
 def uniform_arrivals(per_second: float, seconds: float) -> list[float]:
-    """Return when each request is due, in seconds from the start: one every 1/per_second."""
+    """Return evenly spaced due times, in seconds from the start."""
     return [i / per_second for i in range(max(round(per_second * seconds), 1))]
 
 
 def poisson_arrivals(per_second: float, seconds: float, *, seed: int = 0) -> list[float]:
-    """Return when each request is due if they come independently of each other, as those of many people do."""
+    """Return due times of independent requests, as from many users, in seconds from the start."""
     generator = random.Random(seed)
     due_s: list[float] = []
     at = generator.expovariate(per_second)
@@ -78,7 +78,7 @@ def poisson_arrivals(per_second: float, seconds: float, *, seed: int = 0) -> lis
 
 @dataclass
 class _Tally:
-    """What callbacks note; they may come on any thread, in any order, even before `submit` returns."""
+    """Results recorded by callbacks, which may run on any thread, in any order, even before `submit` returns."""
 
     done_s: dict[int, float] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
@@ -111,10 +111,10 @@ class OpenLoop:
         """Plan a run.
 
         Args:
-            submit: sends request i and returns at once; may raise EmbeddingError for a refusal.
+            submit: sends request i and returns at once; may raise EmbeddingError to reject it.
             due_s: when each is due, in seconds from the start, ascending.
             now: a clock in seconds.
-            sleep: waits so many seconds.
+            sleep: waits for a number of seconds.
             drain_s: longest wait for the last answers.
             on_sent: called after each request, for a progress bar.
         """
@@ -149,7 +149,7 @@ class OpenLoop:
         except EmbeddingError as error:
             self._tally.note(index, self._now(), error)
         else:
-            # The future is not kept: thousands of answers would be counted as the service's memory.
+            # Futures are not kept: thousands of answers would count as the service's memory.
             future.add_done_callback(lambda done: self._note(index, done))
         self._on_sent()
 

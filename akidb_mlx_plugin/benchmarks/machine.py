@@ -1,4 +1,4 @@
-"""The machine that figures were measured on; figures mean nothing without it."""
+"""Describe the machine that figures were measured on; without it they mean nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("mlx", "numpy", "tokenizers")
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """Return processor, cores, memory, system, versions and, once MLX is loaded, the BLAS in front of it."""
+    """Return processor, cores, memory, system, versions and, once MLX is loaded, its BLAS."""
     machine: dict[str, str | int | float] = {
         "processor": _processor(),
         "cores": _cores(),

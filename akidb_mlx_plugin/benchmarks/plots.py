@@ -1,4 +1,4 @@
-"""The pictures of the benchmarks; each function draws one report into an empty figure."""
+"""Plots of the benchmarks; each function draws one report into an empty figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def draw_throughput(figure: Figure, report: Report) -> None:
-    """Texts per second over the number of texts, each run a dot, and the peak of memory."""
+    """Plot texts per second and peak memory over the number of texts, each run as a dot."""
     axes = figure.add_subplot()
     rows = report.results
     sizes = [row["texts"] for row in rows]
@@ -29,7 +29,7 @@ def draw_throughput(figure: Figure, report: Report) -> None:
 
 
 def draw_latency(figure: Figure, report: Report) -> None:
-    """Median to 95th percentile over the length of a query, directly and through the queue."""
+    """Plot median to 95th percentile over query length, directly and through the queue."""
     axes = figure.add_subplot()
     for way in ("direct", "queued"):
         rows = [row for row in report.results if row["way"] == way]
@@ -42,9 +42,9 @@ def draw_latency(figure: Figure, report: Report) -> None:
 
 
 def draw_load(figure: Figure, report: Report) -> None:
-    """Histogram of the latencies, with the percentiles marked."""
+    """Plot a histogram of the latencies with percentiles marked."""
     axes = figure.add_subplot()
-    # Few come very late, and they are the ones that matter: hence the logarithm.
+    # Logarithmic, because the few very late ones matter most.
     axes.hist(report.raw["latency_ms"], bins=80, log=True)
     for name, color in (("p50_ms", "tab:green"), ("p95_ms", "tab:orange"), ("p99_ms", "tab:red")):
         value = report.results[0][name]
@@ -56,7 +56,7 @@ def draw_load(figure: Figure, report: Report) -> None:
 
 
 def draw_soak(figure: Figure, report: Report) -> None:
-    """Memory, threads and descriptors over time."""
+    """Plot memory, threads and descriptors over time."""
     upper, lower = figure.subplots(2, 1, sharex=True)
     samples = report.raw["samples"]
     minutes = [sample["at_s"] / 60 for sample in samples]
@@ -74,7 +74,7 @@ def draw_soak(figure: Figure, report: Report) -> None:
 
 
 def draw_tune(figure: Figure, report: Report) -> None:
-    """P95 of every pair as a heat map; a pair that does not keep up is in brackets, the recommended one is bold."""
+    """Plot every pair's P95 as a heat map; pairs that fall behind are in brackets, the recommended one is bold."""
     rows = report.results
     sizes = sorted({row["batch_size"] for row in rows})
     timeouts = sorted({row["batch_timeout_ms"] for row in rows})

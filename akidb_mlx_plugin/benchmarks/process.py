@@ -1,4 +1,4 @@
-"""What this process holds of the machine: memory, threads, file descriptors."""
+"""Resources of this process: memory, threads, file descriptors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DESCRIPTORS = Path("/proc/self/fd")
 
 
 def resident_bytes() -> int:
-    """Return the memory that is in use now."""
+    """Return the memory in use."""
     if _STATUS.exists():
         return _status_bytes("VmRSS")
     listing = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=False)
@@ -24,9 +24,9 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that was ever in use.
+    """Return the peak memory use.
 
-    On Linux not by `getrusage`: there a program inherits the peak of the one that started it.
+    On Linux not from `getrusage`, where a program inherits the peak of the one that started it.
     """
     if _STATUS.exists():
         return _status_bytes("VmHWM")
@@ -35,7 +35,7 @@ def peak_bytes() -> int:
 
 
 def thread_count() -> int:
-    """Return the number of threads, those of native libraries included where the system tells."""
+    """Return the number of threads, including those of native libraries where the system reports them."""
     return len(os.listdir(_TASKS)) if _TASKS.exists() else threading.active_count()
 
 

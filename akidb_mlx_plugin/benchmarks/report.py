@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: a JSON file with everything it saw, and a picture of it."""
+"""The output of a benchmark: a JSON file with all measurements, and a plot."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ PLOT_REMEDY = "no plot without matplotlib: pip install matplotlib"
 
 @dataclass(frozen=True)
 class Report:
-    """Everything one benchmark found.
+    """The results of one benchmark.
 
     Attributes:
-        benchmark: its name, and that of its files.
-        settings: what was asked for.
+        benchmark: its name, also used for its files.
+        settings: the settings it ran with.
         results: rows for a table.
-        raw: what they were computed from.
-        summary: what the rows say together.
-        interrupted: the user ended it early, and this is what there was by then.
+        raw: the measurements behind the rows.
+        summary: conclusions from all rows.
+        interrupted: the user ended it early, and these are partial results.
     """
 
     benchmark: str
@@ -67,12 +67,12 @@ def write_json(report: Report, folder: Path) -> Path:
 
 
 def write_plot(report: Report, draw: Callable[[Figure, Report], None], folder: Path) -> Path | None:
-    """Draw a report and return the file; None where matplotlib is not installed.
+    """Plot a report and return the file; None if matplotlib is not installed.
 
     Args:
-        report: has at least one row.
-        draw: one of `plots`.
-        folder: exists.
+        report: with at least one row.
+        draw: a function of `plots`.
+        folder: an existing folder.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

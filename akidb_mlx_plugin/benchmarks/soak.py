@@ -1,4 +1,4 @@
-"""Hours in minutes: the traffic of many callers at once, to see whether anything grows that should not."""
+"""Soak test: mixed traffic from many callers at once, to detect resource leaks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LONGEST_ANSWER_S = 120.0
 
 @dataclass(frozen=True)
 class SoakRecord:
-    """What a soak saw.
+    """Results of a soak test.
 
     Attributes:
-        samples: one a second.
-        requests: how many of each sort were answered or, of the cancelled ones, withdrawn.
-        failures: errors by name.
+        samples: one per second.
+        requests: completed requests by kind; for cancellations, those cancelled.
+        failures: count by error name.
         interrupted: the user ended it early.
     """
 
@@ -48,15 +48,15 @@ class _Counts:
 
 
 class Traffic:
-    """Callers of every sort, each on a thread of its own, until told to stop."""
+    """Callers of every kind, each on its own thread, until stopped."""
 
     def __init__(self, service: EmbeddingService, corpus: Sequence[str], dimensions: Sequence[int]) -> None:
         """Plan the traffic.
 
         Args:
-            service: warm.
-            corpus: texts to take from.
-            dimensions: lengths of vectors to ask for.
+            service: warmed up.
+            corpus: texts to use.
+            dimensions: vector lengths to request.
         """
         self._service = service
         self._corpus = corpus
@@ -81,13 +81,13 @@ class Traffic:
             thread.start()
 
     def stop(self) -> None:
-        """End, and wait for what is under way."""
+        """Stop, and wait for requests in progress."""
         self._stop.set()
         for thread in self._threads:
             thread.join(_LONGEST_ANSWER_S)
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return how many requests went well, by sort, and how many did not, by error."""
+        """Return successful requests by kind, and failed ones by error."""
         with self._counts.lock:
             return dict(self._counts.requests), dict(self._counts.failures)
 
@@ -114,7 +114,7 @@ class Traffic:
 
     def _cancel(self, generator: random.Random) -> None:
         future = self._service.submit(generator.choices(self._corpus, k=generator.randint(1, 4)))
-        # Withdrawn while it waits, while the model works on it, or after.
+        # Cancelled while it is queued, while it is computed, or afterwards.
         self._stop.wait(generator.uniform(0, 0.05))
         future.cancel()
 
@@ -127,14 +127,14 @@ def run_soak(
     interval_s: float = 1.0,
     on_sample: Callable[[Sample], None] = lambda sample: None,
 ) -> SoakRecord:
-    """Run mixed traffic and watch the process meanwhile; an interrupt ends it early.
+    """Run mixed traffic while sampling the process; an interrupt ends it early.
 
     Args:
-        service: warm.
-        corpus: texts to take from.
-        seconds: how long.
-        interval_s: time between two samples.
-        on_sample: told of each sample, for a progress bar.
+        service: warmed up.
+        corpus: texts to use.
+        seconds: duration.
+        interval_s: time between samples.
+        on_sample: called with each sample, for a progress bar.
     """
     info = service.model_info()
     traffic = Traffic(service, corpus, info.dimensions or (info.dimension,))

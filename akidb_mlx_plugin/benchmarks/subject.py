@@ -1,4 +1,4 @@
-"""What is measured: a model behind the service's queue, and the same model without it."""
+"""The model under test, with and without the service's queue."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest
 
 @dataclass(frozen=True)
 class Subject:
-    """One model, reached in two ways.
+    """One model with two ways to call it.
 
     Attributes:
-        config: what it was made from.
+        config: its configuration.
         service: many callers, one queue.
         provider: called directly, one caller at a time.
     """
@@ -31,11 +31,11 @@ class Subject:
 
 @contextmanager
 def open_subject(config: EmbeddingConfig, warm_up: Sequence[str]) -> Iterator[Subject]:
-    """Load a model, once for both ways, and close it afterwards.
+    """Load a model, once for both, and close it afterwards.
 
     Args:
         config: which model, and how it runs.
-        warm_up: embedded first, so that no measurement pays for loading and compiling.
+        warm_up: texts to embed first, so that no measurement includes loading and compiling.
     """
     provider = make_provider(config)
     try:
@@ -49,13 +49,13 @@ def open_subject(config: EmbeddingConfig, warm_up: Sequence[str]) -> Iterator[Su
 
 
 def limit_cores(count: int) -> None:
-    """Let this thread, and those it starts from now on, run on so many cores; a model uses one thread on each.
+    """Limit this thread, and those it starts from now on, to this many cores; a model uses one thread per core.
 
     Raises:
-        InvalidInputError: there are fewer, or the system cannot do this.
+        InvalidInputError: there are fewer cores, or the system does not support this.
     """
     if not hasattr(os, "sched_setaffinity"):
-        raise InvalidInputError("threads: this system has no way to limit a process to some of its cores")
+        raise InvalidInputError("threads: this system cannot limit a process to some of its cores")
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= count <= len(cores):
         raise InvalidInputError(f"threads must be 1 to {len(cores)}, the cores this process may use, got {count}")

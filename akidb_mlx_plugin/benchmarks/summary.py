@@ -1,4 +1,4 @@
-"""Many measurements in a few numbers."""
+"""Summary statistics of measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of some measurements, and how far they lie apart."""
+    """Median and spread of some measurements."""
 
     median: float
     low: float
@@ -18,13 +18,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Sum up at least one value."""
+        """Summarize at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
 class Latencies:
-    """How long requests took, in milliseconds; all None where there was none."""
+    """Latencies of requests in milliseconds; all None if there were none."""
 
     p50_ms: float | None
     p95_ms: float | None
@@ -33,7 +33,7 @@ class Latencies:
 
     @classmethod
     def of(cls, values_ms: Sequence[float]) -> Latencies:
-        """Sum up any number of latencies."""
+        """Summarize any number of latencies."""
         if not values_ms:
             return cls(None, None, None, None)
         return cls(*(percentile(values_ms, share) for share in (50, 95, 99, 100)))
@@ -42,6 +42,6 @@ class Latencies:
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that at least `share` percent of the values do not exceed (nearest rank)."""
     if not values:
-        raise ValueError("there is no percentile of nothing")
+        raise ValueError("percentile of an empty sequence")
     ordered = sorted(values)
     return ordered[max(math.ceil(share / 100 * len(ordered)), 1) - 1]

@@ -1,4 +1,4 @@
-"""What each benchmark found, as rows for a table and figures for a file."""
+"""Turn each benchmark's results into rows for a table and figures for a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def report_throughput(found: Sequence[ThroughputRun], settings: Settings, interr
 
 
 def report_latency(found: Sequence[LatencyRun], settings: Settings, interrupted: bool) -> Report:
-    """Return one row per length and way."""
+    """Return one row per length and path."""
     rows = [
         {"tokens": run.actual_tokens, "way": way, "queries": len(values_ms), **_percentiles(values_ms)}
         for run in found
@@ -50,8 +50,8 @@ def report_load(record: LoadRecord, settings: Settings, memory_bytes: Mapping[st
     """Return one row that accounts for every request.
 
     Args:
-        record: what became of them.
-        settings: what was asked for.
+        record: their outcomes.
+        settings: the settings of the run.
         memory_bytes: resident memory by moment.
     """
     failed = sum(record.failures.values())
@@ -80,7 +80,7 @@ def report_load(record: LoadRecord, settings: Settings, memory_bytes: Mapping[st
 
 
 def report_soak(record: SoakRecord, settings: Settings, planned_s: float) -> tuple[Report, list[str]]:
-    """Return one row per thing that was watched, and what was not as it should be, in words."""
+    """Return one row per monitored quantity, and every violated limit in words."""
     drift = measure_drift(record.samples, planned_s)
     violations = drift.violations if drift else []
     violations = violations + [f"{count} requests failed: {name}" for name, count in record.failures.items()]

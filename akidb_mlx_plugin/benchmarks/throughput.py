@@ -1,4 +1,4 @@
-"""Texts and tokens per second, by how many texts come in one call."""
+"""Measure texts and tokens per second by the number of texts in one call."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ThroughputRun:
     """One measurement.
 
     Attributes:
-        texts: how many were embedded.
-        tokens: how many they made.
+        texts: texts embedded.
+        tokens: tokens in them.
         seconds: wall time.
-        peak_bytes: most memory the process had ever used by then.
+        peak_bytes: peak memory of the process so far.
     """
 
     texts: int
@@ -51,14 +51,14 @@ def measure_throughput(
     per_call: int | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Iterator[ThroughputRun]:
-    """Embed ever more texts, and all of it again for every run, so that a slow minute of the machine hits all sizes.
+    """Embed ever more texts, cycling through all sizes in every run so that slow phases affect them equally.
 
     Args:
-        provider: warm.
-        corpus: texts to take from.
-        sizes: how many texts, taken in ascending order, so that the peak of memory belongs to the size.
-        runs: how many times.
-        per_call: texts in one request; None: all of them.
+        provider: warmed up.
+        corpus: texts to use.
+        sizes: numbers of texts, used in ascending order, so that the memory peak is that of the size.
+        runs: number of runs.
+        per_call: texts per request; None for all of them.
         now: a clock in seconds.
     """
     for _ in range(runs):

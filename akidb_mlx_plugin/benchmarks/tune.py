@@ -1,4 +1,4 @@
-"""Which batch size and batch timeout serve a given rate of requests best on this machine."""
+"""Find the batch size and batch timeout that best serve a given request rate on this machine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from akidb_mlx_plugin.service import EmbeddingService
 
 BATCH_SIZES = (1, 5, 10, 20, 50, 100)
 BATCH_TIMEOUTS_MS = (0.0, 10.0, 25.0, 50.0, 100.0)
-# Latencies this close are one and the same as far as a run of a few seconds can tell.
+# Latencies this close are equal as far as a run of a few seconds can tell.
 _TIE = 1.03
-# A backlog shows as requests of the last tenth waiting much longer than those of the first.
+# With a backlog, the last tenth of the requests waits much longer than the first.
 _TAIL_SHARE = 0.1
 _BACKLOG_FACTOR = 5.0
 _BACKLOG_MS = 250.0
@@ -26,14 +26,14 @@ _BACKLOG_MS = 250.0
 
 @dataclass(frozen=True)
 class Cell:
-    """One pair of settings and how single queries fared under it.
+    """One pair of settings with the latencies of single queries.
 
     Attributes:
         batch_size: most texts in a batch.
         batch_timeout_ms: about how long a slice of a large request took while others waited.
         latencies: of the queries.
-        bulk_texts_per_second: of the large requests beside them; None where none was answered.
-        keeps_up: every query was answered and no backlog was growing.
+        bulk_texts_per_second: of the concurrent large requests; None if none was answered.
+        keeps_up: every query was answered and no backlog grew.
     """
 
     batch_size: int
@@ -45,13 +45,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Workload:
-    """What arrives.
+    """The load.
 
     Attributes:
         queries: single texts, sent one by one.
-        bulk: texts of the large request that is always under way beside them; empty: none.
+        bulk: texts of the large request that always runs concurrently; empty for none.
         per_second: queries per second.
-        seconds: for how long, for each pair.
+        seconds: duration for each pair.
     """
 
     queries: Sequence[str]
@@ -67,10 +67,10 @@ def sweep(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     timeouts_ms: Sequence[float] = BATCH_TIMEOUTS_MS,
 ) -> Iterator[Cell]:
-    """Try every pair; the model should be held in memory by the caller meanwhile, or it is loaded for each.
+    """Try every pair; the caller should keep the model in memory, or it is loaded for each.
 
     Raises:
-        KeyboardInterrupt: the user ended it; the pair that was being tried is left out.
+        KeyboardInterrupt: the user ended it; the current pair is left out.
     """
     for batch_size, timeout_ms in itertools.product(batch_sizes, timeouts_ms):
         mlx = config.mlx.model_copy(update={"batch_size": batch_size, "batch_timeout_ms": timeout_ms})
@@ -84,7 +84,7 @@ def sweep(
 
 
 def recommend(cells: Sequence[Cell]) -> Cell | None:
-    """Return the pair with the lowest P95 among those that keep up; of equals the smaller one. None: none does."""
+    """Return the pair with the lowest P95 among those that keep up, or None; of equals, the smaller."""
     able = [(cell.latencies.p95_ms, cell) for cell in cells if cell.keeps_up and cell.latencies.p95_ms is not None]
     if not able:
         return None
@@ -94,7 +94,7 @@ def recommend(cells: Sequence[Cell]) -> Cell | None:
 
 
 def has_backlog(latency_ms: Sequence[float]) -> bool:
-    """Say whether answers came later and later.
+    """Return whether latencies keep growing.
 
     Args:
         latency_ms: in the order in which requests were due.
@@ -105,7 +105,7 @@ def has_backlog(latency_ms: Sequence[float]) -> bool:
 
 
 def _try_pair(service: EmbeddingService, load: Workload) -> tuple[LoadRecord, float | None]:
-    """Send the queries with one large request after the other beside them."""
+    """Send the queries while large requests run one after another."""
     bulk = _Bulk(service, load.bulk)
     queries = load.queries
 
@@ -121,7 +121,7 @@ def _try_pair(service: EmbeddingService, load: Workload) -> tuple[LoadRecord, fl
 
 
 class _Bulk:
-    """One large request after the other, each sent when the one before it is answered."""
+    """Large requests, each sent when the previous one is answered."""
 
     def __init__(self, service: EmbeddingService, texts: Sequence[str]) -> None:
         self._service = service

@@ -1,1 +1,1 @@
-"""A checkpoint folder to an encoder with its pooling, prompts and lengths."""
+"""From a checkpoint folder to an encoder with its pooling, prompts and lengths."""

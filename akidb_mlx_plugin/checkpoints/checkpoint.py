@@ -1,4 +1,4 @@
-"""A checkpoint as it is described: architecture, pooling, dense layers, prompts, lengths, and the vectors it makes."""
+"""A checkpoint's description: architecture, pooling, dense layers, prompts, lengths, and the vectors it produces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from akidb_mlx_plugin.hub.files import digest_of_folder
 from akidb_mlx_plugin.hub.registry import ModelSpec
 from akidb_mlx_plugin.types import ModelInfo, Similarity
 
-# How `origins["pooling"]` begins where nothing said it.
+# How `origins["pooling"]` begins where no file specified it.
 CONVENTION = "convention"
 
 
@@ -26,26 +26,26 @@ class Checkpoint:
     """A checkpoint folder, read but not loaded.
 
     Attributes:
-        name: what the model was asked for by.
-        root: where it lies.
-        folder: where the encoder's configuration, weights and tokenizer lie; the same, or a folder in it.
-        spec: the registry's entry, if it has one.
-        family: what model cards say of its kind, if it belongs to a known one.
+        name: the name that the caller asked for.
+        root: the checkpoint folder.
+        folder: folder of the encoder's configuration, weights and tokenizer; the root or a subfolder.
+        spec: its registry entry, if any.
+        family: the known family it belongs to, if any.
         config: `config.json`.
         model_type: its architecture.
         max_tokens: longest text in tokens.
         pooling: one or more modes, concatenated.
         pool_prompt: whether the tokens of a prompt are pooled too.
-        dense: layers behind the pooling.
+        dense: layers after pooling.
         normalize: whether vectors are scaled to unit length.
-        similarity: what its vectors are compared by.
+        similarity: function that compares its vectors.
         prompts: by kind or task name.
-        truncate_dim: length of the vectors where the caller names none, if it is not the native one.
+        truncate_dim: default length of the vectors, if it is not the native one.
         lowercase: fold case before tokenizing.
         repo: repository id or folder it came from.
         revision: commit, or digest of the weights.
-        known_digest: digest of the weights where it was recorded before.
-        origins: where "family", "pooling" and "prompts" come from, in words; "" where there is none.
+        known_digest: digest of the weights, if it was recorded before.
+        origins: where "family", "pooling" and "prompts" come from, in words; "" for none.
     """
 
     name: str
@@ -71,35 +71,35 @@ class Checkpoint:
 
     @property
     def pooling_is_convention(self) -> bool:
-        """Whether nothing said how token vectors become one, so that what is usual for the architecture was taken."""
+        """Whether no file specifies the pooling, so that the architecture's usual one is used."""
         return self.origins.get("pooling", "").startswith(CONVENTION)
 
     @property
     def native_dimension(self) -> int:
-        """Length of the vectors before any matryoshka cut."""
+        """Length of the vectors before any Matryoshka truncation."""
         if self.dense:
             return self.dense[-1].out_features
         return int(self.config["hidden_size"]) * len(self.pooling)
 
     @property
     def default_dimension(self) -> int:
-        """Length of the vectors where the caller names none."""
+        """Length of the vectors if the caller requests none."""
         if self.spec and len(self.pooling) == 1:
             return self.spec.dimension
         return self.truncate_dim or self.native_dimension
 
     @property
     def end_token(self) -> str | None:
-        """Token that must end every text, whatever the tokenizer's template says; None: as that says."""
+        """Token that must end every text whatever the tokenizer's template says; None to follow the template."""
         return self.family.end_token if self.family else None
 
     @cached_property
     def weights_digest(self) -> str:
-        """Identity of the weights: 16 hex digits, equal for equal weights, wherever they came from."""
+        """Identity of the weights: 16 hex digits, equal for equal weights from any source."""
         return self.known_digest or digest_of_folder(self.root)
 
     def prompt_for(self, kind: str) -> str:
-        """Return the text to put before a "document", a "query" or a named task.
+        """Return the prompt of a "document", a "query" or a named task.
 
         Raises:
             InvalidInputError: no such task.
@@ -110,12 +110,12 @@ class Checkpoint:
         return prompt
 
     def check_dimension(self, dimension: int | None) -> int:
-        """Return the length of the vectors for a requested one.
+        """Return the length of the vectors for a requested dimension.
 
         Args:
             dimension: None for the default.
         Raises:
-            InvalidInputError: the model was not trained to be cut to it.
+            InvalidInputError: the model's vectors cannot be truncated to it.
         """
         if dimension is None:
             return self.default_dimension
@@ -132,8 +132,8 @@ class Checkpoint:
 
     @property
     def allowed_dimensions(self) -> range | tuple[int, ...]:
-        """Lengths its vectors may have."""
-        # Only vectors of one pooling were trained to be cut; of several, a cut would drop the last ones.
+        """Lengths that its vectors may have."""
+        # Only vectors of a single pooling mode were trained for truncation, which would drop the last of several.
         known = self.family.dimensions_within(self.native_dimension) if self.family else ()
         if known and len(self.pooling) == 1:
             return known
@@ -156,10 +156,10 @@ class Checkpoint:
         """Describe the model and the vector space that these settings select.
 
         Args:
-            dimension: matryoshka cut; None: the default.
-            normalize: None: as the checkpoint says.
-            prompts: of the caller's own, in place of the checkpoint's, by "document" and "query".
-            tasks: names of other prompts of the checkpoint's to use, by "document" and "query".
+            dimension: length after Matryoshka truncation; None for the default.
+            normalize: None for the checkpoint's setting.
+            prompts: the caller's prompts for "document" and "query", overriding the checkpoint's.
+            tasks: names of other prompts of the checkpoint to use for "document" and "query".
             device, dtype, parameters: known once the model is loaded.
         """
         length = self.check_dimension(dimension)

@@ -1,4 +1,4 @@
-"""Convert a checkpoint: quantized by MLX, smaller and on a GPU faster at some cost in precision, or from pickles."""
+"""Convert a checkpoint: quantize it with MLX (smaller, and faster on a GPU, but less precise), or unpickle it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _KEPT = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """Result of a conversion.
 
     Attributes:
         folder: the new checkpoint.
         bytes_before, bytes_after: size of the weights.
-        quantized, kept: matrices that were quantized, and that do not divide into groups.
+        quantized, kept: number of matrices quantized, and of those kept because they do not divide into groups.
     """
 
     folder: Path
@@ -51,11 +51,11 @@ def convert_checkpoint(source: Path, target: Path, recipe: Recipe) -> Conversion
 
     Args:
         source: a checkpoint folder, not quantized; its weights may be pickled where PyTorch is installed.
-        target: a folder that does not exist or is empty; it appears when it is whole.
+        target: a folder that does not exist or is empty; it appears once it is complete.
         recipe: how to quantize.
     Raises:
-        ModelNotFoundError: the source cannot be loaded, or is quantized already.
-        InvalidInputError: there is something at the target.
+        ModelNotFoundError: the source cannot be loaded, or is already quantized.
+        InvalidInputError: the target is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidInputError(f"{target} exists and is not an empty folder; name another, or remove it")
@@ -81,11 +81,11 @@ def convert_checkpoint(source: Path, target: Path, recipe: Recipe) -> Conversion
 
 
 def _write_weights(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> tuple[int, int]:
-    """Write model.safetensors; return how many matrices were quantized, and how many could not be."""
+    """Write model.safetensors; return the numbers of matrices that were quantized and that could not be."""
     encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
     tensors = _read_weights(checkpoint.folder)
     if quantized_paths(tensors):
-        raise ModelNotFoundError(f"{checkpoint.root} is quantized already; convert its original")
+        raise ModelNotFoundError(f"{checkpoint.root} is already quantized; convert the original")
     head = {name: value for name, value in tensors.items() if is_in_head(name, checkpoint.dense)}
     weights = encoder.sanitize({name: value for name, value in tensors.items() if name not in head})
     names = original_names(weights, tensors)
@@ -95,10 +95,10 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> tupl
     modules = dict(encoder.named_modules())
     written: dict[str, mx.array] = {}
     quantized = kept = 0
-    # Taken out one by one, so that each original is freed before the next is read.
+    # Popped one by one, so that each original is freed before the next is read.
     for name in list(weights):
         value = weights.pop(name)
-        # Names that mlx-lm's models made up are those of its own conversions.
+        # Names that only mlx-lm's models use are those of its own conversions.
         original = names.get(name, name.removeprefix("model.") if name.startswith("model.model.") else name)
         module = modules.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         scheme = _scheme_for(module, checkpoint, recipe)
@@ -115,7 +115,7 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> tupl
 
 
 def _write_head(checkpoint: Checkpoint, folder: Path, scheme: Scheme | None) -> None:
-    """Write the dense layers that have folders of their own and are to be quantized, or are pickled."""
+    """Write the dense layers that have their own folders and are pickled or to be quantized."""
     for layer in checkpoint.dense:
         pickled = layer.folder is not None and not any(layer.folder.glob("*.safetensors"))
         if layer.folder is None or not (pickled or (scheme and layer.in_features % scheme.group_size == 0)):
@@ -130,34 +130,34 @@ def _save(folder: Path, tensors: dict[str, mx.array]) -> None:
     """Write a folder's weights.
 
     Raises:
-        OSError: there is no room, or they cannot be written for another reason.
+        OSError: the disk is full, or the file cannot be written for another reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Evaluated first, so that what is raised below is about the file alone.
+    # Evaluated first, so that an error below concerns only the file.
     mx.eval(tensors)
     file = folder / "model.safetensors"
     try:
         mx.save_safetensors(str(file), tensors, metadata={"format": "mlx"})
     except RuntimeError as error:
         room = shutil.disk_usage(folder).free / 1e6
-        raise OSError(f"{file} cannot be written, with {room:.1f} MB free on the disk: {error}") from error
+        raise OSError(f"{file} cannot be written ({room:.1f} MB free on the disk): {error}") from error
 
 
 def _read_weights(folder: Path) -> dict[str, mx.array]:
-    """Return all tensors of a folder, lazy where they are safetensors."""
+    """Return all tensors of a folder; lazy ones from safetensors."""
     if find_pickles(folder) and not any(folder.glob("*.safetensors")):
         return read_pickles(folder)
     return {name: value for file in find_weight_files(folder) for name, value in read_tensors(file).items()}
 
 
 def _scheme_for(module: nn.Module | None, checkpoint: Checkpoint, recipe: Recipe) -> Scheme | None:
-    if module is None or not _is_worth_it(module, checkpoint):
+    if module is None or not _should_quantize(module, checkpoint):
         return None
     return recipe.tables if isinstance(module, nn.Embedding) else recipe.layers
 
 
-def _is_worth_it(module: nn.Module, checkpoint: Checkpoint) -> bool:
-    """Tell whether a module is to be quantized: not the few rows of positions and segments."""
+def _should_quantize(module: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Return whether to quantize a module: not the small tables of positions and segments."""
     if isinstance(module, nn.Embedding):
         return bool(module.weight.shape[0] == checkpoint.config["vocab_size"])
     return hasattr(module, "to_quantized")
@@ -170,7 +170,7 @@ def _quantize(path: str, weight: mx.array, scheme: Scheme) -> dict[str, mx.array
 
 
 def _settings(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
-    """Return config.json with the quantization under both names that mlx-lm writes, those that differ by module."""
+    """Return config.json with the quantization, by module where it differs, under both names that mlx-lm writes."""
     quantization = _described(recipe.layers)
     if recipe.tables != recipe.layers:
         encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
@@ -188,7 +188,7 @@ def _described(scheme: Scheme | None) -> dict[str, Any]:
 
 
 def _copy_rest(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy what belongs to a checkpoint beside its weights and config.json."""
+    """Copy a checkpoint's files other than the weights."""
     root = checkpoint.root
     paths = [file.relative_to(root).as_posix() for file in [*root.glob("*"), *root.glob("*/*")] if file.is_file()]
     safetensors = [] if find_pickles(checkpoint.folder) else find_weight_files(checkpoint.folder)

@@ -1,8 +1,8 @@
-"""What model cards say of a family of checkpoints and its files often do not: pooling, prompts, end token, lengths.
+"""What model cards say about a family of checkpoints, but its files often do not: pooling, prompts, end token, lengths.
 
-A checkpoint belongs to a family by the repository it came from, by `base_model` in the front matter of its own
-README.md, or by prompts of its own that are the family's; never by the name of a folder.
-A family only fills gaps: what a checkpoint says itself comes first.
+A checkpoint belongs to a family by the repository it came from, by `base_model` in the front matter of its README.md,
+or because its own prompts are the family's; never by the name of a folder.
+A family only fills gaps: the checkpoint's own settings take precedence.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Family:
     """Checkpoints that are used in the same way.
 
     Attributes:
-        card: the model card that this was taken from, at https://huggingface.co/.
-        repos: repositories of the family, beside that of the card.
+        card: repository of the model card that this was taken from, at https://huggingface.co/.
+        repos: the family's other repositories.
         pooling: how token vectors become one.
         prompts: by "query", "document" or the name of a task.
         end_token: every text must end with it, whatever the tokenizer's template says.
-        dimensions: lengths that vectors may be cut to, longer ones than the vectors left out; empty: not trained for.
-        max_tokens: longest text it was trained on, where its positions go further; None: not known.
-        similarity: what its vectors are compared by.
-        dense: dense layers behind the pooling; a bare checkpoint that lacks them would give other vectors.
-        model_type: architecture; a checkpoint of it that brings the family's own prompts is recognised by them.
+        dimensions: lengths that vectors may be truncated to (longer than native: ignored); empty if not trained for it.
+        max_tokens: longest text it was trained on, if it has more positions; None if unknown.
+        similarity: function that compares its vectors.
+        dense: dense layers after pooling; a bare checkpoint without them would give different vectors.
+        model_type: architecture whose checkpoints are recognized by the family's prompts; None for none.
     """
 
     card: str
@@ -43,7 +43,7 @@ class Family:
     model_type: str | None = None
 
     def dimensions_within(self, width: int) -> range | tuple[int, ...]:
-        """Return the lengths that vectors of `width` components may be cut to; empty where none are known."""
+        """Return the lengths that vectors of `width` components may be truncated to; empty if none are known."""
         if isinstance(self.dimensions, range):
             return range(self.dimensions.start, width + 1)
         return tuple(length for length in self.dimensions if length <= width)
@@ -91,7 +91,7 @@ FAMILIES = (
         pooling="lasttoken",
         # No space after the colon: config_sentence_transformers.json upstream.
         prompts={"query": f"{_WEB_SEARCH}\nQuery:", "document": ""},
-        # Another than the tokenizer's eos_token, which is <|im_end|>.
+        # Not the tokenizer's eos_token, which is <|im_end|>.
         end_token="<|endoftext|>",
         dimensions=range(32, 4097),
         model_type="qwen3",
@@ -181,7 +181,7 @@ FAMILIES = (
         ("dunzhang/stella_en_1.5B_v5",),
         pooling="mean",
         prompts=_STELLA,
-        # By code of its own tokenizer, as gte-Qwen2, which it was made from.
+        # Appended by its tokenizer's own code, as in gte-Qwen2, from which it was made.
         end_token="<|endoftext|>",
         dense=1,
     ),
@@ -235,7 +235,7 @@ FAMILIES = (
         dense=1,
         model_type="qwen3",
     ),
-    # Its card has an instruction for each task, and says no general one.
+    # Its card has an instruction for each task, but no general one.
     Family("nvidia/llama-embed-nemotron-8b", pooling="mean"),
     Family(
         "nvidia/llama-nemotron-embed-1b-v2",
@@ -313,16 +313,16 @@ _BY_REPO = {repo.lower(): family for family in FAMILIES for repo in (family.card
 
 
 def find_family(repo: str) -> Family | None:
-    """Return the family that a repository, in any case, belongs to."""
+    """Return the family of a repository; case-insensitive."""
     return _BY_REPO.get(repo.lower())
 
 
 def find_family_by_prompts(model_type: object, prompts: Mapping[str, str]) -> Family | None:
-    """Return the family whose prompts a checkpoint brings: a copy from which its repository cannot be told.
+    """Return the family with the same prompts, for a copy that does not reveal its repository.
 
     Args:
-        model_type: its architecture.
-        prompts: its own, by kind.
+        model_type: the checkpoint's architecture.
+        prompts: the checkpoint's own prompts, by kind.
     """
     for family in FAMILIES:
         same = all(prompts.get(kind, "") == family.prompts.get(kind, "") for kind in ("query", "document"))

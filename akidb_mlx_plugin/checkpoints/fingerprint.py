@@ -1,4 +1,4 @@
-"""The fingerprint: a name for a vector space, stored with a collection and compared when it is opened again."""
+"""The fingerprint: identifies a vector space; stored with a collection and compared when it is reopened."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def fingerprint(
     dimension: int,
     normalize: bool,
 ) -> str:
-    """Return 16 hex digits that are equal where vectors can be compared; databases store them, so they never change.
+    """Return 16 hex digits, equal where vectors are comparable; databases store them, so this must never change.
 
     Args:
         weights_digest: identity of the weights.
-        max_tokens: where texts are truncated.
+        max_tokens: length at which texts are truncated.
         pooling: modes, concatenated.
         pool_prompt: whether a prompt's tokens are pooled too.
-        prompts: of "document" and "query".
+        prompts: for "document" and "query".
         dimension: length of the vectors.
         normalize: whether they have unit length.
     """

@@ -1,7 +1,7 @@
-"""What a checkpoint has behind its pooling: dense layers, with their weights in folders or in the model's own files.
+"""A checkpoint's layers after pooling: dense layers, with their weights in folders or in the model's own files.
 
-A linear layer that works on the tokens before they are pooled is one too: without a bias and with any pooling but the
-largest it gives the same, and has one vector to work on in place of one for each token.
+They include a linear layer applied to the tokens before pooling: without a bias, and with any pooling except max, it
+gives the same result after pooling, for one vector per text instead of one per token.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from akidb_mlx_plugin.checkpoints.sentence_transformers import Module
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import find_architecture, projection_of
 
-# sentence-transformers' own, where the settings name none.
+# sentence-transformers' default, if the settings name none.
 _DEFAULT_ACTIVATION = "tanh"
 _INSIDE = re.compile(r"dense\.\d+\.weight")
-# Poolings that a linear layer without a bias may be moved behind.
+# Pooling modes that commute with a linear layer without a bias.
 _LINEAR_POOLINGS = {"cls", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"}
 
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """A `Dense` module behind the pooling.
+    """A `Dense` module after pooling.
 
     Attributes:
-        folder: where its weights lie; None: inside the model's own files.
-        in_features, out_features: its sides.
+        folder: folder of its weights; None if they are in the model's own files.
+        in_features, out_features: input and output size.
         bias: whether it has one.
-        activation: last part of the torch class's name in lower case, such as "identity" or "tanh".
+        activation: last part of the torch class name in lower case, such as "identity" or "tanh".
         residual: whether its input is added to its output.
-        normalize_input: whether vectors are scaled to unit length before it.
-        prefix: of its tensors inside the model's own files, such as "dense.0".
+        normalize_input: whether its input is scaled to unit length.
+        prefix: prefix of its tensors in the model's own files, such as "dense.0".
     """
 
     folder: Path | None
@@ -60,7 +60,7 @@ def read_head(
         config: `config.json`.
         pooling: its modes.
     Raises:
-        ModelNotFoundError: one does not say its sides, does not fit the one before, or has no weights.
+        ModelNotFoundError: a layer does not give its sizes, does not fit the one before, or has no weights.
     """
     stored = _stored_inside(place)
     width = int(config["hidden_size"]) * len(pooling)
@@ -71,14 +71,14 @@ def read_head(
 
 
 def is_in_head(name: str, layers: Iterable[DenseLayer]) -> bool:
-    """Return whether a tensor of the model's own files belongs to a dense layer, and not to the encoder."""
+    """Return whether a tensor of the model's own files belongs to a dense layer rather than to the encoder."""
     return name.startswith(("dense.", *(f"{layer.prefix}." for layer in layers if layer.prefix)))
 
 
 def _read_projection(
     place: Path, config: Mapping[str, Any], stored: Mapping[str, TensorInfo], pooling: Sequence[str]
 ) -> tuple[DenseLayer, ...]:
-    """Return the linear layer that the encoder ends with, if it does: by its tensor, else by the settings."""
+    """Return the linear layer at the end of the encoder, if any: from its tensor, else from the settings."""
     described = projection_of(config)
     name = find_architecture(str(config["model_type"])).projection
     weight = stored.get(f"{name}.weight")
@@ -88,7 +88,7 @@ def _read_projection(
         raise ModelNotFoundError(f"{place} lacks the tensor {name}.weight, the last layer of the model")
     if not set(pooling) <= _LINEAR_POOLINGS or len(pooling) > 1:
         raise ModelNotFoundError(
-            f"{place} ends with a linear layer ({name}.weight), which this package computes behind one pooling of "
+            f"{place} ends with a linear layer ({name}.weight), which this package supports with one pooling mode of "
             f"{', '.join(sorted(_LINEAR_POOLINGS))}, not {'+'.join(pooling)}"
         )
     width = described if weight is None else weight.shape[0]
@@ -98,23 +98,22 @@ def _read_projection(
 def _read_dense(
     place: Path, modules: Sequence[Module], stored: Mapping[str, TensorInfo], width: int
 ) -> tuple[DenseLayer, ...]:
-    """Return the layers of `Dense` modules, and those of them that lie inside the model's own files."""
+    """Return the layers of `Dense` modules, including those in the model's own files."""
     modules = [module for module in modules if module.kind in ("Dense", "Normalize")]
     described = [module for module in modules if module.kind == "Dense"]
     count = len([name for name in stored if _INSIDE.fullmatch(name)])
     missing = [module.folder.name for module in described[count:] if module.settings is None]
     if missing and stored:
         raise ModelNotFoundError(
-            f"{place} lacks the folder {missing[0]} that its modules.json names, and its weights hold no dense.N.* in "
-            "place of it; download the model again with all its folders"
+            f"{place} lacks the folder {missing[0]} that its modules.json names, and its weights hold no dense.N.* "
+            "instead; download the model again with all its folders"
         )
     layers = []
     for i in range(max(count, len(described) - len(missing))):
         layer = _describe(described[i] if i < len(described) else None, stored if i < count else None, i, width)
         if layer.in_features != width:
             raise ModelNotFoundError(
-                f"dense layer {i} of {place} takes vectors of {layer.in_features} components, and those before it have "
-                f"{width}"
+                f"dense layer {i} of {place} takes vectors of {layer.in_features} components, but its input has {width}"
             )
         layers.append(layer)
         width = layer.out_features
@@ -122,7 +121,7 @@ def _read_dense(
 
 
 def _describe(module: Module | None, stored: Mapping[str, TensorInfo] | None, i: int, width: int) -> DenseLayer:
-    """Return one layer: its settings by its module, its sides by its weights where they lie inside the model's own."""
+    """Return one layer: settings from its module, and sizes from its weights if they are in the model's own files."""
     layer = DenseLayer(None, width, 0) if module is None or module.settings is None else _read_layer(module)
     if stored is None:
         return layer
@@ -155,7 +154,7 @@ def _read_layer(module: Module) -> DenseLayer:
 
 
 def _with_norms(layers: Sequence[DenseLayer], modules: Sequence[Module]) -> list[DenseLayer]:
-    """Note which layers follow a Normalize; one after the last layer is the checkpoint's own `normalize`."""
+    """Mark the layers that follow a Normalize; one after the last layer is the checkpoint's `normalize`."""
     result = list(layers)
     i = 0
     for before, module in zip([None, *modules], modules, strict=False):
@@ -166,7 +165,7 @@ def _with_norms(layers: Sequence[DenseLayer], modules: Sequence[Module]) -> list
 
 
 def _stored_inside(place: Path) -> Mapping[str, TensorInfo]:
-    """Return what the model's own files hold; nothing where a checkpoint is described before its weights are there."""
+    """Return the tensors of the model's own files; empty before the weights are downloaded."""
     if not any(place.rglob("*.safetensors")):
         return {}
     return {name: info for file in find_weight_files(place) for name, info in read_header(file).items()}

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors into an encoder: strict, in the number format the device computes best in."""
+"""Load a checkpoint's tensors into an encoder: strictly, in the dtype that suits the device best."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from akidb_mlx_plugin.runtime.memory import available_memory, check_memory
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-# Of the memory that is left beside the weights, this part may go to second copies of weights that make queries faster.
+# One part in this many of the memory left by the weights may go to second copies, which make queries faster.
 _SPARE_PART = 4
 
 
@@ -51,11 +51,11 @@ class LoadedModel:
     """Weights in memory, ready to compute.
 
     Attributes:
-        encoder: token ids to token vectors.
-        dense: layers behind the pooling, with their activations inside.
+        encoder: maps token ids to token vectors.
+        dense: layers after pooling, including their activations.
         parameters: number of weights.
-        dtype: number format it computes in, and that of quantized weights where there are any.
-        nbytes: memory that the weights take.
+        dtype: dtype it computes in, and the bits of any quantized weights.
+        nbytes: bytes of memory that the weights take.
     """
 
     encoder: Encoder
@@ -68,7 +68,7 @@ class LoadedModel:
 def load_model(
     checkpoint: Checkpoint, *, device: str | None = None, dtype: str = "auto", keep_quantized: bool | None = None
 ) -> LoadedModel:
-    """Load a checkpoint; call it on the thread, and with the default device, that will compute.
+    """Load a checkpoint; call it on the thread that will compute, with its default device set.
 
     Args:
         checkpoint: what to load.
@@ -79,22 +79,22 @@ def load_model(
         keep_quantized: whether quantized weights stay so; None: on a GPU, and for embedding tables. A CPU multiplies
             plain matrices 30 times faster.
     Raises:
-        ModelNotFoundError: unsupported architecture or setting, a damaged file, a tensor missing or left over.
+        ModelNotFoundError: unsupported architecture or setting, a damaged file, a missing or unknown tensor.
         InvalidInputError: no such dtype, or one in which the model would overflow.
-        ServiceUnavailableError: it does not fit into memory.
+        ServiceUnavailableError: it does not fit in memory.
     """
-    with _damage_named(checkpoint.folder):
+    with _damage_reported(checkpoint.folder):
         model = _build(checkpoint, device, dtype, keep_quantized)
     check_memory(model.nbytes, checkpoint.name)
     if not in_cpu_layout(device) and not is_emulated():
         check_memory(model.nbytes, checkpoint.name, available=_available_on_gpu())
-    # Evaluated here and now: an array that is still lazy can only be evaluated by the thread that made it. One by one,
-    # so that what a matrix is made of is freed before the next is read.
+    # Evaluated here: a lazy array can be evaluated only by the thread that made it. One by one, so that the inputs of a
+    # matrix are freed before the next is read.
     for module in (model.encoder, *model.dense):
         for _, value in tree_flatten(module.parameters()):
             mx.eval(value)
-    with _damage_named(checkpoint.folder):
-        _try_out(model, checkpoint)
+    with _damage_reported(checkpoint.folder):
+        _check_computes(model, checkpoint)
     if checkpoint.pooling_is_convention:
         _warn_of_convention(checkpoint.root, checkpoint.model_type, "+".join(checkpoint.pooling))
     return model
@@ -102,10 +102,10 @@ def load_model(
 
 @lru_cache(maxsize=256)
 def _warn_of_convention(folder: Path, model_type: str, mode: str) -> None:
-    """Say once per folder that its pooling is a convention."""
+    """Warn once per folder that its pooling is a convention."""
     logger.warning(
-        "%s does not say how its token vectors become one; taking %s pooling, as is usual for %s; pass pooling= if its "
-        "model card names another",
+        "%s does not specify its pooling; using %s pooling, the usual one for %s; pass pooling= if its model card says "
+        "otherwise",
         folder,
         mode,
         model_type,
@@ -115,17 +115,17 @@ def _warn_of_convention(folder: Path, model_type: str, mode: str) -> None:
 def estimate_memory(
     checkpoint: Checkpoint, *, device: str | None = None, dtype: str = "auto", keep_quantized: bool | None = None
 ) -> int:
-    """Return the bytes that the weights will take once loaded; reads headers alone. Arguments as `load_model`."""
-    with _damage_named(checkpoint.folder):
+    """Return the bytes that the weights will take once loaded; reads only headers. Arguments as for `load_model`."""
+    with _damage_reported(checkpoint.folder):
         return _build(checkpoint, device, dtype, keep_quantized).nbytes
 
 
 @contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
-    """Turn what Python and MLX say of settings that contradict each other or the weights into a refusal.
+def _damage_reported(folder: Path) -> Iterator[None]:
+    """Turn errors of Python and MLX, caused by contradictory settings or weights, into one that names the folder.
 
     Raises:
-        ModelNotFoundError: it names the folder.
+        ModelNotFoundError: such an error occurred.
     """
     try:
         yield
@@ -138,19 +138,19 @@ def _damage_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _try_out(model: LoadedModel, checkpoint: Checkpoint) -> None:
-    """Compute two tokens, so that what cannot be computed is refused now and not with somebody's first text."""
+def _check_computes(model: LoadedModel, checkpoint: Checkpoint) -> None:
+    """Compute two tokens, so that a model that cannot be computed fails now and not with the first text."""
     batch = TokenBatch(np.zeros(2, np.int32), np.arange(2, dtype=np.int32), (Block(0, 1, 2),), (0,))
     vector = pool(model.encoder(Tokens.from_batch(batch)), batch.blocks, checkpoint.pooling)
     for layer in model.dense:
         vector = layer(vector)
     mx.eval(vector)
     if vector.shape != (1, checkpoint.native_dimension):
-        raise ValueError(f"a vector of {vector.shape[-1]} components where {checkpoint.native_dimension} are expected")
+        raise ValueError(f"got a vector of {vector.shape[-1]} components, expected {checkpoint.native_dimension}")
 
 
 def _spare_bytes(needed: int) -> int:
-    """Return the memory that second copies of weights may take beside them, where the BLAS has a use for such."""
+    """Return the memory available for second copies of weights; 0 where the BLAS cannot use them."""
     return max(0, (available_memory() or 0) - needed) // _SPARE_PART if load_blas().small_kernels else 0
 
 
@@ -159,18 +159,18 @@ def _count_bytes(*modules: nn.Module) -> int:
 
 
 def _available_on_gpu() -> int | None:
-    """Return what the GPU may still take at a good speed; None where MLX does not tell."""
+    """Return how much more memory the GPU can use at full speed; None where MLX does not report it."""
     limit = mx.device_info().get("max_recommended_working_set_size")
     return None if limit is None else max(0, int(limit) - mx.get_active_memory())
 
 
 def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
-    """Return the model with every array lazy: nothing but headers has been read."""
+    """Return the model with every array lazy: only headers have been read."""
     try:
         return _build_parts(checkpoint, device, dtype, keep_quantized)
     finally:
-        # Modules are made with random weights, each a step of this thread's random numbers. Steps that nobody evaluates
-        # stay in memory, one behind the other, for as long as the thread.
+        # Modules start with random weights, and each advances this thread's random state. Steps never evaluated stay in
+        # memory as a growing graph for the life of the thread.
         mx.eval(*mx.random.state)  # type: ignore[misc]
 
 
@@ -224,7 +224,7 @@ def _take_quantized(module: nn.Module, weights: dict[str, mx.array], *, keep: bo
     for path in quantized_paths(weights):
         target = modules.get(path)
         if target is None or "weight" not in target:
-            continue  # an unknown tensor, which the strict loading names
+            continue  # an unknown tensor: `load_strictly` reports it
         scheme = scheme_of(path, weights, target.weight.shape[-1])
         # Of a table only few rows are looked up: dequantizing those costs less than reading the others.
         bits.add(scheme.bits)
@@ -255,7 +255,7 @@ def _choose_dtype(
 
 
 def _cast(module: nn.Module, dtype: mx.Dtype, *, keep_tables: bool) -> None:
-    """Bring floating-point parameters to one format; a plain embedding table may stay in a narrower one."""
+    """Cast floating-point parameters to one dtype; a plain embedding table may stay in a narrower one."""
     for _, part in module.named_modules():
         table = isinstance(part, nn.Embedding) and keep_tables
         for name, value in part.items():
@@ -284,7 +284,7 @@ def _build_dense(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> tup
 
 
 def _dense_weights(spec: DenseLayer, tensors: Mapping[str, mx.array]) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Return a dense layer's tensors by its own names, and their names in the file."""
+    """Return a dense layer's tensors by module name, and their names in the file."""
     if spec.folder is not None:
         weights = {name: value for file in find_weight_files(spec.folder) for name, value in read_tensors(file).items()}
         return weights, {}

@@ -1,4 +1,4 @@
-"""The weights that `torch.save` wrote, read by PyTorch where it is installed; for conversions alone."""
+"""Read weights written by `torch.save`, where PyTorch is installed; for conversions only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from akidb_mlx_plugin.hub.files import PICKLED_FILES, without_weights
 
 
 def find_pickles(folder: Path) -> list[Path]:
-    """Return the pickled weight files of a folder; empty where there are none.
+    """Return the pickled weight files of a folder; may be empty.
 
     Raises:
         ModelNotFoundError: the index names one that is missing.
@@ -31,17 +31,17 @@ def find_pickles(folder: Path) -> list[Path]:
 
 
 def read_pickles(folder: Path) -> dict[str, mx.array]:
-    """Return the tensors of a folder's pickled weights; no code of theirs is run.
+    """Return the tensors of a folder's pickled weights without running any code in them.
 
     Raises:
-        ModelNotFoundError: there are none, PyTorch is not installed, or they hold something else than tensors.
+        ModelNotFoundError: there are none, PyTorch is not installed, or they hold anything but tensors.
     """
     files = find_pickles(folder)
     if not files:
         raise ModelNotFoundError(f"{folder} {without_weights(file.name for file in folder.iterdir())}")
     if importlib.util.find_spec("torch") is None:
         raise ModelNotFoundError(
-            f"{files[0]} is a pickle, which only PyTorch reads, and PyTorch is not installed here; run the conversion "
+            f"{files[0]} is a pickle, which only PyTorch can read, and PyTorch is not installed; run the conversion "
             "in an environment that has it (pip install torch)"
         )
     import torch
@@ -53,13 +53,13 @@ def read_pickles(folder: Path) -> dict[str, mx.array]:
         except Exception as error:  # torch raises pickle's errors and RuntimeError
             raise ModelNotFoundError(f"{file} cannot be read as plain tensors: {error}") from error
         if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-            raise ModelNotFoundError(f"{file} holds something else than tensors by name")
+            raise ModelNotFoundError(f"{file} does not hold a dictionary of tensors")
         tensors |= {str(name): _to_mlx(torch, value) for name, value in loaded.items()}
     return tensors
 
 
 def _to_mlx(torch: Any, tensor: Any) -> mx.array:
-    # NumPy has no bfloat16: its bits go over as integers.
+    # NumPy has no bfloat16: the bits are passed as integers.
     if tensor.dtype == torch.bfloat16:
         return mx.array(tensor.contiguous().view(torch.int16).numpy()).view(mx.bfloat16)
     return mx.array(tensor.contiguous().numpy())

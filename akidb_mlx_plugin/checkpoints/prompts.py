@@ -1,4 +1,4 @@
-"""Which of a checkpoint's prompts goes before documents, queries and named tasks.
+"""Select a checkpoint's prompt for documents, queries and named tasks.
 
 Source: `encode_document` and `encode_query` of sentence-transformers 6.2.
 """
@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-# Under which names checkpoints have the prompts of queries and documents.
+# Names that checkpoints use for the prompts of queries and documents.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 logger = logging.getLogger(__name__)
 
 
 def find_prompt(prompts: Mapping[str, str], kind: str) -> str | None:
-    """Return the text to put before a "document", a "query" or a named task; None: no such task.
+    """Return the prompt of a "document", a "query" or a named task; None if there is no such task.
 
-    A kind without a prompt of its own has none: `default_prompt_name` is for sentence-transformers' plain `encode`, and
-    is often the query's.
+    There is no fallback to `default_prompt_name`: it is for sentence-transformers' plain `encode`, and is often the
+    query's.
     """
     for name in PROMPT_NAMES.get(kind, (kind,)):
         if name in prompts:
@@ -29,7 +29,7 @@ def find_prompt(prompts: Mapping[str, str], kind: str) -> str | None:
 
 
 def check_default_prompt(folder: Path, prompts: Mapping[str, str], name: object) -> None:
-    """Log once per folder that its default prompt goes before neither documents nor queries, if that is so.
+    """Warn once per folder if its default prompt is used for neither documents nor queries.
 
     Args:
         folder: the checkpoint.
@@ -44,8 +44,8 @@ def check_default_prompt(folder: Path, prompts: Mapping[str, str], name: object)
 @lru_cache(maxsize=256)
 def _warn_of_default_prompt(folder: Path, name: str) -> None:
     logger.warning(
-        "%s has the default prompt %r, which sentence-transformers puts before texts in encode(), but not in "
-        "encode_document() and encode_query(); here it is used where document_task=%r or query_task=%r asks for it",
+        "%s has the default prompt %r, which sentence-transformers prepends in encode(), but not in "
+        "encode_document() and encode_query(); to use it here, pass document_task=%r or query_task=%r",
         folder,
         name,
         name,

@@ -1,7 +1,7 @@
-"""MLX-quantized tensors: told by their shapes, kept as they are or turned into plain matrices.
+"""MLX-quantized tensors: recognized by their shapes, kept quantized or turned into plain matrices.
 
 A quantized matrix `m` is three tensors: `m.weight` packed into 32-bit words, `m.scales`, and `m.biases` in affine mode.
-Bits and group size follow from the shapes, so that checkpoints with settings per layer need no further care.
+Bits and group size follow from the shapes, so that checkpoints with per-layer settings need no special handling.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-# The modes other than affine have scales of one byte and one pair of (bits, group size) each.
+# Each mode other than affine has one-byte scales and a single (bits, group size).
 _MODES = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one matrix is quantized, in the words of `mx.quantize`."""
+    """How one matrix is quantized, in the terms of `mx.quantize`."""
 
     group_size: int
     bits: int
@@ -29,7 +29,7 @@ class Scheme:
 
 
 def check_method(config: Mapping[str, Any]) -> None:
-    """Refuse checkpoints quantized by something else than MLX.
+    """Reject checkpoints quantized by anything other than MLX.
 
     Raises:
         ModelNotFoundError: `quantization_config` names a method whose tensors are laid out differently.
@@ -38,51 +38,51 @@ def check_method(config: Mapping[str, Any]) -> None:
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
     if method is not None and "quantization" not in config:
         raise ModelNotFoundError(
-            f"the checkpoint is quantized by {method!r}, which this package cannot read; take its original, or an MLX "
+            f"the checkpoint is quantized by {method!r}, which this package cannot read; use the original, or an MLX "
             "conversion of it"
         )
 
 
 def quantized_paths(weights: Mapping[str, mx.array]) -> set[str]:
-    """Return the paths of the modules that are quantized."""
+    """Return the paths of the quantized modules."""
     return {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
 
 
 def scheme_of(path: str, weights: Mapping[str, mx.array], columns: int) -> Scheme:
-    """Tell how a matrix is quantized.
+    """Return how a matrix is quantized.
 
     Args:
-        path: of its module.
+        path: path of its module.
         weights: all tensors, by name.
-        columns: of the matrix when it is not quantized.
+        columns: columns of the plain matrix.
     Raises:
-        ModelNotFoundError: its tensors do not fit each other.
+        ModelNotFoundError: its tensors do not fit together.
     """
     weight, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
     if weight is None or weight.dtype != mx.uint32:
-        raise ModelNotFoundError(f"{path}.scales has no quantized {path}.weight of 32-bit words beside it")
+        raise ModelNotFoundError(f"{path}.scales has no matching {path}.weight of 32-bit words")
     group_size, rest = divmod(columns, scales.shape[-1])
     bits, more = divmod(weight.shape[-1] * 32, columns)
     mode = "affine" if scales.dtype != mx.uint8 else _MODES.get((bits, group_size))
     if rest or more or mode is None or (mode == "affine") != (f"{path}.biases" in weights):
         raise ModelNotFoundError(
-            f"{path} has {weight.shape} quantized weights with {scales.shape} scales, which is no quantization of "
-            f"{columns} columns that MLX has"
+            f"{path} has {weight.shape} quantized weights with {scales.shape} scales, which is not an MLX quantization "
+            f"of {columns} columns"
         )
     return Scheme(group_size, bits, mode)
 
 
 def quantize_modules(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
-    """Make the modules at these paths ready to take quantized weights."""
+    """Prepare the modules at these paths for quantized weights."""
     if schemes:
         nn.quantize(model, class_predicate=lambda path, module: asdict(schemes[path]) if path in schemes else False)
 
 
 def dequantize(path: str, weights: dict[str, mx.array], scheme: Scheme) -> None:
-    """Put a plain float32 matrix in the place of a quantized one; lazily, nothing is computed here."""
+    """Replace a quantized matrix with a plain float32 one; lazily, nothing is computed here."""
     scales, biases = weights.pop(f"{path}.scales"), weights.pop(f"{path}.biases", None)
     if scheme.mode == "affine":
-        # In float32, which takes a CPU a fifth of the time that float16 does, and is exact.
+        # In float32, which is exact and takes a CPU a fifth of the time of float16.
         scales = scales.astype(mx.float32)
         biases = None if biases is None else biases.astype(mx.float32)
     packed = weights[f"{path}.weight"]

@@ -1,8 +1,8 @@
-"""Read what a checkpoint folder says about itself: JSON and the headers of weight files, never the weights.
+"""Read a checkpoint's settings from JSON files and the headers of weight files, never the weights.
 
-A folder is either in the layout of sentence-transformers (`modules.json`, `1_Pooling/config.json`, …) or bare
-(`config.json`, weights, tokenizer). What it does not say, the family of its repository does, and else the convention
-of its architecture.
+A folder has either the layout of sentence-transformers (`modules.json`, `1_Pooling/config.json`, …) or is bare
+(`config.json`, weights, tokenizer). What it does not specify comes from the family of its repository, else from the
+convention of its architecture.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSetting
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.hub.registry import ModelSpec
 from akidb_mlx_plugin.models.architectures import (
-    attends_both_ways,
     check_code,
     check_config,
     find_architecture,
+    is_bidirectional,
     text_settings,
 )
 from akidb_mlx_plugin.pooling_names import parse_pooling
 from akidb_mlx_plugin.types import Similarity
 
 _UNBOUNDED = 1 << 30
-# Architectures whose checkpoints have a chat template that only joins prompt and text.
+# Architectures whose chat template only concatenates prompt and text.
 _PLAIN_TEMPLATES = ("embedding_gemma2", "embedding_gemma2_text")
 _DEFAULT_TOKENS = 512
 _SIMILARITIES: Mapping[str, Similarity] = {
@@ -63,19 +63,19 @@ def read_checkpoint(
     weights_digest: str = "",
     pooling: str | Sequence[str] | None = None,
 ) -> Checkpoint:
-    """Read what a checkpoint folder says about itself.
+    """Read the settings of a checkpoint folder.
 
     Args:
-        folder: it holds modules.json, or config.json, weights and tokenizer.
-        name: what the caller calls the model; None: the folder.
-        spec: the registry's entry.
-        repo: where it came from; "": the folder.
-        revision: which version; "": the digest of its weights.
-        weights_digest: as `Checkpoint.weights_digest`, where it is known; "": computed when it is asked for.
-        pooling: the caller's, in place of what the checkpoint, its family or a convention says; see `parse_pooling`.
+        folder: holds modules.json, or config.json, weights and tokenizer.
+        name: the caller's name for the model; None for the folder.
+        spec: its registry entry.
+        repo: repository it came from; "" for the folder.
+        revision: its version; "" for the digest of its weights.
+        weights_digest: `Checkpoint.weights_digest` if known; "" to compute it on demand.
+        pooling: overrides the pooling of the checkpoint, its family or the convention; see `parse_pooling`.
     Raises:
-        ModelNotFoundError: not a checkpoint, or one of a kind this package does not know.
-        InvalidInputError: no such pooling, or one that the checkpoint's dense layers cannot take.
+        ModelNotFoundError: not a checkpoint, or an unsupported one.
+        InvalidInputError: no such pooling, or one that does not fit the checkpoint's dense layers.
     """
     modules = _read_pipeline(folder)
     place = modules[0].folder if modules else folder
@@ -86,7 +86,7 @@ def read_checkpoint(
     prompts = {name: prompt for name, prompt in (sentence_config.prompts or {}).items() if prompt is not None}
     family, known_as = _find_family(folder, repo or (spec.repo if spec else ""), config, prompts)
     modes = _read_pooling(modules, family, known_as, config, pooling)
-    # Prompts for other tasks alone leave open what queries and documents get.
+    # Prompts only for other tasks leave those of queries and documents to the family.
     own_prompts = any(prompts.get(name) for names in PROMPT_NAMES.values() for name in names)
     check_default_prompt(folder, prompts, sentence_config.default_prompt_name)
     own_modes = _read_pooling(modules, family, known_as, config, None).modes
@@ -95,13 +95,13 @@ def read_checkpoint(
     dense = read_head(place, modules, config, modes.modes) if fits or not has_dense else ()
     if not fits and (dense or has_dense):
         raise InvalidInputError(
-            f"pooling {'+'.join(modes.modes)!r} makes vectors of {len(modes.modes)} parts, and the dense layers of "
-            f"{folder} were trained on another number; name as many modes as the checkpoint has"
+            f"pooling {'+'.join(modes.modes)!r} gives vectors of {len(modes.modes)} parts, but the dense layers of "
+            f"{folder} expect {len(own_modes)}; name as many modes as the checkpoint has"
         )
     if family and len(dense) < family.dense and not modules:
         raise ModelNotFoundError(
-            f"{folder} is a {known_as} without the {family.dense} dense layers behind its pooling, so that its vectors "
-            "would be others; download it with all its folders"
+            f"{folder} is a {known_as} without the {family.dense} dense layers after its pooling, so its vectors "
+            "would be wrong; download it with all its folders"
         )
     return Checkpoint(
         name=name or str(folder),
@@ -132,10 +132,10 @@ def read_checkpoint(
 
 
 def check_settings(folder: Path) -> None:
-    """Check by its JSON files alone that a checkpoint can be computed, before its weights are downloaded.
+    """Check from its JSON files that a checkpoint is supported, before its weights are downloaded.
 
     Raises:
-        ModelNotFoundError: it cannot, with the reason.
+        ModelNotFoundError: it is not, with the reason.
     """
     modules = _read_pipeline(folder)
     place = modules[0].folder if modules else folder
@@ -145,7 +145,7 @@ def check_settings(folder: Path) -> None:
 
 
 def _read_pipeline(folder: Path) -> list[Module]:
-    """Return the modules of a folder; what computes its encoder is checked first, as that says more of a refusal."""
+    """Return the modules of a folder; its config.json is checked for custom code first, for a clearer error."""
     file = folder / "config.json"
     if file.is_file():
         check_code(read_json(file), str(file))
@@ -162,23 +162,23 @@ def _read_config(place: Path, modules: list[Module], settings: TransformerSettin
     check_config(config, str(file))
     if settings.chat_template and config["model_type"] not in _PLAIN_TEMPLATES:
         raise ModelNotFoundError(
-            f"{place} puts texts through a chat template (modality_config has 'message'), which this package does not"
+            f"{place} applies a chat template to texts (modality_config has 'message'), which this package does not"
         )
     key = find_architecture(str(config["model_type"])).hidden_size
-    # The last two are what older decoders call it.
+    # The last two are its names in older decoders.
     config.setdefault("hidden_size", config.get(key) or config.get("n_embd") or config.get("d_model"))
     if config["hidden_size"] is None:
         raise ModelNotFoundError(f"{file} has no hidden_size; is it a text encoder?")
     _whole_number(config, "hidden_size", 1)
     if (place / "adapter_config.json").is_file():
         raise ModelNotFoundError(
-            f"{place} holds an adapter beside the model; merge it (peft's merge_and_unload, then save_pretrained)"
+            f"{place} holds an adapter next to the model; merge it (peft's merge_and_unload, then save_pretrained)"
         )
     return config
 
 
 def _origin_of_prompts(prompts: Mapping[str, str], family: Family | None, known_as: str) -> str:
-    """Return what says the prompts; a `family` where the checkpoint's own are not for queries and documents."""
+    """Return where the prompts come from; `family` is None if the checkpoint has its own for queries or documents."""
     if family and family.prompts:
         return f"family {known_as}"
     return "the checkpoint" if any(prompts.values()) else ""
@@ -191,7 +191,7 @@ def _read_optional(file: Path) -> dict[str, Any]:
 def _find_family(
     folder: Path, repo: str, config: Mapping[str, Any], prompts: Mapping[str, str]
 ) -> tuple[Family | None, str]:
-    """Return the family and the repository by which it is known; None and "" where there is none."""
+    """Return the family and the repository that identifies it; None and "" for no family."""
     if family := find_family(repo):
         return family, repo
     if found := find_family_in_readme(folder):
@@ -203,7 +203,7 @@ def _find_family(
 def _read_pooling(
     modules: list[Module], family: Family | None, known_as: str, config: Mapping[str, Any], chosen: object
 ) -> _Pooling:
-    """Return the pooling by the caller, else by the checkpoint, by its family, by its architecture's convention."""
+    """Return the caller's pooling, else the checkpoint's, its family's, or the convention of its architecture."""
     settings = None
     if len(modules) > 1 and modules[1].kind == "Pooling" and modules[1].settings is not None:
         settings = validate(PoolingSettings, modules[1].settings, modules[1].folder / "config.json")
@@ -216,8 +216,8 @@ def _read_pooling(
         return _Pooling(pooling_modes(settings), pool_prompt, f"{modules[1].folder.name}/config.json")
     if family and family.pooling:
         return _Pooling((family.pooling,), True, f"family {known_as}")
-    # The last token alone of a causal decoder has seen the whole text.
-    mode = "mean" if attends_both_ways(config) else "lasttoken"
+    # In a causal decoder only the last token has seen the whole text.
+    mode = "mean" if is_bidirectional(config) else "lasttoken"
     return _Pooling((mode,), True, f"{CONVENTION} of {config['model_type']}")
 
 
@@ -226,7 +226,7 @@ def _normalizes(modules: list[Module], config: Mapping[str, Any], family: Family
         return modules[-1].kind == "Normalize"
     if config["model_type"] == STATIC:
         return bool(config.get("normalize", True))
-    # A bare folder is an embedding model too, and nearly every one of those is compared by cosine.
+    # A bare folder is an embedding model too, and nearly all of those compare by cosine.
     return family is None or family.similarity == "cosine"
 
 
@@ -244,7 +244,7 @@ def _max_tokens(
     spec: ModelSpec | None,
     family: Family | None,
 ) -> int:
-    """Return the longest text in tokens: the sentence-transformers setting, else registry, family and tokenizer."""
+    """Return the longest text in tokens: from sentence-transformers' setting, else registry, family or tokenizer."""
     architecture = find_architecture(config["model_type"])
     positions = _UNBOUNDED
     if architecture.positions and config.get(architecture.positions) is not None:
@@ -252,7 +252,7 @@ def _max_tokens(
     if architecture.offset_positions:
         positions -= (1 if config.get("pad_token_id") is None else _whole_number(config, "pad_token_id", 0)) + 1
     if positions < 1:
-        raise ModelNotFoundError(f"{folder / 'config.json'} leaves no position for a token")
+        raise ModelNotFoundError(f"{folder / 'config.json'} leaves no positions for tokens")
     if config["model_type"] == STATIC:
         return positions
     if settings.max_tokens:
@@ -268,5 +268,5 @@ def _max_tokens(
 def _whole_number(config: Mapping[str, Any], key: str, least: int) -> int:
     value = config[key]
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _UNBOUNDED:
-        raise ModelNotFoundError(f"config.json: {key} must be a whole number from {least} on, not {value!r}")
+        raise ModelNotFoundError(f"config.json: {key} must be a whole number of at least {least}, not {value!r}")
     return value

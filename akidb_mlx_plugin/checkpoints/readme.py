@@ -1,4 +1,4 @@
-"""Which family a checkpoint belongs to, by what its own README.md says it was made from.
+"""Find a checkpoint's family by the base model that its README.md names.
 
 Format: YAML between two lines of `---`, https://huggingface.co/docs/hub/model-cards#model-card-metadata
 """
@@ -12,14 +12,14 @@ from typing import Any
 from akidb_mlx_plugin.checkpoints.families import Family, find_family
 
 _LARGEST_FRONT_MATTER = 1 << 16
-# What sentence-transformers' training scripts write.
+# Written by sentence-transformers' training scripts.
 _TRAINED_TAGS = {"generated_from_trainer"}
 
 
 def find_family_in_readme(folder: Path) -> tuple[Family, str] | None:
-    """Return the family of the model that a checkpoint is a copy or a conversion of, and that model's repository.
+    """Return the family and the repository of the model that a checkpoint is a copy or conversion of.
 
-    A model that was trained further belongs to no family by this: it may be used in another way than its base.
+    A fine-tuned model does not inherit a family this way: it may be used differently from its base.
     """
     facts = read_front_matter(folder)
     tags = facts.get("tags")
@@ -34,8 +34,8 @@ def find_family_in_readme(folder: Path) -> tuple[Family, str] | None:
 
 
 def read_front_matter(folder: Path) -> Mapping[str, Any]:
-    """Return the YAML at the beginning of a folder's README.md; empty where there is none that can be read."""
-    # Deferred: most checkpoints say all this in their own files.
+    """Return the YAML at the beginning of a folder's README.md; empty if there is none that can be read."""
+    # Imported here: most checkpoints give all of this in their own files.
     import yaml
 
     try:

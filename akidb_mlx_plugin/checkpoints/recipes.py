@@ -13,12 +13,12 @@ _BITS, _GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A scheme for each kind of matrix; None: it is stored as it is.
+    """A scheme for each kind of matrix; None to leave it unquantized.
 
     Attributes:
         tables: embedding tables, of which a text reads few rows.
         layers: matrices that every token is multiplied by.
-        head: dense layers behind the pooling.
+        head: dense layers after pooling.
     """
 
     tables: Scheme | None
@@ -26,9 +26,9 @@ class Recipe:
     head: Scheme | None = None
 
 
-# A table's errors are averaged out over a text's tokens, those of the layers add up from layer to layer: so bits are
-# better spent on the layers. With six of them the layers add about as much to the error as the table does; with eight
-# the mean cosine would rise by 0.001 to 0.002 and the size by 12 to 25 % (MiniLM, MPNet and EmbeddingGemma).
+# A table's errors average out over a text's tokens, whereas those of the layers accumulate: so bits are better spent on
+# the layers. With six bits the layers contribute about as much to the error as the table; with eight, the mean cosine
+# would rise by 0.001 to 0.002 and the size by 12 to 25 % (MiniLM, MPNet and EmbeddingGemma).
 MIXED = Recipe(Scheme(64, 4, "affine"), Scheme(64, 6, "affine"), Scheme(64, 8, "affine"))
 UNQUANTIZED = Recipe(None, None)
 
@@ -36,10 +36,10 @@ UNQUANTIZED = Recipe(None, None)
 def choose_recipe(
     bits: int | None = None, group_size: int | None = None, mode: str = "affine", name: str = "plain"
 ) -> Recipe:
-    """Return a recipe by its name, or by a scheme that tables and layers share.
+    """Return a recipe by name, or one whose tables and layers share a scheme.
 
     Args:
-        bits, group_size, mode: as `choose_scheme`, for the recipe "plain" alone.
+        bits, group_size, mode: as for `choose_scheme`; only for the recipe "plain".
         name: "plain", "mixed" (tables in 4 bits, layers in 6, the head in 8) or "unquantized".
     Raises:
         InvalidInputError: no such recipe or scheme.
@@ -56,11 +56,11 @@ def choose_recipe(
 
 
 def choose_scheme(bits: int | None = None, group_size: int | None = None, mode: str = "affine") -> Scheme:
-    """Return a way of quantizing that MLX has.
+    """Return a quantization scheme that MLX supports.
 
     Args:
-        bits: per weight; None: 4, or what the mode fixes.
-        group_size: weights that share a scale; None: 64, or what the mode fixes.
+        bits: per weight; None for 4, or the mode's fixed value.
+        group_size: weights that share a scale; None for 64, or the mode's fixed value.
         mode: "affine", "mxfp4", "nvfp4" or "mxfp8".
     Raises:
         InvalidInputError: MLX has no such scheme.
@@ -77,5 +77,5 @@ def choose_scheme(bits: int | None = None, group_size: int | None = None, mode: 
         raise InvalidInputError(f"mode must be affine, {', '.join(_FIXED_SCHEMES)}, got {mode!r}")
     fixed_bits, fixed_size = _FIXED_SCHEMES[mode]
     if (bits or fixed_bits, group_size or fixed_size) != (fixed_bits, fixed_size):
-        raise InvalidInputError(f"mode {mode} has {fixed_bits} bits in groups of {fixed_size}")
+        raise InvalidInputError(f"mode {mode} always has {fixed_bits} bits in groups of {fixed_size}")
     return Scheme(fixed_size, fixed_bits, mode)

@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint's safetensors files hold, read from their headers alone.
+"""List the tensors of a checkpoint's safetensors files from their headers.
 
 Format: eight bytes of little-endian length, that much JSON, then the tensors' bytes end to end.
 https://github.com/huggingface/safetensors#format
@@ -18,7 +18,7 @@ from akidb_mlx_plugin.hub.files import without_weights
 INDEX_NAME = "model.safetensors.index.json"
 _LFS_POINTER = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000
-# Size of a number by its format.
+# Bytes per element by dtype.
 _BITS = {
     **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
@@ -35,9 +35,9 @@ class TensorInfo:
     """One tensor of a file.
 
     Attributes:
-        dtype: its format by the file's name for it, such as "F32", "BF16" or "U32".
-        shape: its sides.
-        span: positions in the file of its first byte and one past its last.
+        dtype: as named in the file, such as "F32", "BF16" or "U32".
+        shape: its shape.
+        span: offsets in the file of its first byte and one past its last.
     """
 
     dtype: str
@@ -46,7 +46,7 @@ class TensorInfo:
 
 
 def find_weight_files(folder: Path) -> list[Path]:
-    """Return the encoder's own safetensors files, those of dense layers not among them.
+    """Return the encoder's own safetensors files, without those of dense layers.
 
     Raises:
         ModelNotFoundError: there is none, or the index names one that is missing.
@@ -68,17 +68,17 @@ def _names_in(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
-            raise ValueError("a file lies outside")
+            raise ValueError("a file is outside the folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(f"{index} cannot be read as an index of tensors: {error!r}") from error
     return names
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Return what a file says it holds, by tensor name.
+    """Return the tensors that a file's header lists, by name.
 
     Raises:
-        ModelNotFoundError: damaged, cut off, a Git LFS pointer, or not a safetensors file.
+        ModelNotFoundError: damaged, truncated, a Git LFS pointer, or not a safetensors file.
     """
     try:
         with file.open("rb") as stream:
@@ -89,7 +89,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             stream.seek(0)
             length = int.from_bytes(stream.read(8), "little")
             if length > min(_LONGEST_HEADER, file.stat().st_size):
-                raise ValueError("no header where one should be")
+                raise ValueError("no valid header")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         _check_layout(header, file.stat().st_size - 8 - length)
@@ -106,14 +106,14 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _check_layout(header: dict[str, Any], size: int) -> None:
-    """Check that the tensors fill the bytes behind the header one after the other, as the format demands."""
+    """Check that the tensors fill the bytes after the header contiguously, as the format demands."""
     spans = []
     for name, entry in header.items():
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if dtype not in _BITS:
-            raise ValueError(f"{name} has the unknown number format {dtype!r}")
+            raise ValueError(f"{name} has the unknown dtype {dtype!r}")
         if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
-            raise ValueError(f"{name} has a shape or a place that is not one: {shape}, {entry['data_offsets']}")
+            raise ValueError(f"{name} has an invalid shape or offsets: {shape}, {entry['data_offsets']}")
         if (stop - start) * 8 != math.prod(shape) * _BITS[dtype]:
             raise ValueError(f"{name} of shape {shape} in {dtype} does not take {stop - start} bytes")
         spans.append((start, stop))
@@ -123,4 +123,4 @@ def _check_layout(header: dict[str, Any], size: int) -> None:
             raise ValueError(f"tensors overlap, or leave a gap, at byte {min(start, end)}")
         end = stop
     if end != size:
-        raise ValueError(f"{size} bytes of tensors where its header speaks of {end}")
+        raise ValueError(f"it has {size} bytes of tensors, but its header lists {end}")

@@ -1,4 +1,4 @@
-"""What the JSON files beside the weights may hold: each value of its type and range, or an error that names it."""
+"""Schemas of the JSON files next to the weights: types and ranges, with errors that name the key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
 
 
 def _check_encodable(text: str) -> str:
-    """Check that a text has no unpaired surrogate, which no tokenizer takes."""
+    """Check that a text has no unpaired surrogate, which no tokenizer accepts."""
     text.encode()
     return text
 
@@ -24,13 +24,13 @@ Text = Annotated[str, AfterValidator(_check_encodable)]
 
 
 class Schema(BaseModel):
-    """A JSON object; what it holds beside its fields is kept as extras."""
+    """A JSON object; unknown keys are kept as extras."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
 
 class PoolingSettings(Schema):
-    """`1_Pooling/config.json`; before sentence-transformers 5.5 a flag for each mode."""
+    """`1_Pooling/config.json`; before sentence-transformers 5.5 it had a flag for each mode."""
 
     pooling_mode: str | list[str] | None = None
     include_prompt: bool | None = None
@@ -64,9 +64,9 @@ class SentenceConfig(Schema):
 
 
 class TokenizerConfig(Schema):
-    """What of `tokenizer_config.json` says how long texts may be and how they end."""
+    """The keys of `tokenizer_config.json` that set the maximum length and how texts end."""
 
-    # transformers writes 1e30 where a tokenizer has no limit of its own.
+    # transformers writes 1e30 for a tokenizer without a limit.
     model_max_length: int | float | None = Field(default=None, ge=1)
     add_eos_token: bool | None = None
     eos_token: str | dict[str, Any] | None = None
@@ -76,12 +76,12 @@ Known = TypeVar("Known", bound=Schema)
 
 
 def validate(schema: type[Known], value: Mapping[str, Any], file: Path) -> Known:
-    """Return an object of a JSON file as its schema.
+    """Return a JSON object validated by its schema.
 
     Args:
-        schema: what it should be.
-        value: what it is.
-        file: where it stands, for the message.
+        schema: the schema.
+        value: the object.
+        file: the file it is from, for the message.
     Raises:
         ModelNotFoundError: a value of another type or out of range; file and key are named.
     """

@@ -1,7 +1,7 @@
-"""The layout of sentence-transformers: a pipeline in `modules.json`, each module's settings in a folder of its own.
+"""The layout of sentence-transformers: a pipeline in `modules.json`, each module's settings in its own folder.
 
 Source: sentence_transformers 6, and what versions since 0.3 have written. A setting that would change the vectors is
-honoured, or refused by name.
+honored, or rejected by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from akidb_mlx_plugin.checkpoints.schemas import PoolingSettings
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-# sentence-transformers `Pooling` before version 5.5: the order is that in which several modes are concatenated.
+# Flags of sentence-transformers' `Pooling` before version 5.5, in the order in which modes are concatenated.
 _POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -27,10 +27,10 @@ _POOLING_FLAGS = {
 # Dropout does nothing outside training.
 _IGNORED = {"Dropout"}
 _SUPPORTED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
-# Where the classes live that this package computes: a class of the same name from elsewhere may do something else.
+# Package of the supported classes: a class of the same name from elsewhere may do something else.
 _PACKAGE = "sentence_transformers."
 _VECTOR = "sentence_embedding"
-# Settings that are read, and others at the one value that changes nothing.
+# Settings that are read, and settings supported only at the value that changes nothing.
 _KNOWN_SETTINGS: Mapping[str, set[str]] = {
     "Pooling": {"pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension", *_POOLING_FLAGS},
     "Dense": {"in_features", "out_features", "bias", "activation_function", "use_residual"},
@@ -49,8 +49,8 @@ class Module:
 
     Attributes:
         kind: "Transformer", "StaticEmbedding", "Pooling", "Dense" or "Normalize".
-        folder: where its files lie.
-        settings: its own config.json; None: its folder is not there, as in conversions that copied only the root.
+        folder: folder of its files.
+        settings: its own config.json; None if its folder is missing, as in conversions that copied only the root.
     """
 
     kind: str
@@ -83,11 +83,10 @@ def _load_json(file: Path) -> Any:
 
 
 def read_modules(folder: Path) -> list[Module]:
-    """Return the pipeline of a folder, or nothing for a bare checkpoint.
+    """Return the pipeline of a folder; empty for a bare checkpoint.
 
     Raises:
-        ModelNotFoundError: unreadable, or a pipeline of other modules, settings or another order than this package
-            computes.
+        ModelNotFoundError: unreadable, or with modules, settings or an order that this package does not support.
     """
     file = folder / "modules.json"
     if not file.is_file():
@@ -98,32 +97,32 @@ def read_modules(folder: Path) -> list[Module]:
         _check_settings(module)
     kinds = [module.kind for module in modules]
     if "Pooling" in kinds:
-        # There is no vector yet that such a module could work on.
+        # A Normalize before pooling has no text vector to work on.
         before = kinds.index("Pooling")
         modules = [module for i, module in enumerate(modules) if i > before or module.kind != "Normalize"]
         kinds = [module.kind for module in modules]
     start = ["Transformer", "Pooling"] if kinds[:1] == ["Transformer"] else ["StaticEmbedding"]
     if kinds[: len(start)] != start or set(kinds[len(start) :]) - {"Dense", "Normalize"}:
         raise ModelNotFoundError(
-            f"{file} orders its modules {', '.join(kinds) or 'none'}; supported are Transformer and Pooling, or "
+            f"{file} lists the modules {', '.join(kinds) or 'none'}; supported are Transformer and Pooling, or "
             "StaticEmbedding, then any number of Dense and Normalize"
         )
     return modules
 
 
 def _read_entries(file: Path) -> list[tuple[str, str]]:
-    """Return kind and path of every module that does something."""
+    """Return the kind and path of every module that has an effect."""
     try:
         types = [(entry["type"], entry["path"]) for entry in _load_json(file)]
         if any(Path(path).is_absolute() or ".." in Path(path).parts for _, path in types):
-            raise ValueError("a module lies outside")
+            raise ValueError("a module is outside the folder")
         foreign = [name for name, _ in types if not name.startswith(_PACKAGE)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelNotFoundError(f"{file} cannot be read as a list of modules: {error!r}") from error
     if foreign:
         raise ModelNotFoundError(
-            f"{file} names the class {foreign[0]}, which is code of the checkpoint's own; this package runs none, and "
-            "computes only sentence-transformers' own modules"
+            f"{file} names the class {foreign[0]}, which is custom code; this package runs none, and supports "
+            "only sentence-transformers' own modules"
         )
     entries = [(name.rpartition(".")[2], path) for name, path in types]
     unknown = sorted({kind for kind, _ in entries} - {*_SUPPORTED, *_IGNORED})
@@ -142,7 +141,7 @@ def _read_settings(folder: Path, kind: str) -> Mapping[str, Any] | None:
 
 
 def _check_settings(module: Module) -> None:
-    """Check that a module has no setting that this package would read past."""
+    """Check that a module has no setting that this package would ignore."""
     if module.settings is None or module.kind not in _KNOWN_SETTINGS:
         return
     fixed = _FIXED_SETTINGS[module.kind]
@@ -150,7 +149,9 @@ def _check_settings(module: Module) -> None:
         if name in _KNOWN_SETTINGS[module.kind] or value is None or value == fixed.get(name, False):
             continue
         what = (
-            "works on tokens or on another output" if name in fixed else "has a setting that this package does not know"
+            "has an unsupported input or output"
+            if name in fixed
+            else "has a setting that this package does not support"
         )
         raise ModelNotFoundError(f"{module.folder / 'config.json'} {what}: {name} = {value!r}")
 

@@ -1,7 +1,7 @@
-"""What config.json counts against what the weights can hold, before a module is built.
+"""Check the counts in config.json against the weights before any module is built.
 
-Modules are built from the counts, one object per layer: a million layers would take the machine's memory before the
-strict loading could find that there are no weights for them.
+Modules are built from the counts, one object per layer: a million layers would exhaust memory before `load_strictly`
+could find that they have no weights.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import mlx.core as mx
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-# Under the names of all architectures. A layer has a tensor of its own, and so has a group of layers that share theirs.
+# By the names that all architectures use. Every layer, or group of layers that share weights, has its own tensor.
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_hidden_groups", "inner_group_num")
-# Each is at most one axis of some tensor: a width, or a number of parts that lie beside each other in one.
+# Each is at most the length of some tensor's axis: a width, or a number of parts stacked along it.
 _WIDTHS = (
     *("vocab_size", "hidden_size", "intermediate_size", "embedding_size", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "num_experts", "num_local_experts", "n_embd", "n_inner", "n_head", "n_heads", "dim", "hidden_dim"),
     *("d_model", "d_ff", "d_kv", "num_heads", "relative_attention_num_buckets", "type_vocab_size"),
 )
-# A quantized matrix keeps up to 16 numbers, of two bits, in each of its columns. What is wrong by less than that takes
-# little memory, and the strict loading names the tensor.
+# A quantized matrix packs up to 16 two-bit numbers into each of its columns. Smaller errors take little memory, and
+# `load_strictly` names the tensor.
 _SLACK = 16
 
 
 def check_sizes(config: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> None:
-    """Check that a checkpoint's counts are within what its weights can hold; null and other types are left to others.
+    """Check that a checkpoint's counts are plausible for its weights; skips null and values of other types.
 
     Args:
-        config: of config.json.
-        tensors: of the weights, of which only the shapes are looked at.
+        config: `config.json`.
+        tensors: the weights; only their shapes are read.
     Raises:
-        ModelNotFoundError: one is far larger; it is named.
+        ModelNotFoundError: a count is far too large; it is named.
     """
     _check(config, _LAYERS, len(tensors), f"its weights have {len(tensors)} tensors")
     longest = max((size for value in tensors.values() for size in value.shape), default=0)

@@ -1,4 +1,4 @@
-"""`StaticEmbedding`, a table of token vectors without a transformer: how such a checkpoint is told and described.
+"""Recognize and describe a `StaticEmbedding` checkpoint: a table of token vectors without a transformer.
 
 Source: sentence_transformers `StaticEmbedding` and model2vec, whose files it reads.
 """
@@ -14,12 +14,12 @@ from akidb_mlx_plugin.checkpoints.safetensors import find_weight_files, read_hea
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, read_json
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-# What this package calls the architecture, which has no model_type of its own.
+# This package's name for the architecture, which has no model_type.
 STATIC = "static_embedding"
-# The names of the table: sentence-transformers', and model2vec's.
+# Names of the table in sentence-transformers and in model2vec.
 TABLE_NAMES = ("embedding.weight", "embeddings")
 _MODEL2VEC = "model2vec"
-# Such a model has no limit; longer texts than this say nothing more by their mean.
+# Such a model has no limit, but the mean of a longer text gains nothing.
 _MAX_TOKENS = 1_000_000
 
 
@@ -34,7 +34,7 @@ def is_static(where: Sequence[Module] | Path) -> bool:
 
 
 def read_static_config(folder: Path) -> dict[str, Any]:
-    """Return what stands in for `config.json`: the sides of the table, from the header of its file.
+    """Return a substitute for `config.json`: the shape of the table, from the header of its file.
 
     Raises:
         ModelNotFoundError: there is no table.
@@ -45,10 +45,10 @@ def read_static_config(folder: Path) -> dict[str, Any]:
     table = next((tensors[name] for name in TABLE_NAMES if name in tensors), None)
     if table is None or len(table.shape) != 2:
         raise ModelNotFoundError(
-            f"{folder} is a StaticEmbedding, and its weights hold no table {' or '.join(TABLE_NAMES)}; they hold "
+            f"{folder} is a StaticEmbedding, but its weights hold no table {' or '.join(TABLE_NAMES)}; they hold "
             f"{', '.join(sorted(tensors)[:3]) or 'nothing'}"
         )
-    # A table may be shared by several tokens: then the mapping has a row for each of them.
+    # Several tokens may share a row of the table: then the mapping has an entry for each token.
     rows = tensors["mapping"].shape[0] if "mapping" in tensors else table.shape[0]
     return {
         "model_type": STATIC,

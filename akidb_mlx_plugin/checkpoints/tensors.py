@@ -1,4 +1,4 @@
-"""Tensors from safetensors files into modules: each where it belongs, none missing and none left over."""
+"""Load tensors from safetensors files into modules strictly: none missing, none left over."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mlx.utils import tree_flatten, tree_unflatten
 from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, read_header
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-# What NumPy reads the formats of a safetensors file as; it has no bfloat16.
+# NumPy dtypes for those of a safetensors file; NumPy has no bfloat16.
 _NUMPY_FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 _NUMPY_FORMATS |= {f"{kind.upper()}{size * 8}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
 
 def read_tensors(file: Path) -> dict[str, mx.array]:
-    """Return a safetensors file's tensors, lazy; those in float64 as float32.
+    """Return a safetensors file's tensors, lazily; float64 as float32.
 
     Raises:
         ModelNotFoundError: it is damaged.
     """
-    # MLX would notice a file that was cut off only when it gets there.
+    # MLX would notice a truncated file only once it reads that far.
     header = read_header(file)
     if any(info.dtype == "F64" for info in header.values()):
         return {name: _read_tensor(file, name, info) for name, info in header.items()}
@@ -37,9 +37,9 @@ def read_tensors(file: Path) -> dict[str, mx.array]:
 
 
 def _read_tensor(file: Path, name: str, info: TensorInfo) -> mx.array:
-    """Read one tensor by NumPy: MLX refuses a whole file for one tensor in float64."""
+    """Read one tensor with NumPy: MLX rejects a whole file for one float64 tensor."""
     if info.dtype not in _NUMPY_FORMATS:
-        raise ModelNotFoundError(f"{file} has {name} in the format {info.dtype}, which this package cannot read")
+        raise ModelNotFoundError(f"{file} has {name} as {info.dtype}, which this package cannot read")
     start, stop = info.span
     values = np.fromfile(file, np.uint8, stop - start, offset=start).view(_NUMPY_FORMATS[info.dtype])
     values = values.reshape(info.shape)
@@ -49,21 +49,21 @@ def _read_tensor(file: Path, name: str, info: TensorInfo) -> mx.array:
 
 
 def original_names(weights: Mapping[str, mx.array], tensors: Mapping[str, mx.array]) -> dict[str, str]:
-    """Return what sanitized tensors are called in the checkpoint, those that were only renamed."""
+    """Return the checkpoint's names of sanitized tensors, for those that were only renamed."""
     stored = {id(value): name for name, value in tensors.items()}
     return {name: stored[id(value)] for name, value in weights.items() if id(value) in stored}
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], origin: str, names: Mapping[str, str]) -> None:
-    """Put tensors into a module.
+    """Load tensors into a module, exactly one for each parameter.
 
     Args:
-        module: it takes every tensor, and there is one for each of its parameters.
+        module: the module to fill.
         weights: by the module's names.
         origin: where they come from, for the message.
-        names: what they are called there, where that differs.
+        names: their names in the checkpoint, where different.
     Raises:
-        ModelNotFoundError: one is missing, left over, or of another shape; it is named.
+        ModelNotFoundError: a tensor is missing, unknown, or has the wrong shape; it is named.
     """
     wanted = dict(tree_flatten(module.parameters()))
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
@@ -71,12 +71,12 @@ def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], origin: st
     problems = [f"lacks the tensor {_some([prefix + name for name in missing])}"] if missing else []
     problems += [f"has an unknown tensor {_some([names.get(name, name) for name in extra])}"] if extra else []
     problems += [
-        f"has {names.get(name, name)} of shape {weights[name].shape} where {wanted[name].shape} is expected"
+        f"has {names.get(name, name)} of shape {weights[name].shape}, expected {wanted[name].shape}"
         for name in sorted(wanted.keys() & weights.keys())
         if weights[name].shape != wanted[name].shape
     ][:3]
     problems += [
-        f"has {names.get(name, name)} as {_dtype_name(weights[name])}, which holds no weights that this package reads"
+        f"has {names.get(name, name)} as {_dtype_name(weights[name])}, which this package cannot read as weights"
         for name in sorted(wanted.keys() & weights.keys())
         if not _fits(weights[name].dtype, wanted[name].dtype)
     ][:3]
@@ -86,7 +86,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], origin: st
 
 
 def _fits(stored: mx.Dtype, wanted: mx.Dtype) -> bool:
-    """Return whether a tensor may be a parameter: numbers for numbers, packed bits only where they are expected."""
+    """Return whether a dtype suits a parameter: any float for a float, packed bits only where they are expected."""
     if mx.issubdtype(wanted, mx.floating):
         return bool(mx.issubdtype(stored, mx.floating))
     return bool(stored == wanted)
@@ -97,7 +97,7 @@ def _dtype_name(tensor: mx.array) -> str:
 
 
 def _common_prefix(names: Mapping[str, str]) -> str:
-    """Return what a checkpoint puts before every name, such as "model."."""
+    """Return the prefix of all names in a checkpoint, such as "model."."""
     prefixes = {original.removesuffix(name) for name, original in names.items() if original.endswith(name)}
     return prefixes.pop() if len(prefixes) == 1 else ""
 

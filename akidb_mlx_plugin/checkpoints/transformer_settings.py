@@ -1,6 +1,6 @@
-"""What `sentence_bert_config.json` sets for the transformer of a sentence-transformers pipeline.
+"""Settings in `sentence_bert_config.json` for the transformer of a sentence-transformers pipeline.
 
-Source: sentence_transformers 6 `Transformer`, and the arguments that versions before it wrote there.
+Source: sentence_transformers 6 `Transformer`, and the arguments that earlier versions wrote there.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-# sentence-transformers takes the first of these that is there.
+# sentence-transformers reads the first of these that exists.
 _KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _FILES = tuple(f"sentence_{kind}_config.json" for kind in _KINDS)
 _READ = {"max_seq_length", "do_lower_case"}
-# At any other value the vectors would be others.
+# Any other value would change the vectors.
 _FIXED: Mapping[str, Any] = {
     "transformer_task": "feature-extraction",
     "module_output_name": "token_embeddings",
@@ -28,7 +28,7 @@ _FIXED: Mapping[str, Any] = {
     "tokenizer_name_or_path": None,
     "backend": "torch",
 }
-# How transformers loads and computes, not what.
+# How transformers loads and computes, but not what.
 _WITHOUT_EFFECT = {
     "add_pooling_layer",
     "attn_implementation",
@@ -59,10 +59,10 @@ class TransformerSettings:
     """Settings of the transformer module.
 
     Attributes:
-        max_tokens: longest text in tokens; None: not said.
+        max_tokens: longest text in tokens; None if not given.
         lowercase: fold case before tokenizing.
-        config: settings that stand in for those of `config.json`.
-        chat_template: whether texts go through the chat template of the checkpoint's processor.
+        config: settings that override those of `config.json`.
+        chat_template: whether the checkpoint's chat template is applied to texts.
     """
 
     max_tokens: int | None = None
@@ -72,10 +72,10 @@ class TransformerSettings:
 
 
 def read_transformer_settings(folder: Path) -> TransformerSettings:
-    """Read the settings that lie beside the transformer; the defaults where there are none.
+    """Read the settings next to the transformer; defaults if there are none.
 
     Raises:
-        ModelNotFoundError: unreadable, or a setting that would give other vectors; it is named.
+        ModelNotFoundError: unreadable, or a setting that would change the vectors; it is named.
     """
     file = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if file is None:
@@ -105,22 +105,22 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
 
 
 def _check_modalities(file: Path, modalities: object) -> None:
-    """Check that texts go through the model's plain forward pass to its last hidden state."""
+    """Check that texts take the model's plain forward pass to its last hidden state."""
     text = modalities.get("text") if isinstance(modalities, Mapping) else None
     if modalities is None or text == {"method": "forward", "method_output_name": "last_hidden_state"}:
         return
     raise ModelNotFoundError(
-        f"{file} takes token vectors from elsewhere than the last hidden state: modality_config = {modalities!r}"
+        f"{file} does not take token vectors from the last hidden state: modality_config = {modalities!r}"
     )
 
 
 def _check_arguments(file: Path, name: str, arguments: object) -> None:
-    """Check that arguments to transformers' model or tokenizer change nothing that is computed."""
+    """Check that arguments to transformers' model or tokenizer do not change the result."""
     if arguments is not None and not isinstance(arguments, Mapping):
         raise ModelNotFoundError(f"{file}: {name} must be an object, not {arguments!r}")
     for key, value in (arguments or {}).items():
         if key not in _WITHOUT_EFFECT and (key, value) != ("truncation_side", "right"):
             raise ModelNotFoundError(
-                f"{file} passes {key} = {value!r} by {name}, which this package does not support; save the model with "
+                f"{file} passes {key} = {value!r} in {name}, which this package does not support; save the model with "
                 "that setting in its own config.json or tokenizer_config.json"
             )

@@ -1,4 +1,4 @@
-"""The command `akidb-mlx`: one module per group of commands, nothing heavy imported before it is needed."""
+"""The command `akidb-mlx`: one module per group of commands; heavy imports only when needed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from akidb_mlx_plugin.cli.output import PlainFormatter, print_error
 from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
 from akidb_mlx_plugin.cli.search import search as search_command
 from akidb_mlx_plugin.errors import EmbeddingError
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="akidb-mlx",
@@ -57,7 +59,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log progress and details.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
@@ -71,17 +73,17 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 an error told in one line, 2 wrong usage.
+    """Run the command line; exit status 0 on success, 1 on an error, reported in one line, 2 on wrong usage.
 
     Raises:
-        KeyboardInterrupt: for whoever started it, who ends with 130.
+        KeyboardInterrupt: for the caller, which exits with 130.
         SystemExit: with the exit status.
     """
     try:
         try:
             app(standalone_mode=True)
         finally:
-            # Now, while it can still be told that there is no room for it.
+            # Flushed here, where a full disk can still be reported.
             sys.stdout.flush()
     except EmbeddingError as error:
         print_error(str(error))
@@ -94,12 +96,12 @@ def main() -> None:
         _drop_output()
         sys.exit(1)
     except Exception as error:
-        # What no part of this package or of the libraries below it foresaw; a stack trace helps those who look for it.
-        logging.getLogger(__name__).info("unforeseen", exc_info=error)
-        print_error(f"{type(error).__name__}: {error} (--verbose before the command shows where)")
+        # An error that neither this package nor its libraries expected; --verbose shows the stack trace.
+        logger.info("unexpected error", exc_info=error)
+        print_error(f"{type(error).__name__}: {error} (for a stack trace, put --verbose before the command)")
         sys.exit(1)
 
 
 def _drop_output() -> None:
-    """Lose what is still to be written: the reader has gone (`| head`), or there is no room."""
+    """Discard remaining output: the reader is gone (`| head`), or the disk is full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

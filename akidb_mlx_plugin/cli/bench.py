@@ -1,4 +1,4 @@
-"""`akidb-mlx bench`: how fast this machine embeds, how it behaves under load, and which settings suit it."""
+"""`akidb-mlx bench`: how fast this machine embeds, how it performs under load, and which settings suit it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _WARM_UP = 32
 
 @app.callback()
 def _group() -> None:
-    """Measure this machine with real text: the docstrings of the standard library, or a file of your own.
+    """Benchmark this machine with real text: the standard library's docstrings, or your own file.
 
-    Every command writes its figures as JSON and a picture as PNG to --output. Ctrl-C ends it and keeps what there is.
+    Every command writes its results as JSON and a plot as PNG to --output. Ctrl-C stops it and keeps partial results.
 
     Example: akidb-mlx bench throughput --texts 100,1000
     """
@@ -44,8 +44,8 @@ def _group() -> None:
 @app.command()
 def throughput(
     texts: Annotated[str, typer.Option(help="Numbers of texts, comma-separated.")] = "100,300,1000,3000,10000",
-    runs: Annotated[int, typer.Option(min=1, help="Times each number is measured.")] = 3,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Texts in one call; all, if not given.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs per number of texts.")] = 3,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Texts per call; default: all.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -53,7 +53,7 @@ def throughput(
     output: OutputOption = DEFAULT_OUTPUT,
     json: JsonOption = False,
 ) -> None:
-    """Texts and tokens per second, and the peak of memory, by number of texts.
+    """Measure texts and tokens per second, and peak memory, by number of texts.
 
     Example: akidb-mlx bench throughput --texts 100,1000,10000 --runs 5
     """
@@ -74,8 +74,8 @@ def throughput(
 
 @app.command()
 def latency(
-    tokens: Annotated[str, typer.Option(help="Lengths of queries in tokens, comma-separated.")] = "8,12,16,32,64,128",
-    repeats: Annotated[int, typer.Option(min=1, help="Queries of each length.")] = 200,
+    tokens: Annotated[str, typer.Option(help="Query lengths in tokens, comma-separated.")] = "8,12,16,32,64,128",
+    repeats: Annotated[int, typer.Option(min=1, help="Queries per length.")] = 200,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -83,7 +83,7 @@ def latency(
     output: OutputOption = DEFAULT_OUTPUT,
     json: JsonOption = False,
 ) -> None:
-    """How long one query takes, by its length: directly on the model, and through the service's queue.
+    """Measure single-query latency by length: directly on the model, and through the service's queue.
 
     Example: akidb-mlx bench latency --tokens 8,12,64 --repeats 500
     """
@@ -105,11 +105,11 @@ def latency(
 @app.command()
 def load(
     qps: QpsOption = 50.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long requests are sent.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of load.")] = 60.0,
     arrivals: Annotated[
-        Literal["uniform", "poisson"], typer.Option(help="Evenly spaced, or each independent of the others.")
+        Literal["uniform", "poisson"], typer.Option(help="Evenly spaced, or independent of each other.")
     ] = "uniform",
-    whole: Annotated[bool, typer.Option("--whole", help="Send whole texts, not only their first lines.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Send whole texts instead of first lines.")] = False,
     batch_size: BatchSizeOption = None,
     batch_timeout_ms: TimeoutOption = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -119,9 +119,9 @@ def load(
     output: OutputOption = DEFAULT_OUTPUT,
     json: JsonOption = False,
 ) -> None:
-    """Single queries at a fixed rate, however long the answers take; latency counts from when each was due.
+    """Send single queries at a fixed rate, however long the answers take; latency counts from when each was due.
 
-    Exit status 1 where a request was not answered.
+    Exits with status 1 if a request was not answered.
 
     Example: akidb-mlx bench load --qps 50 --seconds 600
     """
@@ -145,7 +145,7 @@ def load(
             on_sent=lambda: bar.advance(task),
         ).run()
         memory_bytes["end"] = resident_bytes()
-        # The system keeps its own peak only roughly up to date.
+        # The system updates its own peak only approximately.
         memory_bytes["peak"] = max(peak_bytes(), *memory_bytes.values())
     settings = describe_settings(config, threads, corpus)
     settings |= {"qps": qps, "seconds": seconds, "arrivals": arrivals, "whole": whole}
@@ -157,7 +157,7 @@ def load(
 
 @app.command()
 def soak(
-    minutes: Annotated[float, typer.Option(min=0.01, help="How long.")] = 20.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes to run.")] = 20.0,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -165,11 +165,11 @@ def soak(
     output: OutputOption = DEFAULT_OUTPUT,
     json: JsonOption = False,
 ) -> None:
-    """Mixed load of many callers, and whether memory, threads or file descriptors grow meanwhile.
+    """Check for leaks of memory, threads and file descriptors under mixed load from many callers.
 
-    Queries, small and large batches and cancelled requests, of several kinds and dimensions. After the first five
-    minutes, or the first quarter of a shorter run, memory must stay within 5 % and nothing may be gained. Exit status 1
-    where that does not hold or a request failed.
+    Sends queries, small and large batches and cancelled requests, of several kinds and dimensions. After the first five
+    minutes, or the first quarter of a shorter run, memory must stay within 5 %, and no threads or descriptors may be
+    gained. Exits with status 1 if this does not hold or a request failed.
 
     Example: akidb-mlx bench soak --minutes 20
     """
@@ -199,8 +199,8 @@ def soak(
 @app.command()
 def tune(
     qps: QpsOption = 20.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long each pair is tried.")] = 5.0,
-    bulk: Annotated[int, typer.Option(min=0, help="Texts of the large request always under way; 0: none.")] = 100,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds per pair.")] = 5.0,
+    bulk: Annotated[int, typer.Option(min=0, help="Texts in each concurrent large request; 0 for none.")] = 100,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,5,10,20,50,100",
     timeouts_ms: Annotated[str, typer.Option(help="Batch timeouts, comma-separated.")] = "0,10,25,50,100",
     model: ModelOption = DEFAULT_MODEL,
@@ -212,8 +212,8 @@ def tune(
 ) -> None:
     """Try every batch_size with every batch_timeout_ms, and recommend a pair.
 
-    Queries arrive at the given rate while one large request after the other is embedded beside them. Recommended is the
-    lowest P95 of the queries among the pairs that keep up with the rate; of equal ones the smaller.
+    Queries arrive at the given rate while large requests run one after another. The recommended pair has the lowest
+    query P95 among those that keep up with the rate; of equals, the smaller.
 
     Example: akidb-mlx bench tune --qps 20
     """

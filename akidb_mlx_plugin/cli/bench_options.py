@@ -1,4 +1,4 @@
-"""What the commands of `akidb-mlx bench` share: their options, and what becomes of a report."""
+"""Shared by the commands of `akidb-mlx bench`: options, and publishing a report."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ DEFAULT_OUTPUT = Path("bench-results")
 DEFAULT_MODEL = "minilm-l6-v2"
 
 ModelOption = Annotated[str, typer.Option(help="Short name, org/repo or checkpoint folder.")]
-DeviceOption = Annotated[str | None, typer.Option(help="gpu, cpu or auto; if not given, as configured.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="Cores to run on, all if not given (Linux).")]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Most texts in a batch; if not given, as configured.")]
+DeviceOption = Annotated[str | None, typer.Option(help="gpu, cpu or auto; default: as configured.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Cores to run on (Linux); default: all.")]
+BatchSizeOption = Annotated[int | None, typer.Option(help="Most texts in a batch; default: as configured.")]
 TimeoutOption = Annotated[
-    float | None,
-    typer.Option(help="Length of a large request's slices while small requests arrive; defaults to the configuration."),
+    float | None, typer.Option(help="Longest that a running batch delays others; default: as configured.")
 ]
 QpsOption = Annotated[float, typer.Option(min=0.1, help="Queries per second.")]
 CorpusOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="One text per line; if not given, the standard library's docstrings."),
+    typer.Option(metavar="FILE", help="One text per line; default: the standard library's docstrings."),
 ]
-OutputOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the JSON and PNG files go.")]
+OutputOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the JSON and PNG files.")]
 
 _Found = TypeVar("_Found")
 _Number = TypeVar("_Number", int, float)
@@ -48,11 +47,11 @@ def prepare(
     batch_size: int | None = None,
     batch_timeout_ms: float | None = None,
 ) -> EmbeddingConfig:
-    """Return the configuration to measure, with its model on this machine and this thread on its cores.
+    """Return the configuration to measure, after downloading its model and limiting this thread to its cores.
 
     Raises:
-        InvalidInputError: an option cannot be used.
-        DownloadError: the model could not be fetched.
+        InvalidInputError: an invalid option.
+        DownloadError: the model could not be downloaded.
     """
     from akidb_mlx_plugin.benchmarks.subject import limit_cores
     from akidb_mlx_plugin.checkpoints.reader import check_settings
@@ -70,7 +69,7 @@ def prepare(
 
 
 def describe_settings(config: EmbeddingConfig, threads: int | None, corpus: Path | None) -> dict[str, Any]:
-    """Return what every report says of how it was made."""
+    """Return the settings that every report includes."""
     return {
         "mode": config.mode,
         "model": config.mlx.model if config.mode == "mlx" else config.mode,
@@ -83,7 +82,7 @@ def describe_settings(config: EmbeddingConfig, threads: int | None, corpus: Path
 
 
 def measuring_bar(unit: str) -> Progress:
-    """Return a progress bar that keeps out of the way: drawing takes time from what is measured."""
+    """Return a progress bar that redraws rarely, so as not to disturb the measurement."""
     bar = progress(unit)
     bar.live.refresh_per_second = 1
     bar.disable = not sys.stderr.isatty()
@@ -91,7 +90,7 @@ def measuring_bar(unit: str) -> Progress:
 
 
 def read_texts(corpus: Path | None) -> list[str]:
-    """Return the corpus; reading the standard library takes some seconds, and a bar says so."""
+    """Return the corpus, showing a bar: reading the standard library takes some seconds."""
     from akidb_mlx_plugin.benchmarks.texts import read_corpus
 
     with measuring_bar("texts") as bar:
@@ -100,22 +99,22 @@ def read_texts(corpus: Path | None) -> list[str]:
 
 
 def parse_numbers(text: str, option: str, kind: type[_Number]) -> list[_Number]:
-    """Return the numbers of a comma-separated list, each above 0 or, of kind float, at least 0.
+    """Return the numbers in a comma-separated list, each above 0 or, for kind float, at least 0.
 
     Raises:
-        typer.BadParameter: there is something else in it.
+        typer.BadParameter: the list has anything else.
     """
     try:
         numbers = [kind(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 10,100", param_hint=option) from error
     if any(number < 0 or (number == 0 and kind is int) for number in numbers):
-        raise typer.BadParameter(f"{text!r} has a number in it that is too small", param_hint=option)
+        raise typer.BadParameter(f"{text!r} has a number that is too small", param_hint=option)
     return numbers
 
 
 def collect(results: Iterator[_Found], total: int, unit: str) -> tuple[list[_Found], bool]:
-    """Return what a benchmark hands out, with a bar meanwhile, and whether the user ended it early."""
+    """Return a benchmark's results, showing a bar, and whether the user ended it early."""
     found: list[_Found] = []
     with measuring_bar(unit) as bar:
         task = bar.add_task("measuring", total=total)
@@ -129,7 +128,7 @@ def collect(results: Iterator[_Found], total: int, unit: str) -> tuple[list[_Fou
 
 
 def publish(report: Report, draw: Callable[[Figure, Report], None], folder: Path, as_json: bool) -> None:
-    """Print a report and write its files; exit status 130 if it was interrupted, after that."""
+    """Print a report and write its files; then exit with status 130 if it was interrupted."""
     from akidb_mlx_plugin.benchmarks.report import PLOT_REMEDY, write_json, write_plot
 
     written = [write_json(report, folder)]
@@ -141,5 +140,5 @@ def publish(report: Report, draw: Callable[[Figure, Report], None], folder: Path
             typer.echo(PLOT_REMEDY, err=True)
     typer.echo(f"written: {', '.join(str(file) for file in written)}", err=True)
     if report.interrupted:
-        print_error("interrupted; this is what there was by then")
+        print_error("interrupted; results are partial")
         raise typer.Exit(INTERRUPTED)

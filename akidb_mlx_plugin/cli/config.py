@@ -1,4 +1,4 @@
-"""`akidb-mlx config`: what is in force, and why."""
+"""`akidb-mlx config`: the effective configuration, and its sources."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 
 from akidb_mlx_plugin.cli.output import JsonOption, print_json, print_rows
 
-app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+app = typer.Typer(help="Show the configuration.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Look at the configuration."""
+    """Show the configuration."""
 
 
 @app.command()
@@ -25,7 +25,7 @@ def show(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print every key with its value and where it comes from: a default, the file, or a variable.
+    """Print every key with its value and source: a default, the file, or an environment variable.
 
     Example: akidb-mlx config show --config config.yaml
     """
@@ -40,7 +40,7 @@ def show(
 
 
 def _as_yaml(value: Any) -> str:
-    """Write a value as the file would hold it; a prompt in quotes, so that its last space is seen."""
+    """Format a value as in the file; a prompt in quotes, so that a trailing space is visible."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str) and value == value.strip() and ": " not in value and "\n" not in value:

@@ -1,4 +1,4 @@
-"""`akidb-mlx convert`: a smaller copy of a model."""
+"""`akidb-mlx convert`: a quantized or unpickled copy of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from akidb_mlx_plugin.cli.output import JsonOption, print_json
 
 def convert(
     source: Annotated[str, typer.Argument(help="Short name, Hugging Face repository or checkpoint folder.")],
-    target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist, or be empty.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
     bits: Annotated[int | None, typer.Option(help="Bits per weight: 2, 3, 4, 5, 6 or 8; 4 by default.")] = None,
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale: 32, 64 or 128; 64 by default.")
@@ -23,21 +23,21 @@ def convert(
     recipe: Annotated[
         str,
         typer.Option(
-            help="plain: the same bits everywhere; mixed: embedding tables in 4 bits, layers in 6, dense layers behind "
-            "the pooling in 8; unquantized: as it is, for weights that are a pickle."
+            help="plain: the same bits everywhere; mixed: embedding tables in 4 bits, layers in 6, dense layers after "
+            "pooling in 8; unquantized: for pickled weights."
         ),
     ] = "plain",
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a model into a new folder, and print how much smaller and how true to the original it is.
+    """Quantize a model into a new folder, and print its size and its similarity to the original.
 
-    Weights that are a pickle alone (pytorch_model.bin) are read where PyTorch is installed.
+    Pickled weights (pytorch_model.bin) can be converted where PyTorch is installed.
 
     Example: akidb-mlx convert minilm-l6-v2 ./minilm-8bit --bits 8
 
     Example: akidb-mlx convert ./contriever ./contriever-safetensors --recipe unquantized
     """
-    # Deferred: MLX takes longer to import than the other commands to run.
+    # Imported here: importing MLX takes longer than running most commands.
     from akidb_mlx_plugin.checkpoints.convert import convert_checkpoint
     from akidb_mlx_plugin.checkpoints.reader import check_settings
     from akidb_mlx_plugin.checkpoints.recipes import choose_recipe
@@ -47,13 +47,13 @@ def convert(
     chosen = choose_recipe(bits, group_size, mode, recipe)
     folder = ensure_model(source, show_progress=sys.stderr.isatty(), check=check_settings).folder
     done = convert_checkpoint(folder, target, chosen)
-    # Pickled weights cannot be loaded to compare with.
+    # Pickled weights cannot be loaded for comparison.
     cosine = mean_cosine(folder, target) if any(folder.rglob("*.safetensors")) else None
     if as_json:
         facts = {"bytes_before": done.bytes_before, "bytes_after": done.bytes_after, "mean_cosine": cosine}
         print_json({"folder": done.folder, **facts, "quantized": done.quantized, "kept": done.kept})
         return
-    kept = f"; {done.kept} matrices do not divide into groups and stay as they are" if done.kept else ""
+    kept = f"; {done.kept} matrices do not divide into groups and stay unquantized" if done.kept else ""
     typer.echo(f"{human_size(done.bytes_before)} before, {human_size(done.bytes_after)} after{kept}")
     if cosine is not None:
         typer.echo(f"mean cosine to the original on sample texts: {cosine:.4f}")

@@ -1,4 +1,4 @@
-"""The databases that commands are pointed at: opened if they are there, never made."""
+"""Open the databases that commands name: existing ones only, never created."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 _CHROMA_PORT = 8000
 _URI = re.compile(r"[a-z][a-z0-9+]*://")
-# Of a server that answers with a page.
+# Longest error message kept: a server may answer with a whole page.
 _LONGEST_MESSAGE = 300
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def host_errors(source: str) -> Iterator[None]:
-    """Turn whatever a database raises into one line that names it: its files may be damaged, or its server another's.
+    """Turn any error of a database into one line that names it: its files may be damaged, its server a different one.
 
     Raises:
         EmbeddingError: with the error as its cause.
@@ -32,27 +32,27 @@ def host_errors(source: str) -> Iterator[None]:
     except EmbeddingError:
         raise
     except BaseException as error:
-        # Broken files make the hosts raise anything: errors of their own, of SQLite, Arrow and HTTP, bare ones, and
-        # panics of Rust, which are not even an Exception.
+        # With damaged files the databases raise anything: their own errors, those of SQLite, Arrow and HTTP, bare
+        # exceptions, and Rust panics, which are not even an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        # A process that ends, and typer's ways to end one.
+        # The process is exiting, or typer ends it.
         if isinstance(error, MemoryError | BrokenPipeError) or type(error).__module__.startswith(("click", "typer")):
             raise
-        logger.info("what %s raised", source, exc_info=error)
+        logger.info("error from %s", source, exc_info=error)
         message = " ".join(str(error).split()) or type(error).__name__
         if type(error) in (KeyError, AttributeError, TypeError, AssertionError, IndexError):
-            message = f"{type(error).__name__}: {message} (--verbose shows where)"
+            message = f"{type(error).__name__}: {message} (--verbose shows the stack trace)"
         if len(message) > _LONGEST_MESSAGE:
             message = f"{message[:_LONGEST_MESSAGE]}…"
         raise EmbeddingError(f"{source}: {message}") from error
 
 
 def open_chroma(source: str) -> Any:
-    """Return a client for a server's address, or for a folder that holds a database already.
+    """Return a client for a server's address, or for a folder with an existing database.
 
     Raises:
-        InvalidInputError: no database there.
+        InvalidInputError: there is no such database.
         EmbeddingError: no server answers, or Chroma is not installed.
     """
     try:
@@ -63,7 +63,7 @@ def open_chroma(source: str) -> Any:
     settings = Settings(anonymized_telemetry=False)
     if not _URI.match(source):
         folder = Path(source).expanduser()
-        # Chroma would make a new, empty database of any folder.
+        # Chroma would create a new, empty database in any folder.
         if not (folder / "chroma.sqlite3").is_file():
             raise InvalidInputError(f"no Chroma database at {source}: the folder has no chroma.sqlite3")
         with host_errors(source):
@@ -84,7 +84,7 @@ def open_lancedb(source: str, table: str) -> Any:
     """Return the connection to a LanceDB database that has a table.
 
     Raises:
-        InvalidInputError: no database there, or no such table.
+        InvalidInputError: there is no such database or table.
         EmbeddingError: LanceDB is not installed.
     """
     try:

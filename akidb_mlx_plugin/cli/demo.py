@@ -1,4 +1,4 @@
-"""`akidb-mlx demo`: the standard library's docstrings in Chroma and LanceDB, and answers from both."""
+"""`akidb-mlx demo`: index the standard library's docstrings in Chroma and LanceDB, and search both."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _QUESTIONS = (
 )
 _TEXTS = 1000
 _CHUNK = 100
-# Shown for each question: a person who asked one reads more than a person who is shown three.
+# Results per question: more for the user's own question than for each of the three built-in ones.
 _HITS, _HITS_BUILT_IN = 5, 3
 
 
 @dataclass(frozen=True)
 class _Store:
-    """One database, as the demo needs it: what it holds, how to add, how to ask."""
+    """One database of the demo: its contents, and functions to add and to search."""
 
     title: str
     names: Callable[[], set[str]]
@@ -43,8 +43,8 @@ class _Store:
 
 
 def demo(
-    question: Annotated[str | None, typer.Argument(help="What to look for; without it, three built-in ones.")] = None,
-    path: Annotated[Path | None, typer.Option(help="Where the two databases are kept.")] = None,
+    question: Annotated[str | None, typer.Argument(help="A question; default: three built-in ones.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Folder for the two databases.")] = None,
     model: Annotated[str, typer.Option(help="Model to embed with.")] = "minilm-l6-v2",
     pooling: PoolingOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -58,7 +58,7 @@ def demo(
 
     download_model(model, show_progress=sys.stderr.isatty())
     folder = path or default_cache_dir().parent / "demo"
-    # What both databases accept as a name, whatever the model's is.
+    # A name that both databases accept.
     short = re.sub(r"[^A-Za-z0-9]+", "_", f"{model} {pooling or ''}").strip("_")[-60:]
     version = f"python_{sys.version_info.major}_{sys.version_info.minor}_{short}"
     corpus = popular_docstrings(_TEXTS)
@@ -73,7 +73,7 @@ def demo(
 
 
 def _fill(store: _Store, corpus: Sequence[Docstring], bar: Progress) -> None:
-    """Add what the store does not have yet, so that an interrupted run is taken up again."""
+    """Add missing documents, so that an interrupted run can continue."""
     present = store.names()
     missing = [doc for doc in corpus if doc.name not in present]
     task = bar.add_task(f"{store.title}: embedding", total=len(missing))

@@ -1,4 +1,4 @@
-"""`akidb-mlx doctor`: what is installed, what computes and how fast, what is within reach, and what to do about it."""
+"""`akidb-mlx doctor`: check packages, device, speed, cache and hub, and suggest remedies."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 _PACKAGES = ("mlx", "tokenizers", "huggingface_hub", "chromadb", "lancedb")
 _OPTIONAL = {"chromadb": "chroma", "lancedb": "lancedb"}
 _HUB_TIMEOUT_S = 3.0
-# The reference BLAS reaches 2 on any machine, a real one 40 and more on a single core.
+# The reference BLAS reaches 2 on any machine, an optimized one 40 and more on a single core.
 _SLOW_GFLOPS = 15.0
 
 
 @dataclass(frozen=True)
 class _Finding:
-    """One thing that was looked at; a remedy where something is off."""
+    """The result of one check, with a remedy if it found a problem."""
 
     check: str
     found: str
@@ -38,9 +38,9 @@ class _Finding:
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Show versions, device, BLAS speed, models present and whether a hub is reachable, with remedies.
+    """Check versions, device, BLAS speed, cached models and access to the hub, and suggest remedies.
 
-    Exit status 1 where something is off that keeps texts from being embedded well.
+    Exits with status 1 if a problem affects embedding; an unreachable hub does not count.
 
     Example: akidb-mlx doctor
     """
@@ -58,7 +58,7 @@ def _packages() -> Iterator[_Finding]:
             yield _Finding(package, version(package))
         except PackageNotFoundError:
             extra = _OPTIONAL.get(package)
-            # Someone who keeps text in one of the two databases is well without the other.
+            # Users of one database do not need the other.
             hint = f"not installed; only for {package}: pip install 'akidb-mlx-plugin[{extra}]'" if extra else "missing"
             yield _Finding(package, hint, "" if extra else f"pip install {package}")
 
@@ -92,7 +92,7 @@ def _describe_blas(blas: Blas) -> str:
 
 
 def _measure_gflops() -> float:
-    """Return billions of float32 operations a second over the best of five products of 1024 x 1024 matrices."""
+    """Return billions of float32 operations per second in the best of five products of 1024 x 1024 matrices."""
     import mlx.core as mx
 
     side = 1024
@@ -118,7 +118,7 @@ def _cache() -> Iterator[_Finding]:
     remedy = "free some disk space, or set AKIDB_MODEL_CACHE_DIR to a larger disk" if free < 1 else ""
     yield _Finding("model cache", f"{folder}: {size:.2f} GB used, {free:.0f} GB free", remedy)
     names = ", ".join(model.repo for model in models)
-    yield _Finding("models present", names or "none; akidb-mlx models download NAME fetches one")
+    yield _Finding("models present", names or "none; to get one: akidb-mlx models download NAME")
     if shared := ", ".join(model.repo for model in list_shared_models()):
         yield _Finding("Hugging Face cache", shared)
 
@@ -148,7 +148,7 @@ def _hub() -> _Finding:
         return _Finding(
             "hub",
             f"{endpoint} not reachable: {reason}",
-            "models in the cache and minilm-l6-v2 (from the Python package index) work without; "
-            "for others copy a checkpoint folder here and name its path, or set HF_ENDPOINT to a mirror",
+            "cached models and minilm-l6-v2 (from the Python package index) work without it; "
+            "for others, copy a checkpoint folder here and pass its path, or set HF_ENDPOINT to a mirror",
         )
     return _Finding("hub", f"{endpoint} reachable")

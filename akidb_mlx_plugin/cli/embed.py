@@ -1,4 +1,4 @@
-"""`akidb-mlx embed`: a file of texts into a file of vectors."""
+"""`akidb-mlx embed`: embed a file of texts into a file of vectors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK = 512
 
 @dataclass
 class _Total:
-    """What was done so far."""
+    """Running totals."""
 
     texts: int = 0
     tokens: int = 0
@@ -33,26 +33,26 @@ class _Total:
 
 
 def embed(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file of texts; - is standard input.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Ends in .npy, .jsonl or .parquet.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file of texts, or - for standard input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .npy, .jsonl or .parquet.")],
     model: Annotated[
-        str | None, typer.Option(help="Short name, repository or checkpoint folder; else as configured.")
+        str | None, typer.Option(help="Short name, repository or checkpoint folder; default: as configured.")
     ] = None,
-    kind: Annotated[Kind, typer.Option(help="Which of the model's prompts goes before each text.")] = "document",
-    dimension: Annotated[int | None, typer.Option(help="Length of the vectors; without it, the model's.")] = None,
+    kind: Annotated[Kind, typer.Option(help="Which of the model's prompts to prepend.")] = "document",
+    dimension: Annotated[int | None, typer.Option(help="Length of the vectors; default: the model's.")] = None,
     pooling: PoolingOption = None,
-    text_field: Annotated[str, typer.Option(help="Where in JSONL and Parquet the text is.")] = "text",
-    vector_field: Annotated[str, typer.Option(help="Where in JSONL and Parquet the vector goes.")] = "vector",
+    text_field: Annotated[str, typer.Option(help="Field of the text in JSONL and Parquet.")] = "text",
+    vector_field: Annotated[str, typer.Option(help="Field for the vector in JSONL and Parquet.")] = "vector",
     input_format: Annotated[
-        Literal["lines", "jsonl", "parquet"] | None, typer.Option(help="Of INPUT, where its name does not say.")
+        Literal["lines", "jsonl", "parquet"] | None, typer.Option(help="Format of INPUT; default: by its name.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Embed each line of a file, or a field of each row of JSONL or Parquet.
 
-    An .npy file holds the vectors alone, (N, D) float32 in the order of the input; JSONL and Parquet keep the rows and
-    add the vector to each. An empty line is a text like any other. Any size goes through in little memory. The output
-    appears when it is whole: an interrupted run leaves what was there before.
+    An .npy file holds only the vectors, (N, D) float32 in input order; JSONL and Parquet keep the rows and add a vector
+    to each. An empty line is a text like any other. Memory use does not grow with the input. The output appears only
+    when complete: an interrupted run leaves an existing file untouched.
 
     Example: akidb-mlx embed texts.txt --output vectors.npy --model minilm-l6-v2
 
@@ -100,7 +100,7 @@ def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer:
 
 
 def _open_service(model: str | None, dimension: int | None, pooling: str | None) -> EmbeddingService:
-    """Return a service with its model on this machine, so that a download has a bar of its own."""
+    """Return a service whose model has been downloaded, so that the download has its own bar."""
     from akidb_mlx_plugin.checkpoints.reader import check_settings
     from akidb_mlx_plugin.hub import ensure_model
     from akidb_mlx_plugin.service import EmbeddingService

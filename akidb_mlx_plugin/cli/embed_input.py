@@ -1,4 +1,4 @@
-"""Texts for `akidb-mlx embed`: lines, JSONL or Parquet, a chunk at a time."""
+"""Read texts for `akidb-mlx embed` from lines, JSONL or Parquet, a chunk at a time."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from akidb_mlx_plugin.validation import check_unicode
 
 Format = Literal["lines", "jsonl", "parquet"]
 
-PARQUET_REMEDY = "Parquet needs pyarrow, which LanceDB brings: pip install 'akidb-mlx-plugin[lancedb]'"
-# Rows of a Parquet file that are in memory as Python objects at once.
+PARQUET_REMEDY = "Parquet needs pyarrow, which comes with LanceDB: pip install 'akidb-mlx-plugin[lancedb]'"
+# Rows of a Parquet file in memory as Python objects at once.
 _BATCH = 512
-# What is certainly not one text a line, whatever its lines hold.
+# File types that certainly do not have one text per line.
 _OTHER_FORMATS = (".csv", ".tsv", ".json", ".xlsx", ".gz", ".bz2", ".xz", ".zip", ".zst")
 _FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 
 
 class TextSource:
-    """Rows with a text each, in order; a context manager that holds the file open.
+    """Rows with a text each, in order; a context manager that keeps the file open.
 
     Attributes:
-        text_field: where in a row the text is.
-        total: how many rows there are; None: not known beforehand.
-        schema: Arrow's, of Parquet; None: of anything else.
+        text_field: name of the text field in a row.
+        total: number of rows; None if unknown.
+        schema: Arrow schema of a Parquet file; None for other formats.
     """
 
     def __init__(self, path: str, file_format: Format | None, text_field: str) -> None:
         """Open a file.
 
         Args:
-            path: "-" is standard input.
-            file_format: None: by the name's ending; lines if that says nothing.
-            text_field: of JSONL and Parquet; lines are rows with this one field.
+            path: "-" for standard input.
+            file_format: None to go by the extension; lines if that is unknown.
+            text_field: field in JSONL and Parquet; lines become rows with only this field.
         Raises:
-            InvalidInputError: no such file, or not of its format.
+            InvalidInputError: no such file, or not in its format.
         """
         self.text_field = text_field
         self.total: int | None = None
@@ -49,7 +49,7 @@ class TextSource:
         suffix = Path(path).suffix.lower()
         if file_format is None and suffix in _OTHER_FORMATS:
             raise InvalidInputError(
-                f"{path} does not look like lines, JSONL or Parquet; convert it, or say what it is by --input-format"
+                f"{path} does not look like lines, JSONL or Parquet; convert it, or specify --input-format"
             )
         self._format = file_format or _FORMATS.get(suffix, "lines")
         self._close = ExitStack()
@@ -65,10 +65,10 @@ class TextSource:
         self._close.close()
 
     def read_chunks(self, size: int) -> Iterator[list[dict[str, Any]]]:
-        """Yield the rows, so many at a time; each has a string in its text field.
+        """Yield the rows in chunks of `size`; each has a string in its text field.
 
         Raises:
-            InvalidInputError: a row that is not of the format, or has no text; it names the row.
+            InvalidInputError: a row is not in the format, or has no text; it names the row.
         """
         readers = {"lines": self._read_lines, "jsonl": self._read_objects, "parquet": self._read_table}
         numbered = enumerate(readers[self._format](), start=1)
@@ -91,7 +91,7 @@ class TextSource:
             except (ValueError, RecursionError) as error:
                 reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
                 raise InvalidInputError(f"line {number} of {self._label} is not JSON: {reason}") from error
-            # A list of texts is written either way.
+            # JSON Lines of plain strings are accepted too.
             yield {self.text_field: row} if isinstance(row, str) else row
 
     def _read_table(self) -> Iterator[dict[str, Any]]:
@@ -117,7 +117,7 @@ class TextSource:
             fields = f"{', '.join(map(str, row)):.400}" or "none"
             raise InvalidInputError(
                 f"row {number} of {self._label} has no text in field {self.text_field!r}; its fields are {fields}; "
-                "name the right one with --text-field"
+                "specify the right one with --text-field"
             )
         check_unicode(text, f"the text in row {number} of {self._label}")
 

@@ -1,4 +1,4 @@
-"""Vectors from `akidb-mlx embed`: npy, JSONL or Parquet, whole or not at all."""
+"""Write vectors of `akidb-mlx embed` as npy, JSONL or Parquet, completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from akidb_mlx_plugin.types import Vector
 
 Rows = Sequence[dict[str, Any]]
 
-# Room for the header of an .npy file, which names the number of rows and is written last.
+# Room for the header of an .npy file, which has the number of rows and is written last.
 _NPY_HEADER = 128
 
 
 class VectorWriter(ABC):
-    """Takes rows and their vectors chunk by chunk; to be closed before its file is, also after an error."""
+    """Writes rows and their vectors chunk by chunk; close it before its file, also after an error."""
 
     _inner: Any = None
 
@@ -33,8 +33,8 @@ class VectorWriter(ABC):
 
         Args:
             file: open for writing, and seekable.
-            schema: Arrow's, of the rows; None: found out from the first ones.
-            field: where in a row the vector goes.
+            schema: Arrow schema of the rows; None to infer it from the first ones.
+            field: field for the vector in a row.
         """
         self._file = file
         self._schema = schema
@@ -46,24 +46,24 @@ class VectorWriter(ABC):
 
     @abstractmethod
     def finish(self, dimension: int) -> None:
-        """Write what can only be written at the end.
+        """Write what can be written only at the end.
 
         Args:
-            dimension: of the vectors, even if there were none.
+            dimension: length of the vectors, even if there are none.
         """
 
     def close(self) -> None:
-        """Let go of what writes the format, if anything does."""
+        """Close the writer of the format, if any."""
         if self._inner is not None:
             self._inner.close()
 
     def _check_free(self, rows: Rows) -> None:
         if any(self._field in row for row in rows):
-            raise InvalidInputError(f"the rows have a field {self._field!r} already; choose another --vector-field")
+            raise InvalidInputError(f"the rows already have a field {self._field!r}; choose another --vector-field")
 
 
 class NpyWriter(VectorWriter):
-    """An array (N, D) float32 in the order of the input, and nothing else."""
+    """Writes only an (N, D) float32 array, in input order."""
 
     _count = 0
 
@@ -75,7 +75,7 @@ class NpyWriter(VectorWriter):
         self._file.write(vectors.astype("<f4", copy=False).tobytes())
 
     def finish(self, dimension: int) -> None:
-        """Write the header, in the place that was left for it.
+        """Write the header into the space reserved for it.
 
         Source: numpy.lib.format, version 1.0.
         """
@@ -86,19 +86,19 @@ class NpyWriter(VectorWriter):
 
 
 class JsonlWriter(VectorWriter):
-    """The rows as they came, each with its vector."""
+    """Writes the input rows, each with its vector."""
 
     def write(self, rows: Rows, vectors: Vector) -> None:
         """Append rows."""
         self._check_free(rows)
         for row, vector in zip(rows, vectors, strict=True):
-            # Nine digits are enough for a float32 to come back as it was; str() of one gives fewer where it can.
+            # Nine digits round-trip a float32; its str() gives fewer where possible.
             numbers = "[" + ", ".join(map(str, vector)) + "]"
             try:
                 line = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
             except ValueError as error:
                 raise InvalidInputError(
-                    f"a row has a number that JSON cannot hold ({error}); write .parquet"
+                    f"a row has a number that JSON cannot represent ({error}); write .parquet"
                 ) from error
             except RecursionError as error:
                 raise InvalidInputError("a row is nested too deeply for JSON; write .parquet") from error
@@ -106,11 +106,11 @@ class JsonlWriter(VectorWriter):
             self._file.write(f"{line[:-1]}{comma}{json.dumps(self._field)}: {numbers}}}\n".encode())
 
     def finish(self, dimension: int) -> None:
-        """Do nothing: every line is whole."""
+        """Do nothing: every line is complete."""
 
 
 class ParquetWriter(VectorWriter):
-    """The rows as they came, with a column of fixed-size lists."""
+    """Writes the input rows with a column of fixed-size lists."""
 
     def write(self, rows: Rows, vectors: Vector) -> None:
         """Append a row group."""
@@ -132,10 +132,10 @@ class ParquetWriter(VectorWriter):
         try:
             self._open(schema).write_table(pa.table([*columns, column], schema=schema))
         except pa.ArrowException as error:  # such as an object without any field
-            raise InvalidInputError(f"Parquet cannot hold these rows: {error}; write .jsonl instead") from error
+            raise InvalidInputError(f"Parquet cannot store these rows: {error}; write .jsonl instead") from error
 
     def _make_column(self, name: str, rows: Rows, kind: Any) -> Any:
-        """Return one field of the rows as Arrow has it; `kind` is its type, None: as the values say."""
+        """Return one field of the rows as an Arrow array; `kind` is its type, None to infer it."""
         import pyarrow as pa
 
         values = [row.get(name) for row in rows]
@@ -149,7 +149,7 @@ class ParquetWriter(VectorWriter):
             ) from error
 
     def finish(self, dimension: int) -> None:
-        """Close the file's own index; without any rows, write an empty table."""
+        """Write the file's footer; without any rows, write an empty table."""
         import pyarrow as pa
 
         schema = self._schema if self._schema is not None else pa.schema([])
@@ -172,11 +172,11 @@ _WRITERS: dict[str, type[VectorWriter]] = {
 
 
 def find_writer(path: Path) -> type[VectorWriter]:
-    """Return what writes a file of this name.
+    """Return the writer class for a file name.
 
     Raises:
-        InvalidInputError: an ending that names no format, or a folder.
-        EmbeddingError: Parquet, and no pyarrow.
+        InvalidInputError: an unknown extension, or a folder.
+        EmbeddingError: Parquet without pyarrow.
     """
     if path.suffix.lower() not in _WRITERS:
         raise InvalidInputError(f"--output {path}: the name must end in one of {', '.join(_WRITERS)}")
@@ -192,32 +192,32 @@ def find_writer(path: Path) -> type[VectorWriter]:
 
 
 class atomic_write:  # noqa: N801 - used as a context manager, named like contextlib's
-    """A file beside the wanted one, put in that one's place if all went well; otherwise nothing is left.
+    """Writes a temporary file next to the target, and replaces the target on success; otherwise leaves nothing.
 
-    What is there keeps its permissions. A link stays one, and what it leads to is replaced; a pipe or a device gets the
-    bytes once there are all of them.
+    An existing file keeps its permissions. A symbolic link is kept and its target replaced; a pipe or a device gets the
+    bytes once they are complete.
 
-    A class and no generator: an interrupt may come while it is entered, and then nobody would run the generator's end.
+    A class, not a generator: an interrupt while it is being entered would leave a generator's cleanup unrun.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._real = Path(os.path.realpath(path))
-        self._beside: Path | None = None
+        self._temporary: Path | None = None
         if not self._real.exists() or self._real.is_file():
-            self._beside = self._real.with_name(f".akidb-mlx-{os.getpid()}.part")
+            self._temporary = self._real.with_name(f".akidb-mlx-{os.getpid()}.part")
 
     def __enter__(self) -> BinaryIO:
         """Open the file.
 
         Raises:
-            InvalidInputError: it cannot be written there.
+            InvalidInputError: it cannot be written.
         """
         try:
-            if self._beside is None:
+            if self._temporary is None:
                 self._file: BinaryIO = cast(BinaryIO, tempfile.TemporaryFile())
                 return self._file
-            self._file = open(self._beside, "wb")
+            self._file = open(self._temporary, "wb")
             if self._real.exists():
                 os.fchmod(self._file.fileno(), stat.S_IMODE(self._real.stat().st_mode))
             return self._file
@@ -233,16 +233,16 @@ class atomic_write:  # noqa: N801 - used as a context manager, named like contex
             with self._file:
                 if kind is None:
                     self._complete()
-            if kind is None and self._beside is not None:
-                self._beside.replace(self._real)
+            if kind is None and self._temporary is not None:
+                self._temporary.replace(self._real)
                 _sync_folder(self._real.parent)
         finally:
             self._remove()
 
     def _complete(self) -> None:
-        """Have every byte where it cannot be lost: on disk, or with whoever reads the pipe."""
+        """Flush every byte to the disk, or to the reader of the pipe."""
         self._file.flush()
-        if self._beside is not None:
+        if self._temporary is not None:
             os.fsync(self._file.fileno())
             return
         self._file.seek(0)
@@ -250,12 +250,12 @@ class atomic_write:  # noqa: N801 - used as a context manager, named like contex
             shutil.copyfileobj(self._file, output)
 
     def _remove(self) -> None:
-        if self._beside is not None:
-            self._beside.unlink(missing_ok=True)
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name on disk too; some file systems cannot be asked for that."""
+    """Flush the new name to the disk too; some file systems do not support it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""`akidb-mlx metrics`: what the service counts, and a dashboard for it."""
+"""`akidb-mlx metrics`: the service's metrics, and a dashboard for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ app = typer.Typer(help="List the metrics, or print a Grafana dashboard for them.
 
 @app.command("list")
 def list_metrics(as_json: JsonOption = False) -> None:
-    """List the metrics with their meaning.
+    """List the metrics with descriptions.
 
     Example: akidb-mlx metrics list
     """
@@ -26,7 +26,7 @@ def list_metrics(as_json: JsonOption = False) -> None:
 
 @app.command()
 def dashboard() -> None:
-    """Print the Grafana dashboard as JSON, to be imported there.
+    """Print a Grafana dashboard as JSON, for import.
 
     Example: akidb-mlx metrics dashboard > dashboard.json
     """

@@ -1,4 +1,4 @@
-"""What `akidb-mlx models info` says of a model: by the registry, by its files, and whether it can be computed."""
+"""Facts for `akidb-mlx models info`: from the registry and the model's files, and whether it is supported."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from akidb_mlx_plugin.hub.models import find_snapshot
 from akidb_mlx_plugin.hub.registry import ModelSource
 from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
 
-# What of a checkpoint's config.json distinguishes models.
+# Settings in a checkpoint's config.json that characterize a model.
 _CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "vocab_size", "quantization")
 
 
 def collect_facts(source: ModelSource, cache_dir: Path | None) -> dict[str, Any]:
-    """Return what is known of a model by field; "supported" is left out where nothing could be read."""
+    """Return the known facts about a model by field; without "supported" if nothing could be read."""
     registry = _registry_facts(source)
     if source.folder is not None:
         return registry | {"folder": str(source.folder)} | _folder_facts(source, source.folder, str(source.folder))
@@ -58,7 +58,7 @@ def _registry_facts(source: ModelSource) -> dict[str, Any]:
 
 
 def _remote_facts(source: ModelSource, repo: str) -> dict[str, Any]:
-    """Return what a repository's settings say; its weights, which may hold other surprises, are not looked at."""
+    """Return facts from a repository's settings; its weights are not checked."""
     if is_offline():
         return _family_facts(repo)
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,7 +115,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _family_facts(repo: str) -> dict[str, Any]:
-    """Return what the family of a repository that cannot be read says."""
+    """Return facts from the family of a repository that cannot be read."""
     family = find_family(repo)
     if family is None:
         return {}

@@ -1,4 +1,4 @@
-"""Options that the commands with a model share."""
+"""Options shared by commands that take a model."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import typer
 
 PoolingOption = Annotated[
     str | None,
-    typer.Option(metavar="MODE", help="How token vectors become one, such as mean or cls+mean; else the model's way."),
+    typer.Option(metavar="MODE", help="Pooling, such as mean or cls+mean; default: the model's."),
 ]

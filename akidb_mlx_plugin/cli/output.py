@@ -1,4 +1,4 @@
-"""How commands speak: a table on a terminal, plain lines in a pipe, JSON when asked, errors in one line."""
+"""Output of commands: a table on a terminal, plain lines in a pipe, JSON on request, errors in one line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rich.table import Table
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-# A message may name what a stranger's file says, of any length.
+# A message may quote an untrusted file, at any length.
 _LONGEST_MESSAGE = 2000
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, without what a terminal would act on; strangers' names and texts may hold that."""
+    """Return a text in one line, without terminal control sequences, which untrusted names and texts may contain."""
     return "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text)
 
 
@@ -36,12 +36,12 @@ def print_error(message: str) -> None:
 def print_json(value: Any) -> None:
     """Write a value as indented JSON to standard output."""
     text = json.dumps(value, indent=2, default=str, ensure_ascii=False)
-    # JSON escapes by itself what is below 32; what else a terminal acts on stands in strings alone.
+    # JSON escapes characters below 32; other control characters can occur only in strings.
     typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 class PlainFormatter(logging.Formatter):
-    """Log records in one line each, save for a traceback, without what a terminal would act on."""
+    """Formats log records in one line each, except for a traceback, without terminal control sequences."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return a record's line."""
@@ -49,7 +49,7 @@ class PlainFormatter(logging.Formatter):
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None) -> None:
-    """Write rows that share their keys: JSON if asked, a table on a terminal, tab-separated lines in a pipe."""
+    """Write rows with the same keys: JSON on request, a table on a terminal, tab-separated lines in a pipe."""
     if as_json:
         print_json(list(rows))
         return
@@ -66,10 +66,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, titl
     above: list[str] = []
     for row in rows:
         cells = [_cell(value) for value in row.values()]
-        # The first column is a heading to the rows below it that share it.
+        # The first column is shown once for consecutive rows that share it.
         table.add_row(*(["", *cells[1:]] if above[:1] == cells[:1] else cells))
         above = cells
-    # Texts of a database are shown as they are: `[size]` in one is no markup, and `:key:` no emoji.
+    # Texts from a database are shown verbatim: `[size]` is not markup, and `:key:` is not an emoji.
     Console(markup=False, emoji=False).print(table)
 
 
@@ -88,6 +88,6 @@ def progress(unit: str = "texts") -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        # In a pipe even an invisible bar would leave an empty line behind.
+        # In a pipe even an invisible bar would leave an empty line.
         disable=not sys.stderr.isatty(),
     )

@@ -1,4 +1,4 @@
-"""`akidb-mlx reembed`: a collection or table again under another model."""
+"""`akidb-mlx reembed`: embed a collection or table again with another model."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def reembed(
     collection: Annotated[str | None, typer.Option(help="The Chroma collection to read.")] = None,
     table: Annotated[str | None, typer.Option(help="The LanceDB table to read.")] = None,
     name: Annotated[
-        str | None, typer.Option(help="The new one's name; without it, the old one's and the model's.")
+        str | None, typer.Option(help="Name of the new one; default: the old name and the model's.")
     ] = None,
-    dimension: Annotated[int | None, typer.Option(help="Length of the new vectors; without it, the model's.")] = None,
+    dimension: Annotated[int | None, typer.Option(help="Length of the new vectors; default: the model's.")] = None,
     pooling: PoolingOption = None,
     on: Annotated[str, typer.Option(help="The table's key column.")] = "id",
-    batch_size: Annotated[int | None, typer.Option(help="Documents embedded and written together.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Documents to embed and write at once.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed a collection or table again with another model, into a new one beside it.
+    """Embed a collection or table again with another model, into a new one.
 
-    The old one stays as it is. If it is interrupted, the same command continues.
+    The old one is left unchanged. After an interruption, the same command continues.
 
     Example: akidb-mlx reembed ./chroma --collection docs --model qwen3-0.6b-4bit
     """

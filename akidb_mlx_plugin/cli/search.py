@@ -1,4 +1,4 @@
-"""`akidb-mlx search`: a question to a collection or table that exists."""
+"""`akidb-mlx search`: search an existing collection or table."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
 
-# Enough to recognize a text by; --json prints all of it.
+# Enough characters to recognize a text; --json prints all of it.
 _SHOWN = 120
 
 
 def search(
-    text: Annotated[str, typer.Argument(help="What to look for, in your own words.")],
+    text: Annotated[str, typer.Argument(help="What to search for, in your own words.")],
     chroma: Annotated[str | None, typer.Option(help="Chroma: a folder, or http://host:port.")] = None,
     collection: Annotated[str | None, typer.Option(help="The Chroma collection.")] = None,
     lancedb: Annotated[str | None, typer.Option(help="LanceDB: a folder, or s3://bucket/path.")] = None,
     table: Annotated[str | None, typer.Option(help="The LanceDB table.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most results.")] = 5,
-    model: Annotated[
-        str | None, typer.Option(help="The model its vectors were made with, where it does not say so itself.")
-    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of results.")] = 5,
+    model: Annotated[str | None, typer.Option(help="The model of its vectors, if it does not store one.")] = None,
     pooling: PoolingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a Chroma collection or a LanceDB table; the question is embedded as its documents were.
+    """Search a Chroma collection or a LanceDB table; the query is embedded with the same model as its documents.
 
-    Score is cosine similarity: 1 is the same meaning, about 0 nothing in common. For the few models that were trained
-    for it, it is the dot product.
+    Scores are cosine similarities: 1 is the same meaning, near 0 is unrelated. For the few models trained for it, they
+    are dot products.
 
     Example: akidb-mlx search 'parse a date' --chroma ./chroma --collection docs
 
@@ -53,7 +51,7 @@ def search(
         rows = [{**row, "text": _shorten(row["text"]), "metadata": _plain(row["metadata"])} for row in rows]
     print_rows(rows, as_json=as_json)
     if not rows and not as_json:
-        typer.echo("nothing in it yet", err=True)
+        typer.echo("it is still empty", err=True)
 
 
 def _search_collection(
@@ -85,12 +83,12 @@ def _search_table(
         own = None
         if model or pooling:
             own = MLXEmbeddings.from_config(EmbeddingConfig.from_arguments(model, pooling=pooling))
-        # A search brings its vector, also to a table that stores no function.
+        # The search passes a vector, so that the table need not store a function.
         table = db.open_table(name) if own else open_table(db, name)
         validate_table(table, own)
         schema = open_table_schema(table, None)
         function = own or resolve_function(schema)
-        assert function is not None, "open_table has refused a table without one"
+        assert function is not None, "open_table rejects a table without one"
         vector = function.compute_query_embeddings(text)[0]
         metric = function.distance_type()
         hits = table.search(vector, vector_column_name=schema.vector).distance_type(metric).limit(limit).to_list()
@@ -112,7 +110,7 @@ def _space(configuration: Mapping[str, Any]) -> str:
 
 
 def _score(space: str, distance: float) -> dict[str, float]:
-    """Return what a row begins with: similarity where the distance says it, else the distance."""
+    """Return the first column of a row: the similarity if the distance gives one, else the distance."""
     if space in ("cosine", "ip", "dot"):
         return {"score": round(1 - distance, 4)}
     return {f"distance ({space})": round(distance, 4)}
@@ -121,7 +119,7 @@ def _score(space: str, distance: float) -> dict[str, float]:
 def _shorten(text: str | None) -> str | None:
     if text is None:
         return None
-    # A stored text may hold a terminal's control sequences.
+    # A stored text may contain terminal control sequences.
     line = " ".join("".join(char if char.isprintable() or char.isspace() else "�" for char in text).split())
     return line if len(line) <= _SHOWN or not sys.stdout.isatty() else f"{line[: _SHOWN - 1]}…"
 

@@ -1,1 +1,1 @@
-"""From texts to vectors: what lies between the texts and the encoder."""
+"""From texts to vectors: everything around the encoder."""

@@ -1,4 +1,4 @@
-"""How close the vectors of a converted model are to its original's."""
+"""Measure how close a converted model's vectors are to the original's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from akidb_mlx_plugin.inference.embedder import Embedder
 
-# For how far the vectors of a conversion are from its original's: several scripts, prose and code, short and long.
+# Sample texts: several scripts, prose and code, short and long.
 SAMPLE_TEXTS = (
     "hello",
     "What is the capital of France?",
@@ -29,7 +29,7 @@ SAMPLE_TEXTS = (
 
 
 def mean_cosine(source: Path, target: Path) -> float:
-    """Return the mean cosine similarity of two checkpoints' vectors of the sample texts, 1 for the same."""
+    """Return the mean cosine similarity of two checkpoints' vectors for the sample texts; 1 if equal."""
     vectors = []
     for folder in (source, target):
         with Embedder.load(folder) as embedder:

@@ -1,4 +1,4 @@
-"""The last step of an embedding: matryoshka truncation, then L2 normalization."""
+"""The last step of an embedding: Matryoshka truncation, then L2 normalization."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from akidb_mlx_plugin.types import Vector
 
 
 def truncate_and_normalize(vectors: Vector, dimension: int, *, normalize: bool) -> Vector:
-    """Keep the leading components of each vector, and scale it to unit length where asked to.
+    """Keep the leading components of each vector, and optionally scale it to unit length.
 
     Args:
         vectors: (N, D) float32.
         dimension: components to keep, at most D.
-        normalize: divide by the L2 norm; a vector of zeros stays one.
+        normalize: divide by the L2 norm; a zero vector stays zero.
     Returns:
         (N, dimension) float32.
     Source: "Matryoshka Representation Learning", 2022; torch.nn.functional.normalize for the smallest norm.

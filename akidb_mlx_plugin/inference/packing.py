@@ -27,7 +27,7 @@ def pack_exact(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[Tok
 
     Args:
         rows: token ids of each text, at least one each.
-        token_budget: most tokens in a batch; a longer row makes a batch of its own.
+        token_budget: most tokens in a batch; a longer row gets its own batch.
     Yields:
         Batches that together hold every row once.
     """

@@ -1,7 +1,7 @@
-"""Prompts of causal models, computed once and kept as keys and values.
+"""Cache the prompts of causal models as keys and values.
 
-No token of a causal model sees what comes after it: to every layer a prompt is the same in front of any text, and a
-query costs its own tokens alone.
+In a causal model no token sees later ones: in every layer a prompt is the same before any text, so that a query costs
+only its own tokens.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from akidb_mlx_plugin.inference.packing import pack_exact
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
 
-# What is kept: a model's few prompts, each no longer than an instruction with examples, together no more than this.
+# Limits of the cache: a model has few prompts, each no longer than an instruction with examples.
 _MOST_PROMPTS, _MOST_TOKENS, _MOST_BYTES = 4, 1024, 256 << 20
-# A prompt of a word or two costs less than what it takes to put it in front of every text in every layer.
+# A prompt of a word or two costs less than prepending its keys and values to every text in every layer.
 _LEAST_TOKENS = 8
-# The last letters of a prompt may become one token with the first of a text; so many tokens of it are computed anew.
+# The end of a prompt may merge into one token with the beginning of a text; up to this many tokens are recomputed.
 _MOST_ANEW = 4
-# Poolings that need no token of the prompt, and those that need none if the prompt is not to be pooled.
+# Pooling modes that never need the prompt's tokens, and those that do not if the prompt is not pooled.
 _WITHOUT_PROMPT, _WITHOUT_SKIPPED = {"lasttoken"}, {"lasttoken", "max", "mean", "mean_sqrt_len_tokens"}
 
 Ids = tuple[int, ...]
 
 
 class Start(NamedTuple):
-    """How texts begin; those that begin alike are computed together.
+    """How texts begin; texts with equal starts are computed together.
 
     Attributes:
-        prompt: token ids of what is computed once for all of them; empty if there is nothing.
-        known: leading tokens of each text that are taken from there.
+        prompt: token ids of the cached prompt; empty for none.
+        known: leading tokens of each text that come from the cache.
         skip: further leading tokens that are not pooled.
     """
 
@@ -44,14 +44,14 @@ class Start(NamedTuple):
 
 
 class PromptStore:
-    """The prompts of one loaded model. Safe for threads."""
+    """Cached prompts of one loaded model. Thread-safe."""
 
     def __init__(self, encoder: Encoder, modes: Sequence[str], *, pool_prompt: bool) -> None:
-        """Begin with none.
+        """Create an empty cache.
 
         Args:
-            encoder: of the model.
-            modes: of its pooling.
+            encoder: the model's encoder.
+            modes: its pooling modes.
             pool_prompt: whether the prompt's tokens are pooled too.
         """
         pooled_alone = set(modes) <= (_WITHOUT_PROMPT if pool_prompt else _WITHOUT_SKIPPED)
@@ -62,14 +62,14 @@ class PromptStore:
         self._lock = threading.Lock()
 
     def group(self, prompts: Sequence[Ids], rows: Sequence[Sequence[int]]) -> dict[Start, list[int]]:
-        """Return which rows begin alike, by their indexes.
+        """Group the indices of rows by how they start.
 
         Args:
-            prompts: for each row the tokens of its prompt alone; empty if it has none.
+            prompts: token ids of each row's prompt; empty for none.
             rows: token ids.
         """
         shared = [self._count_shared(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
-        # All that share nearly the whole prompt are computed together, from what all of them share.
+        # Rows that share nearly the whole prompt are computed together, from the tokens that all of them share.
         least: dict[Ids, int] = {}
         for prompt, count in zip(prompts, shared, strict=True):
             if count:
@@ -82,13 +82,10 @@ class PromptStore:
         return groups
 
     def prefix(self, encoder: Encoder, start: Start) -> Prefix | None:
-        """Return the known tokens of a start, None if there are none; call it on a worker.
-
-        The prompt is computed unless it is kept.
-        """
+        """Return the cached tokens of a start, computed if needed; None if there are none. Call it on a worker."""
         if not start.known:
             return None
-        # Held while it is computed: other threads want the same.
+        # Held during the computation: other threads want the same prompt.
         with self._lock:
             whole = self._kept.pop(start.prompt, None) or _compute(encoder, start.prompt)
             self._kept[start.prompt] = whole
@@ -97,14 +94,14 @@ class PromptStore:
         return whole.first(start.known)
 
     def clear(self) -> None:
-        """Free what is kept."""
+        """Empty the cache."""
         with self._lock:
             self._kept.clear()
 
     def _count_shared(self, prompt: Ids, row: Sequence[int]) -> int:
         if not _LEAST_TOKENS <= len(prompt) <= self._most_tokens:
             return 0
-        # A token is left, whose vector is pooled.
+        # At least one token remains to be pooled.
         most = min(len(prompt), len(row) - 1)
         shared = next((i for i in range(most) if prompt[i] != row[i]), most)
         return shared if shared >= len(prompt) - _MOST_ANEW else 0
@@ -113,6 +110,6 @@ class PromptStore:
 def _compute(encoder: Encoder, prompt: Ids) -> Prefix:
     (batch,) = pack_exact([prompt], len(prompt))
     prefix = encoder.compute_prefix(Tokens.from_batch(batch))
-    # An array that is still lazy can only be evaluated by the thread that made it.
+    # A lazy array can be evaluated only by the thread that made it.
     mx.eval(prefix.layers)
     return prefix

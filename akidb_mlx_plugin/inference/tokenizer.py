@@ -1,4 +1,4 @@
-"""Texts to token ids, with the tokenizer that the checkpoint brings."""
+"""Tokenize texts with the checkpoint's tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TokenRows:
 
     Attributes:
         ids: one list per text, special tokens included, at least one id each.
-        truncated: how many texts were cut.
+        truncated: number of truncated texts.
     """
 
     ids: list[list[int]]
@@ -42,20 +42,20 @@ class TextTokenizer:
         lowercase: bool = False,
         plain: bool = False,
     ) -> None:
-        """Load the tokenizer that transformers makes of a folder.
+        """Load a folder's tokenizer as transformers would.
 
         Args:
             folder: the checkpoint.
-            max_tokens: longest row, special tokens included.
-            rows: of the embedding table: a token added beyond it is ordinary text. None: not limited.
+            max_tokens: longest row, including special tokens.
+            rows: rows of the embedding table: an added token beyond it is ordinary text. None for no limit.
             end_token: every row must end with it, also after truncation.
-            lowercase: fold case first, as an old sentence-transformers setting asks.
-            plain: take tokenizer.json as it is and add no special tokens, as `StaticEmbedding` does.
+            lowercase: fold case first, for an old sentence-transformers setting.
+            plain: use tokenizer.json unchanged and add no special tokens, like `StaticEmbedding`.
         Raises:
             ModelNotFoundError: a file is missing or damaged, a setting is not supported, the vocabulary is larger than
-                the table, there is no such end token, or no room for text beside the special tokens.
+                the table, there is no such end token, or special tokens leave no room for text.
         """
-        # Deferred: an adapter may be imported and built without ever embedding a text.
+        # Imported here: an adapter may be imported and built without ever embedding a text.
         from akidb_mlx_plugin.inference.tokenizer_bounds import TextBounds
         from akidb_mlx_plugin.inference.tokenizer_loading import load_plain_tokenizer, load_tokenizer
 
@@ -70,8 +70,8 @@ class TextTokenizer:
         special = 0 if plain else self._tokenizer.num_special_tokens_to_add(False)
         if room < max(special, 1):
             raise ModelNotFoundError(
-                f"{folder} allows {max_tokens} tokens for a text, which its special tokens alone exceed; "
-                "raise max_seq_length in sentence_bert_config.json"
+                f"{folder} allows {max_tokens} tokens per text, which its special tokens alone exceed; "
+                "increase max_seq_length in sentence_bert_config.json"
             )
         self._tokenizer.enable_truncation(max_length=room, direction=loaded.side)
         self._bounds = TextBounds(self._tokenizer, room, loaded.side)
@@ -80,9 +80,9 @@ class TextTokenizer:
         """Return the token ids of each text.
 
         Args:
-            texts: prompts already in front.
+            texts: with prompts prepended.
         Raises:
-            InvalidInputError: a text makes no token at all, or has a character that the model cannot read.
+            InvalidInputError: a text has no tokens, or a character that the tokenizer cannot read.
         """
         encodings = self._encode(list(texts))
         ids = [encoding.ids for encoding in encodings]
@@ -90,17 +90,17 @@ class TextTokenizer:
             ids = [[*row, self._end_id] for row in ids]
         for i, row in enumerate(ids):
             if not row:
-                raise InvalidInputError(f"text {i} makes no token with this model's tokenizer; leave it out")
+                raise InvalidInputError(f"text {i} has no tokens with this model's tokenizer; leave it out")
         return TokenRows(ids, truncated=sum(bool(encoding.overflowing) for encoding in encodings))
 
     def prompt_length(self, prompt: str) -> int:
-        """Return how many leading tokens of a text belong to its prompt, as sentence-transformers counts them."""
+        """Return the number of leading tokens that belong to a prompt, counted like sentence-transformers."""
         return len(self.prompt_ids(prompt))
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the token ids of a prompt alone, less the last one if that is a special token.
+        """Return the token ids of a prompt alone, without the last one if that is a special token.
 
-        Source: sentence-transformers `Transformer`, which leaves as many tokens out of the pooling.
+        Source: sentence-transformers `Transformer`, which excludes as many tokens from pooling.
         """
         if not prompt:
             return []
@@ -113,7 +113,7 @@ class TextTokenizer:
             texts = [self._bounds.shorten(text) for text in texts]
             return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._adds_special_tokens)
         except BaseException as error:
-            # tokenizers raises bare Exception, and where its own code gave up, a PanicException, which is none.
+            # tokenizers raises bare Exception, or on a panic PanicException, which is not an Exception.
             if isinstance(error, Exception) or type(error).__name__ == "PanicException":
                 reason = " ".join(str(error).split())[:200]
                 raise InvalidInputError(f"this model's tokenizer cannot read one of the texts: {reason}") from error
@@ -131,7 +131,7 @@ class TextTokenizer:
 
 
 def load_text_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
-    """Return a checkpoint's tokenizer; errors as `TextTokenizer`."""
+    """Return a checkpoint's tokenizer; raises like `TextTokenizer`."""
     return TextTokenizer(
         checkpoint.folder,
         checkpoint.max_tokens,
@@ -143,7 +143,7 @@ def load_text_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
 
 
 def _fold_case(tokenizer: Tokenizer) -> None:
-    """Put lower case before everything else, inside the tokenizer: special tokens in a text stay what they are."""
+    """Lowercase as the tokenizer's first normalizer, so that special tokens in a text are kept."""
     from tokenizers.normalizers import Lowercase
     from tokenizers.normalizers import Sequence as InOrder
 

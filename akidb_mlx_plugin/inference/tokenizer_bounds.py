@@ -1,13 +1,12 @@
-"""How much of a long text its first tokens depend on.
+"""Shorten long texts before tokenization without changing the tokens that are kept.
 
-A text of megabytes of which a model reads 256 tokens need not be tokenized whole: that takes some 400 bytes of memory
-per character. It may be cut wherever the tokens before the cut are the same without what follows, and those after it
-without what goes before. That is so
+A text of megabytes of which a model reads 256 tokens need not be tokenized in full, which takes some 400 bytes of
+memory per character. It may be cut wherever the tokens on either side do not depend on the other side. These are
 
-- at a space between two letters, where the tokenizer splits words at spaces, and
-- between any two letters that stay as they are, where no token of the vocabulary spans the two as they stand there.
+- spaces between two letters, if the tokenizer splits words at spaces, and
+- places between any two letters that normalization leaves unchanged, if no token of the vocabulary spans them.
 
-Only parts whose effect ends at such a place are known here; with any other part in a tokenizer no text is cut.
+This holds only for known tokenizer components; with any other component, no text is cut.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram
 
-# Letters that combine with no neighbour: not in any form of normalization, and in no grapheme.
+# Letters that never combine with a neighbor, in any normalization form or grapheme.
 _CASELESS = "\u05d0-\u05ea\u0621-\u063a\u0641-\u064a\u0905-\u0939\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3"
 _LETTER = f"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u0481{_CASELESS}]"
 _BEFORE_SPACE = re.compile(f"(?<={_LETTER})(?= {_LETTER})")
@@ -46,14 +45,14 @@ _NORMALIZERS = frozenset(
     ]
 )
 _SPACE_PATTERNS = frozenset([" {2,}", r"\s+", r"\s{2,}"])
-# The patterns of GPT-2, and of Llama 3, Qwen and others after it: letters with no space after the first character, and
-# nothing looked at beyond a match but whether blanks go on.
+# The patterns of GPT-2, and of later models such as Llama 3 and Qwen: no space after the first character of a word, and
+# no lookahead but for further whitespace.
 _LATER = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|%s|\s+(?!\S)|\s+"
 _WORD_PATTERNS = frozenset(
     [r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"]
     + [_LATER % parts for parts in product((r"\p{N}", r"\p{N}{1,3}"), (r"\s*[\r\n]+", r"\s*[\r\n]"))]
 )
-# Characters per token from which a text is looked at, and how many candidates of a stretch are tried.
+# Characters per token from which a text is shortened, and candidates tried per kind of cut.
 _CHARACTERS, _CANDIDATES = 8, 64
 
 
@@ -62,11 +61,11 @@ class _Pieces:
     """What a tokenizer does to words before its model sees them.
 
     Attributes:
-        splits_at_spaces: always, and so that the space goes with the word behind it, or is dropped.
-        splits_ideographs: each is a word.
-        joinable: whether words are parts of the text as normalized, spaces and bytes replaced as below.
-        space: what stands for a space.
-        byte_level: whether a character stands for each byte.
+        splits_at_spaces: whether it splits at every space, and attaches the space to the next word or drops it.
+        splits_ideographs: whether each ideograph is a word.
+        joinable: whether words are substrings of the normalized text, with spaces and bytes replaced as below.
+        space: replacement of a space.
+        byte_level: whether each byte is replaced by a character.
     """
 
     splits_at_spaces: bool
@@ -77,15 +76,15 @@ class _Pieces:
 
 
 class TextBounds:
-    """Cuts texts of which a tokenizer keeps only a beginning or an end; the tokens that are kept stay the same."""
+    """Shortens texts of which truncation keeps only the beginning or end, without changing the kept tokens."""
 
     def __init__(self, tokenizer: Tokenizer, room: int, side: str) -> None:
-        """Look at what the tokenizer is made of.
+        """Prepare for a tokenizer.
 
         Args:
             tokenizer: with truncation enabled, so that counting takes little memory.
             room: most tokens that are kept.
-            side: where texts are cut, "right" or "left".
+            side: truncation side, "right" or "left".
         """
         self._tokenizer = tokenizer
         self._room = room
@@ -93,7 +92,7 @@ class TextBounds:
         self.least = _CHARACTERS * room + 64
 
     def shorten(self, text: str) -> str:
-        """Return a part of a text with the same tokens where tokens are kept, or the text where none can be told."""
+        """Return a part of a text with the same kept tokens, or the whole text if no safe cut is found."""
         size = self.least
         while self._pieces is not None and 2 * size < len(text):
             part = self._beginning(text, size) if self._side == "right" else self._end(text, size)
@@ -113,8 +112,8 @@ class TextBounds:
         return text[:cut]
 
     def _end(self, text: str, size: int) -> str | None:
-        # What is done to the beginning of a text, such as a space in front, is done to the end alone too, but reaches
-        # no further than the next place at which it could have been cut.
+        # Special treatment of the beginning of a text, such as a leading space, also applies to the part that is left,
+        # but has no effect beyond the next possible cut.
         first = self._find_cut(text, len(text) - 2 * size, len(text) - size)
         second = None if first is None else self._find_cut(text, first + 1, len(text) - size // 2)
         if first is None or second is None:
@@ -140,9 +139,9 @@ class TextBounds:
         return None
 
     def _kinds(self) -> Iterator[tuple[re.Pattern[str], bool]]:
-        """Yield patterns of places to cut at, and whether every such place will do."""
+        """Yield patterns of possible cuts, and whether every match is safe."""
         assert self._pieces is not None
-        # Sums of scores are rounded differently where they begin elsewhere, so that the end of a word may not be cut.
+        # Sums of scores that begin elsewhere round differently, so that the end of a word may not be cut.
         unigram_end = isinstance(self._tokenizer.model, Unigram) and self._side == "left"
         joinable = self._pieces.joinable and self._splits_nothing_else() and not unigram_end
         if self._pieces.splits_at_spaces:
@@ -155,7 +154,7 @@ class TextBounds:
             yield _WITHIN_WORD, False
 
     def _splits_nothing_else(self) -> bool:
-        """Return whether the model treats the parts of a word as it would treat them alone."""
+        """Return whether the model treats parts of a word like separate words."""
         model = self._tokenizer.model
         if isinstance(model, Unigram):
             return True
@@ -169,7 +168,7 @@ class TextBounds:
         return any(token in form for form in forms for token in self._added)
 
     def _is_unspanned(self, text: str, cut: int) -> bool:
-        """Return whether no token of the vocabulary reaches over a place, and both its neighbours are known."""
+        """Return whether no token of the vocabulary spans a cut, and both its neighbors are in the vocabulary."""
         assert self._pieces is not None
         longest = self._longest_token
         start = cut - longest
@@ -179,7 +178,7 @@ class TextBounds:
         after = whole[len(before) :]
         if not before or not after or not whole.startswith(before):
             return False
-        # Fewer characters than were taken: they say nothing of longer tokens.
+        # With fewer characters than requested, longer tokens cannot be ruled out.
         if len(before) < longest or (len(after) < longest and cut + longest < len(text)):
             return False
         known = self._tokenizer.token_to_id
@@ -222,7 +221,7 @@ def _state(part: Any) -> dict[str, Any]:
 
 
 def _parts(part: Any) -> list[dict[str, Any]]:
-    """Return the normalizers or pre-tokenizers that a part is a sequence of."""
+    """Return the normalizers or pre-tokenizers in a component, flattened."""
 
     def flatten(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if state.get("type") == "Sequence":
@@ -235,7 +234,7 @@ def _parts(part: Any) -> list[dict[str, Any]]:
 
 
 def _read_pieces(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]]) -> _Pieces | None:
-    """Return what the parts do, or None if there is one among them that is not known."""
+    """Return what the components do, or None if one of them is unknown."""
     spaces = True
     for part in normalizers:
         if part["type"] == "Replace":
@@ -257,19 +256,19 @@ def _read_pieces(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[st
             splits, space = splits or part["split"], part["replacement"]
         elif kind == "ByteLevel":
             splits, byte_level = splits or (part["use_regex"] and spaces), True
-        elif kind == "Split" and _is_known_split(part, spaces):
+        elif kind == "Split" and _is_safe_split(part, spaces):
             splits = splits or spaces
         elif kind not in ("Punctuation", "Digits"):
             return None
-        # A space that is put before words which others have split off stands nowhere in the text.
+        # A space prepended to words that earlier components split off is not in the text.
         if kind == "Metaspace" or (kind == "ByteLevel" and part["add_prefix_space"]):
             joinable = joinable and before <= {"WhitespaceSplit"}
         before.add(kind)
     return _Pieces(splits, ideographs and words, joinable, space, byte_level)
 
 
-def _is_known_split(part: Mapping[str, Any], spaces: bool) -> bool:
-    """Return whether it splits at spaces if there are any, and otherwise never between letters."""
+def _is_safe_split(part: Mapping[str, Any], spaces: bool) -> bool:
+    """Return whether a component splits at spaces, if there are any, and otherwise never between letters."""
     if part["pattern"] == {"String": " "}:
         return not spaces
     in_order = part["behavior"] == "Isolated" or (part["behavior"] == "Removed" and part["invert"])
@@ -277,14 +276,14 @@ def _is_known_split(part: Mapping[str, Any], spaces: bool) -> bool:
 
 
 def _is_harmless(pattern: Mapping[str, str]) -> bool:
-    """Return whether what a pattern finds has no letter in it, or is more than one blank."""
+    """Return whether a pattern's matches contain no letter, or are more than one blank."""
     if "String" in pattern:
         return not re.search(_LETTER, pattern["String"])
     return pattern.get("Regex") in _SPACE_PATTERNS
 
 
 def _byte_letters() -> list[str]:
-    """Return the character that stands for each byte in byte-level vocabularies: itself where it can be seen."""
+    """Return the character for each byte in byte-level vocabularies: itself if printable."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in seen]
     letters = {byte: chr(byte) for byte in seen} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}

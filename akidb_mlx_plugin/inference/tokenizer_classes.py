@@ -1,8 +1,8 @@
-"""What transformers' tokenizer classes make of a vocabulary and of their settings.
+"""Build tokenizers like transformers' tokenizer classes, from a vocabulary and settings.
 
-In transformers 5 a class builds its own normalizer, pre-tokenizer and mostly its own template. It takes the vocabulary
-from tokenizer.json, the table of a sentencepiece normalizer, and the template if it has none. In 4.x it took all of
-tokenizer.json and changed what its settings say.
+In transformers 5 a class builds its own normalizer, pre-tokenizer and usually its own template. From tokenizer.json it
+takes only the vocabulary, the table of a sentencepiece normalizer, and the template if it has none. In 4.x it took all
+of tokenizer.json and applied its settings.
 
 Source: `models/*/tokenization_*.py` of transformers 5.24, `tokenization_*_fast.py` of 4.57.
 """
@@ -23,7 +23,7 @@ from akidb_mlx_plugin.inference.tokenizer_settings import REMEDY, TokenizerSetti
 
 NamedTokens = Mapping[str, AddedToken | str | None]
 
-# How Qwen divides a text before it merges bytes, as its tokenizer.json files have it.
+# Qwen's pre-tokenization pattern, from its tokenizer.json files.
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -44,13 +44,13 @@ class TokenizerClass:
     """One of transformers' classes.
 
     Attributes:
-        build: sets model, normalizer and pre-tokenizer of a tokenizer that has those of tokenizer.json, as 5 does.
-        adapt: makes a tokenizer from tokenizer.json do what the settings say, as 4.x does; returns whether that works.
-        tokens: its special tokens where the folder names none.
-        template: names of the tokens that open and close a text; None: as tokenizer.json says.
-        vocabulary: files that it is read from where there is no tokenizer.json.
-        mask_takes_space: whether its mask token, where the folder gives its name alone, takes the space before it.
-        plain_tokens: whether its special tokens take no spaces, whatever the folder says.
+        build: replaces the model, normalizer and pre-tokenizer of tokenizer.json, like 5.x.
+        adapt: applies the settings to a tokenizer from tokenizer.json, like 4.x; returns whether it could.
+        tokens: its default special tokens.
+        template: names of the tokens that open and close a text; None to keep tokenizer.json's.
+        vocabulary: files to read if there is no tokenizer.json.
+        mask_takes_space: whether a mask token given only by name strips the space before it.
+        plain_tokens: whether its special tokens strip no spaces, whatever the folder says.
     """
 
     build: Callable[[Tokenizer, TokenizerSettings, NamedTokens], None]
@@ -62,21 +62,21 @@ class TokenizerClass:
     plain_tokens: bool = False
 
     def read_vocabulary(self, folder: Path, named: NamedTokens) -> Tokenizer:
-        """Return a tokenizer that has a folder's vocabulary and nothing else."""
+        """Return a tokenizer with only a folder's vocabulary."""
         files = [str(folder / name) for name in self.vocabulary]
         if len(files) == 1:
             return Tokenizer(models.WordPiece.from_file(files[0], unk_token=str(named["unk_token"])))
         return Tokenizer(models.BPE.from_file(files[0], files[1]))
 
     def set_template(self, tokenizer: Tokenizer, named: NamedTokens) -> None:
-        """Put the class's own special tokens around every text; they are in the vocabulary by now."""
+        """Add the class's own special tokens around every text; they must already be in the vocabulary."""
         if self.template:
             opening, closing = (str(named[name]) if name else None for name in self.template)
             surround(tokenizer, opening, closing)
 
 
 def surround(tokenizer: Tokenizer, opening: str | None, closing: str | None) -> None:
-    """Have tokens put before and behind every text.
+    """Add tokens before and after every text.
 
     Raises:
         ModelNotFoundError: the tokenizer does not have them.
@@ -84,7 +84,7 @@ def surround(tokenizer: Tokenizer, opening: str | None, closing: str | None) -> 
     ends = [(token, tokenizer.token_to_id(token)) for token in (opening, closing) if token]
     for token, number in ends:
         if number is None:
-            raise ModelNotFoundError(f"the tokenizer has no token {token!r}, which belongs to every text; {REMEDY}")
+            raise ModelNotFoundError(f"the tokenizer has no token {token!r}, which every text needs; {REMEDY}")
     pieces = [*([opening] if opening else []), "$A", *([closing] if closing else [])]
     tokenizer.post_processor = processors.TemplateProcessing(single=pieces, special_tokens=ends)
 
@@ -97,7 +97,7 @@ def _build_bert(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedT
 
 def _adapt_bert(tokenizer: Tokenizer, settings: TokenizerSettings) -> bool:
     if not isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
-        return not settings.says("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+        return not settings.sets("do_lower_case", "strip_accents", "tokenize_chinese_chars")
     cleans = read_state(tokenizer.normalizer)["clean_text"]
     tokenizer.normalizer = normalizers.BertNormalizer(clean_text=cleans, **_bert_flags(settings))
     return True
@@ -106,8 +106,8 @@ def _adapt_bert(tokenizer: Tokenizer, settings: TokenizerSettings) -> bool:
 def _bert_flags(settings: TokenizerSettings) -> dict[str, Any]:
     return {
         "handle_chinese_chars": settings.flag("tokenize_chinese_chars", True),
-        # Where it is not said, accents go as capitals do.
-        "strip_accents": settings.flag("strip_accents", True) if settings.says("strip_accents") else None,
+        # By default, accents are stripped if text is lowercased.
+        "strip_accents": settings.flag("strip_accents", True) if settings.sets("strip_accents") else None,
         "lowercase": settings.flag("do_lower_case", True),
     }
 
@@ -127,8 +127,8 @@ def _adapt_byte_level(tokenizer: Tokenizer, settings: TokenizerSettings) -> bool
 
 
 def _adapt_by(*keys: str) -> Callable[[Tokenizer, TokenizerSettings], bool]:
-    """Return how a class adapts a tokenizer that cannot do what these settings say, other than as it does already."""
-    return lambda tokenizer, settings: not settings.says(*keys)
+    """Return an `adapt` for a class that cannot apply these settings: it succeeds only if none of them is set."""
+    return lambda tokenizer, settings: not settings.sets(*keys)
 
 
 def _build_qwen(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTokens) -> None:
@@ -177,7 +177,7 @@ def _build_albert(tokenizer: Tokenizer, settings: TokenizerSettings, named: Name
 
 
 def _build_pieces(tokenizer: Tokenizer, unknown_id: int, *, prefix: bool = True) -> None:
-    """Set the parts of a sentencepiece model with scores."""
+    """Set the components of a sentencepiece unigram model."""
     tokenizer.model = as_unigram(tokenizer.model, unknown_id)
     tokenizer.normalizer = _sentencepiece_table(tokenizer.normalizer)
     spaces = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always" if prefix else "never")
@@ -185,7 +185,7 @@ def _build_pieces(tokenizer: Tokenizer, unknown_id: int, *, prefix: bool = True)
 
 
 def _sentencepiece_table(normalizer: Any) -> normalizers.Precompiled | None:
-    """Return what a normalizer has of sentencepiece's own table of characters."""
+    """Return the sentencepiece character table in a normalizer, if any."""
     if normalizer is None:
         return None
     state = read_state(normalizer)
@@ -196,7 +196,7 @@ def _sentencepiece_table(normalizer: Any) -> normalizers.Precompiled | None:
 
 
 def _optional_flag(settings: TokenizerSettings, key: str, default: bool) -> bool:
-    """Return a setting that may be null too, which stands for the default."""
+    """Return a flag that may be null, which means the default."""
     return default if settings.values.get(key) is None else settings.flag(key, default)
 
 

@@ -1,9 +1,9 @@
-"""A checkpoint folder to the tokenizer that transformers makes of it.
+"""Load a folder's tokenizer as transformers would.
 
-Followed is transformers 5.24. Where its class would tokenize plain text otherwise than tokenizer.json says, the file
-counts, as in 4.x, under which such folders were made and their models trained; on the files of most published
-checkpoints both agree. For the same reason `add_bos_token` and `add_eos_token` are honoured for the classes that did so
-in 4.x; 5.x goes by tokenizer.json alone.
+The reference is transformers 5.24. Where its class would tokenize plain text differently from tokenizer.json, the file
+wins, as in 4.x, with which such folders were saved and their models trained; for most published checkpoints both
+agree. For the same reason `add_bos_token` and `add_eos_token` are honored for the classes that did so in 4.x; 5.x
+follows tokenizer.json alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from akidb_mlx_plugin.inference.tokenizer_tokens import (
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 # Everyday text: capitals, accents, numbers, punctuation, several scripts.
 _PLAIN_TEXT = "The Quick brown fox's 2023 report (12,345) isn't naïve: café, Straße! Привет, мир! 東京の都 한국어 مرحبا"
-# So many tokens of the vocabulary are tried beside it.
+# Number of tokens of the vocabulary that are compared too.
 _TRIED_TOKENS = 400
 
 logger = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer with what transformers keeps beside it.
+    """A tokenizer with the settings that transformers keeps separately.
 
     Attributes:
         tokenizer: without padding and truncation.
-        special_ids: of its named and extra special tokens.
-        side: where texts that are too long are cut, "right" or "left".
+        special_ids: ids of its named and extra special tokens.
+        side: truncation side, "right" or "left".
     """
 
     tokenizer: Tokenizer
@@ -54,7 +54,7 @@ class LoadedTokenizer:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Tokens beside the vocabulary: by their ids, by their names, and those that are special without a name."""
+    """Added tokens: by id, by name, and unnamed special ones."""
 
     known: Mapping[int, AddedToken | str]
     named: NamedTokens
@@ -75,21 +75,21 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> LoadedTokenizer:
 
     Args:
         folder: with tokenizer.json, or the vocabulary of a class that needs nothing else.
-        rows: of the embedding table; added tokens beyond it are not tokens. None: not limited.
+        rows: rows of the embedding table; added tokens beyond it are ignored. None for no limit.
     Raises:
-        ModelNotFoundError: a file is missing, damaged, or asks for what this package does not do.
+        ModelNotFoundError: a file is missing, damaged, or needs something that this package does not support.
     """
     settings = read_tokenizer_settings(folder)
-    with _refusing(folder):
+    with _errors_reported(folder):
         from_file = _read_file(folder / "tokenizer.json")
         kind = None if _is_byte_level_llama(settings, from_file) else TOKENIZER_CLASSES.get(settings.kind)
         tokens = _find_tokens(settings, kind, from_file)
         if from_file is not None:
-            side = _cut_side(settings, from_file)
+            side = _truncation_side(settings, from_file)
             tokenizer = _choose(folder, kind, from_file, settings, tokens)
             _set_ends(tokenizer, settings, tokens.named)
         else:
-            side = _cut_side(settings, None)
+            side = _truncation_side(settings, None)
             tokenizer = _from_vocabulary(folder, kind, settings, tokens)
         tokenizer.encode_special_tokens = settings.flag("split_special_tokens", False)
         if rows is not None:
@@ -99,8 +99,8 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> LoadedTokenizer:
 
 
 def load_plain_tokenizer(folder: Path, rows: int | None = None) -> LoadedTokenizer:
-    """Load tokenizer.json as it is, as sentence-transformers' `StaticEmbedding` does; arguments as `load_tokenizer`."""
-    with _refusing(folder):
+    """Load tokenizer.json unchanged, like sentence-transformers' `StaticEmbedding`; see `load_tokenizer`."""
+    with _errors_reported(folder):
         tokenizer = _read_file(folder / "tokenizer.json")
         if tokenizer is None:
             raise ModelNotFoundError(f"{folder} has no tokenizer.json")
@@ -120,13 +120,13 @@ def _read_file(file: Path) -> Tokenizer | None:
         raise ModelNotFoundError(f"{file} cannot be read: {error}") from error
     if dropout := getattr(tokenizer.model, "dropout", None):
         raise ModelNotFoundError(
-            f"{file} has dropout {dropout}: a text would have other tokens each time; set it to null"
+            f"{file} has dropout {dropout}: a text would get different tokens each time; set it to null"
         )
     return tokenizer
 
 
 def _is_byte_level_llama(settings: TokenizerSettings, from_file: Tokenizer | None) -> bool:
-    """Return whether the folder names Llama's class, which is for sentencepiece, as Llama 3 and related models do."""
+    """Return whether the folder names Llama's sentencepiece class for a byte-level vocabulary, as Llama 3 does."""
     if settings.kind != "LlamaTokenizer" or from_file is None:
         return False
     parts = (from_file.pre_tokenizer, from_file.decoder, from_file.post_processor)
@@ -141,8 +141,8 @@ def _find_tokens(settings: TokenizerSettings, kind: TokenizerClass | None, from_
     return _Tokens(known, name_tokens(settings, kind, known, padding), extra_tokens(settings))
 
 
-def _cut_side(settings: TokenizerSettings, from_file: Tokenizer | None) -> str:
-    """Return the side on which texts are cut, and take padding and truncation out of the tokenizer."""
+def _truncation_side(settings: TokenizerSettings, from_file: Tokenizer | None) -> str:
+    """Return the truncation side, and disable the tokenizer's padding and truncation."""
     side = settings.values.get("truncation_side")
     if from_file is not None:
         side = side or (from_file.truncation or {}).get("direction")
@@ -156,16 +156,16 @@ def _cut_side(settings: TokenizerSettings, from_file: Tokenizer | None) -> str:
 def _choose(
     folder: Path, kind: TokenizerClass | None, from_file: Tokenizer, settings: TokenizerSettings, tokens: _Tokens
 ) -> Tokenizer:
-    """Return the class's tokenizer, or tokenizer.json's where the two differ on plain text."""
+    """Return the class's tokenizer, or tokenizer.json's if the two differ on plain text."""
     if kind is None:
         return tokens.add_to(from_file)
     try:
         return _fit(folder, kind, from_file, settings, tokens)
     except OtherModelError:
-        # Settings of the class mean nothing here, and were never heeded.
+        # The class's settings do not apply, and never did.
         pass
     except Exception:  # tokenizers raises bare Exception
-        # Where only the architecture says that the file should fit this class, it need not.
+        # If only the architecture implies this class, the file need not fit it.
         if settings.values.get("tokenizer_class"):
             raise
     return _as_saved(folder, settings, tokens.add_to(from_file))
@@ -174,7 +174,7 @@ def _choose(
 def _fit(
     folder: Path, kind: TokenizerClass, from_file: Tokenizer, settings: TokenizerSettings, tokens: _Tokens
 ) -> Tokenizer:
-    """As `_choose`, for a file whose vocabulary is of the class's kind."""
+    """Like `_choose`, for a file whose vocabulary suits the class."""
     of_class = _build(kind, from_file, settings, tokens)
     if not kind.adapt(from_file, settings):
         return of_class
@@ -185,7 +185,7 @@ def _fit(
 
 
 def _words_of(saved: Tokenizer, of_class: Tokenizer) -> str:
-    """Return a text of many tokens of a vocabulary, so that whoever divides it in other places is found out."""
+    """Return a text made of many tokens of the vocabulary, to reveal differences in splitting."""
     size = saved.get_vocab_size(with_added_tokens=False)
     tokens = (saved.model.id_to_token(number) for number in range(0, size, max(1, size // _TRIED_TOKENS)))
     both = (saved.get_added_tokens_decoder(), of_class.get_added_tokens_decoder())
@@ -195,11 +195,11 @@ def _words_of(saved: Tokenizer, of_class: Tokenizer) -> str:
 
 
 def _as_saved(folder: Path, settings: TokenizerSettings, saved: Tokenizer) -> Tokenizer:
-    # A class that only the architecture stands for is nothing that the checkpoint says.
+    # A class implied only by the architecture is not a statement of the checkpoint.
     logger.log(
         logging.WARNING if settings.values.get("tokenizer_class") else logging.DEBUG,
-        "%s: tokenizer.json and its tokenizer_class %s disagree on plain text; taking tokenizer.json, as transformers "
-        "4 does, not the class, as 5 does",
+        "%s: tokenizer.json and its tokenizer_class %s disagree on plain text; using tokenizer.json, like transformers "
+        "4, not the class, like 5",
         folder,
         settings.kind,
     )
@@ -220,13 +220,13 @@ def _build(kind: TokenizerClass, source: Tokenizer, settings: TokenizerSettings,
 def _from_vocabulary(
     folder: Path, kind: TokenizerClass | None, settings: TokenizerSettings, tokens: _Tokens
 ) -> Tokenizer:
-    """Return a tokenizer of the plain files that came before tokenizer.json."""
+    """Return a tokenizer from the files that preceded tokenizer.json."""
     if not kind or not kind.vocabulary or not all((folder / name).is_file() for name in kind.vocabulary):
         found = [name for name in _SENTENCEPIECE if (folder / name).is_file()]
-        instead = f", and this package does not read {found[0]}" if found else ""
+        instead = f", and this package cannot read {found[0]}" if found else ""
         raise ModelNotFoundError(
             f"{folder} has no tokenizer.json{instead}; save the checkpoint with a fast tokenizer: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) does"
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     tokenizer = _build(kind, kind.read_vocabulary(folder, tokens.named), settings, tokens)
     if not kind.template:
@@ -239,9 +239,9 @@ def _from_vocabulary(
 
 
 def _set_ends(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTokens) -> None:
-    """Put or leave out beginning and end token as `add_bos_token` and `add_eos_token` say, where they decide."""
+    """Add or omit the beginning and end tokens by `add_bos_token` and `add_eos_token`, where they decide."""
     asked = [
-        settings.flag(f"add_{end}_token", False) if settings.says(f"add_{end}_token") else None
+        settings.flag(f"add_{end}_token", False) if settings.sets(f"add_{end}_token") else None
         for end in ("bos", "eos")
     ]
     if not settings.adds_ends or asked == [None, None]:
@@ -262,8 +262,8 @@ def _set_ends(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTok
 
 
 @contextmanager
-def _refusing(folder: Path) -> Iterator[None]:
-    """Turn what tokenizers raises, or panics with, into a refusal of the folder."""
+def _errors_reported(folder: Path) -> Iterator[None]:
+    """Turn errors and panics of tokenizers into ModelNotFoundError for the folder."""
     try:
         yield
     except ModelNotFoundError as error:

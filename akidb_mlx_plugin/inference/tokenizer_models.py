@@ -1,4 +1,4 @@
-"""The vocabulary of a tokenizer as a class of transformers takes it: its unknown token, its fallbacks, its size."""
+"""Adapt a tokenizer's vocabulary to a transformers class: its unknown token, fallbacks and size."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tokenizers import Tokenizer, models
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.inference.tokenizer_settings import REMEDY
 
-# Ids looked at beyond the embedding table where a vocabulary's size alone leaves none there.
+# Ids checked beyond the embedding table where the vocabulary's size would leave none there.
 _PROBED_IDS = 256
 
 
 class OtherModelError(ModelNotFoundError):
-    """A vocabulary is not of the kind that a tokenizer class works on."""
+    """A vocabulary is not of the kind that a tokenizer class needs."""
 
 
 def read_state(part: Any) -> dict[str, Any]:
-    """Return what tokenizer.json would hold for a part of a tokenizer."""
+    """Return a tokenizer component as in tokenizer.json."""
     state = json.loads(part.__getstate__())
     assert isinstance(state, dict)
     return state
 
 
 def as_word_piece(model: Any, unknown: str) -> Any:
-    """Return a model as BERT's classes have it, the same one where nothing changes.
+    """Return a model as BERT's classes configure it; the same object if nothing changes.
 
     Raises:
         OtherModelError: it is of another kind.
@@ -39,17 +39,17 @@ def as_word_piece(model: Any, unknown: str) -> Any:
     if not isinstance(model, models.WordPiece):
         raise _wrong_kind(model, "WordPiece")
     if model.token_to_id(unknown) is None:
-        raise ModelNotFoundError(f"the vocabulary has no {unknown!r}, which stands for unknown words; {REMEDY}")
+        raise ModelNotFoundError(f"the vocabulary has no {unknown!r}, the token for unknown words; {REMEDY}")
     wanted = {"unk_token": unknown, "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
     return _with_attributes(model, wanted)
 
 
 def as_bpe(model: Any, *, unknown: str | None = None, fallback: bool = False) -> Any:
-    """Return a model as the classes with merges have it, the same one where nothing changes.
+    """Return a model as the BPE classes configure it; the same object if nothing changes.
 
     Args:
-        unknown: token of characters that are not in the vocabulary; None: they are left out.
-        fallback: whether such a character becomes its bytes first, as in models from sentencepiece.
+        unknown: token for characters that are not in the vocabulary; None to drop them.
+        fallback: whether such a character is first split into bytes, as in sentencepiece models.
     Raises:
         OtherModelError: it is of another kind.
     """
@@ -60,7 +60,7 @@ def as_bpe(model: Any, *, unknown: str | None = None, fallback: bool = False) ->
 
 
 def _with_attributes(model: Any, wanted: Mapping[str, Any]) -> Any:
-    """Return a model with these attributes; one that has others stays as it is beside its copy."""
+    """Return a model with these attributes: itself if it has them, else a modified copy."""
     if any(getattr(model, name) != value for name, value in wanted.items()):
         model = deepcopy(model)
         for name, value in wanted.items():
@@ -69,7 +69,7 @@ def _with_attributes(model: Any, wanted: Mapping[str, Any]) -> Any:
 
 
 def as_unigram(model: Any, unknown_id: int) -> Any:
-    """Return a model as the classes from sentencepiece with scores have it.
+    """Return a model as the sentencepiece unigram classes configure it.
 
     Raises:
         OtherModelError: it is of another kind.
@@ -77,7 +77,7 @@ def as_unigram(model: Any, unknown_id: int) -> Any:
     if not isinstance(model, models.Unigram):
         raise _wrong_kind(model, "Unigram")
     text = model.__getstate__()
-    # A quarter of a million pieces are parsed only where something is to be changed.
+    # A quarter of a million pieces are parsed only if something must change.
     head = b'{"type":"Unigram","unk_id":%d,' % unknown_id
     if text.startswith(head) and text.endswith(b'"byte_fallback":false}'):
         return model
@@ -85,10 +85,10 @@ def as_unigram(model: Any, unknown_id: int) -> Any:
 
 
 def without_tokens(model: Any, contents: Collection[str]) -> Any:
-    """Return a model whose vocabulary lacks some tokens at its end.
+    """Return a model without some tokens at the end of its vocabulary.
 
     Raises:
-        ModelNotFoundError: others are made of them.
+        ModelNotFoundError: other tokens are merged from them.
     """
     state = read_state(model)
     if isinstance(model, models.Unigram):
@@ -102,12 +102,12 @@ def without_tokens(model: Any, contents: Collection[str]) -> Any:
 
 
 def tokens_beyond(model: Any, size: int, rows: int) -> dict[str, int]:
-    """Return the tokens of a vocabulary whose ids have no row in an embedding table.
+    """Return the tokens of a vocabulary whose ids have no row in the embedding table.
 
     Args:
         model: the vocabulary.
-        size: how many tokens it has.
-        rows: of the table.
+        size: number of its tokens.
+        rows: rows of the table.
     """
     if size <= rows and all(model.id_to_token(number) is None for number in range(rows, rows + _PROBED_IDS)):
         return {}
@@ -117,5 +117,5 @@ def tokens_beyond(model: Any, size: int, rows: int) -> dict[str, int]:
 
 def _wrong_kind(model: Any, wanted: str) -> OtherModelError:
     return OtherModelError(
-        f"tokenizer.json holds a {type(model).__name__} model, and its tokenizer_class works on {wanted}; {REMEDY}"
+        f"tokenizer.json holds a {type(model).__name__} model, but its tokenizer_class needs {wanted}; {REMEDY}"
     )

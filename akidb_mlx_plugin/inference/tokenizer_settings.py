@@ -1,4 +1,4 @@
-"""What the JSON files beside a tokenizer say: its class, its special and added tokens, and how texts are cut.
+"""Read the JSON files next to a tokenizer: its class, special and added tokens, and truncation.
 
 Source: transformers 5.24, `AutoTokenizer.from_pretrained` and `PreTrainedTokenizerBase._from_pretrained`.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 REMEDY = "save the folder again with transformers (AutoTokenizer.from_pretrained, then save_pretrained)"
 
-# The class that transformers takes for a model type where the folder names none.
+# The class that transformers uses for a model type if the folder names none.
 _MODELS_OF_CLASS = {
     "AlbertTokenizer": "albert",
     "BertTokenizer": "bert convbert distilbert electra ernie megatron-bert nomic_bert squeezebert",
@@ -32,7 +32,7 @@ _MODELS_OF_CLASS = {
     "XLMRobertaTokenizer": "gte jina_embeddings_v3 xlm-roberta xmod",
 }
 _CLASS_OF_MODEL = {model: kind for kind, models in _MODELS_OF_CLASS.items() for model in models.split()}
-# Model types whose folders name a class that is wrong for them: transformers takes tokenizer.json as it is.
+# Model types whose folders name the wrong class: transformers uses tokenizer.json unchanged.
 _MODELS_AS_SAVED = """
 arctic beam bigbird_pegasus ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite gpt_bigcode granite
 granitemoe granitemoehybrid granitemoeshared hyperclovax internlm2 internlm3 iquestcoder jamba kimi_linear
@@ -40,12 +40,12 @@ mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral 
 nystromformer olmo2 olmo3 olmo_hybrid persimmon phi3 phimoe stablelm umt5 xlm-roberta-xl
 """
 _AS_SAVED = frozenset(_MODELS_AS_SAVED.split())
-# Model types for which it takes the class of the table above, whatever the folder names.
+# Model types for which it uses the class in the table above, whatever the folder names.
 _ALWAYS_OF_MODEL = {"qwen2"}
-# Classes that put beginning and end tokens by their settings before transformers 5, which goes by tokenizer.json.
+# Classes that added beginning and end tokens by their settings before transformers 5, which follows tokenizer.json.
 _ADDING_ENDS = {"CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer"}
 _PATCHED = {"mistral", "mistral3", "ministral", "pixtral", "voxtral"}
-# Classes of Python code, which does something to a text before any vocabulary is looked at.
+# Pure Python classes, which process a text before consulting the vocabulary.
 _CLASSES_IN_PYTHON = """
 Bartpho BertGeneration BertJapanese Bertweet BioGpt BlenderbotSmall ByT5 CTRL Canine CpmAnt Cpm Esm FSMT Flaubert
 GPTNeoXJapanese GPTSw3 M2M100 Marian PLBart Perceiver Phobert ProphetNet RoCBert Tapas XLM
@@ -55,14 +55,14 @@ _IN_PYTHON = frozenset(f"{name}Tokenizer" for name in _CLASSES_IN_PYTHON.split()
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What a folder says about its tokenizer.
+    """A folder's tokenizer settings.
 
     Attributes:
-        kind: the class that transformers builds, without "Fast"; "": tokenizer.json taken as it is.
-        values: `tokenizer_config.json`, and what `special_tokens_map.json` says in its place.
-        added: tokens beside the vocabulary, by the ids they had where they were saved.
-        complete: whether `added` is the whole list; otherwise those of tokenizer.json come on top.
-        adds_ends: whether the class that the folder names has gone by `add_bos_token` and `add_eos_token`.
+        kind: the class that transformers builds, without "Fast"; "" to use tokenizer.json unchanged.
+        values: `tokenizer_config.json`, overridden by `special_tokens_map.json`.
+        added: added tokens, by the ids they had when saved.
+        complete: whether `added` is the whole list; otherwise those of tokenizer.json are added.
+        adds_ends: whether the class that the folder names ever followed `add_bos_token` and `add_eos_token`.
     """
 
     kind: str
@@ -71,15 +71,15 @@ class TokenizerSettings:
     complete: bool = False
     adds_ends: bool = False
 
-    def says(self, *keys: str) -> bool:
-        """Return whether the folder sets any of these."""
+    def sets(self, *keys: str) -> bool:
+        """Return whether the folder sets any of these keys."""
         return any(self.values.get(key) is not None for key in keys)
 
     def flag(self, key: str, default: bool) -> bool:
-        """Return a setting that is true or false.
+        """Return a boolean setting.
 
         Raises:
-            ModelNotFoundError: it is something else.
+            ModelNotFoundError: it is not a boolean.
         """
         value = self.values.get(key, default)
         if not isinstance(value, bool):
@@ -88,10 +88,10 @@ class TokenizerSettings:
 
 
 def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
-    """Read the files beside a tokenizer.
+    """Read the files next to a tokenizer.
 
     Raises:
-        ModelNotFoundError: one is damaged, or asks for what only transformers' own code does.
+        ModelNotFoundError: one is damaged, or needs transformers' own code.
     """
     config, values = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
     model_type = str(config.get("model_type") or "")
@@ -110,7 +110,7 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
         return TokenizerSettings(kind, values, added, complete=True, adds_ends=adds_ends)
     if saved is not None:
         raise ModelNotFoundError(f"tokenizer_config.json: added_tokens_decoder is not an object; {REMEDY}")
-    # Before transformers 4.34 special and added tokens had files of their own.
+    # Before transformers 4.34 special and added tokens had their own files.
     for key, value in _read(folder / "special_tokens_map.json").items():
         if isinstance(value, dict) and "content" in value:
             value = to_token(key, {**value, "special": True})
@@ -128,15 +128,15 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
 
 
 def is_token(value: Any) -> bool:
-    """Return whether a setting's value is a token: a string, or an object that says how a token is found."""
+    """Return whether a setting's value is a token: a string, or an object with a token's properties."""
     return isinstance(value, str) or hasattr(value, "lstrip") or (isinstance(value, dict) and "content" in value)
 
 
 def to_token(key: str, value: Any) -> AddedToken | str:
-    """Return a token as transformers holds it: a string, or with its properties where the file gives them.
+    """Return a token as in transformers: a string, or with properties if the file gives them.
 
     Raises:
-        ModelNotFoundError: `value` is no token.
+        ModelNotFoundError: `value` is not a token.
     """
     from tokenizers import AddedToken
 
@@ -147,46 +147,46 @@ def to_token(key: str, value: Any) -> AddedToken | str:
         return AddedToken(state.pop("content"), **state)
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelNotFoundError(
-            f"tokenizer_config.json: {key} holds {value!r}, which is no token; {REMEDY}"
+            f"tokenizer_config.json: {key} holds {value!r}, which is not a token; {REMEDY}"
         ) from error
 
 
 def _find_kind(named: str, model_type: str) -> str:
-    """Return the class that transformers takes, "" for a plain reader of tokenizer.json."""
+    """Return the class that transformers uses; "" for tokenizer.json unchanged."""
     if model_type in _AS_SAVED:
         return ""
     kind = _CLASS_OF_MODEL[model_type] if model_type in _ALWAYS_OF_MODEL else named
     if kind in _IN_PYTHON:
         raise ModelNotFoundError(
-            f"tokenizer_class {kind!r} is Python code of transformers, which this package does not have"
+            f"tokenizer_class {kind!r} is implemented in Python in transformers, which this package does not support"
         )
     return kind
 
 
 def _has_known_code(values: Mapping[str, Any], kind: str) -> bool:
-    """Return whether the folder brings code for its tokenizer that is known to do nothing but add an end token.
+    """Return whether the folder has custom tokenizer code that is known only to add an end token.
 
     Raises:
-        ModelNotFoundError: it brings other code.
+        ModelNotFoundError: it has other custom code.
     """
     code = values.get("auto_map")
     code = code.get("AutoTokenizer") if isinstance(code, dict) else code
     names = [name for name in (code if isinstance(code, list) else [code]) if name]
-    # That of gte-Qwen2, where add_eos_token works.
+    # The code of gte-Qwen2, which makes add_eos_token work.
     if all(kind == "Qwen2Tokenizer" and "tokenization_qwen." in str(name) for name in names):
         return bool(names)
     raise ModelNotFoundError(
-        f"tokenizer_config.json has auto_map: the tokenizer is code of its own ({names[-1]}), which this package does "
+        f"tokenizer_config.json has auto_map: the tokenizer needs custom code ({names[-1]}), which this package does "
         "not run"
     )
 
 
 def _check_files(values: Mapping[str, Any], model_type: str) -> None:
-    """Refuse settings by which tokenizer.json is not what is read."""
+    """Reject settings that override tokenizer.json."""
     if values.get("fix_mistral_regex") and model_type in _PATCHED:
         raise ModelNotFoundError(
-            "tokenizer_config.json: fix_mistral_regex is true, which replaces the way texts are split; load the "
-            "tokenizer with transformers and save it again, so that tokenizer.json says it"
+            "tokenizer_config.json: fix_mistral_regex is true, which changes how texts are split; load the tokenizer "
+            "with transformers and save it again, so that tokenizer.json includes the change"
         )
     files = values.get("fast_tokenizer_files")
     if files and files != ["tokenizer.json"]:
@@ -197,9 +197,9 @@ def _id(value: Any) -> int:
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise ModelNotFoundError(f"an added token has {value!r} in the place of an id; {REMEDY}") from error
+        raise ModelNotFoundError(f"an added token has {value!r} instead of an id; {REMEDY}") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return a file's JSON object, an empty one where there is no file."""
+    """Return a file's JSON object; empty if there is no file."""
     return read_json(file) if file.is_file() else {}

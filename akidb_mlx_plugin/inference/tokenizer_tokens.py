@@ -1,4 +1,4 @@
-"""Tokens beside a tokenizer's vocabulary: which there are, the ids they get, and those the model has no row for.
+"""Added tokens of a tokenizer: their order, their ids, and those without a row in the embedding table.
 
 Source: transformers 5.24, `TokenizersBackend.__init__` and `PreTrainedTokenizerBase.__init__`.
 """
@@ -23,11 +23,11 @@ def name_tokens(
     known: Mapping[int, AddedToken | str],
     padding: str | None,
 ) -> dict[str, AddedToken | str | None]:
-    """Return the special tokens that have names, in the order in which transformers adds them.
+    """Return the named special tokens, in the order in which transformers adds them.
 
     Args:
         known: tokens with properties, which special tokens of the same content share.
-        padding: token that tokenizer.json pads with.
+        padding: tokenizer.json's padding token.
     """
     values, defaults = settings.values, dict(kind.tokens) if kind else {}
     if padding is not None:
@@ -42,7 +42,7 @@ def name_tokens(
             named[name] = defaults[name]
     if kind and kind.mask_takes_space and isinstance(named.get("mask_token"), str):
         named["mask_token"] = AddedToken(str(named["mask_token"]), lstrip=True)
-    # Names that a model has of its own, such as image_token.
+    # Model-specific names, such as image_token.
     own = {name: value for name, value in values.items() if name.endswith("_token") and is_token(value)}
     extra = values.get("extra_special_tokens")
     own |= extra if isinstance(extra, dict) else {}
@@ -50,7 +50,7 @@ def name_tokens(
 
 
 def extra_tokens(settings: TokenizerSettings) -> list[AddedToken | str]:
-    """Return the special tokens without names."""
+    """Return the unnamed special tokens."""
     tokens = settings.values.get("extra_special_tokens")
     if not tokens or isinstance(tokens, dict):
         tokens = settings.values.get("additional_special_tokens") or []
@@ -60,7 +60,7 @@ def extra_tokens(settings: TokenizerSettings) -> list[AddedToken | str]:
 
 
 def _extra_ids(settings: TokenizerSettings) -> int:
-    """Return how many tokens T5 keeps for the gaps of its training."""
+    """Return the number of T5's sentinel tokens."""
     count = settings.values.get("extra_ids", 100)
     if not isinstance(count, int) or not 0 <= count <= _MOST_EXTRA_IDS:
         raise ModelNotFoundError(
@@ -75,7 +75,7 @@ def add_tokens(
     named: NamedTokens,
     extra: Sequence[AddedToken | str],
 ) -> None:
-    """Add the tokens that a folder names, in the order that gives those without an id the ids of transformers."""
+    """Add a folder's tokens in the order in which those without an id get the same ids as in transformers."""
     tokens = [token for _, token in sorted(known.items())]
     present = {token.content for token in tokenizer.get_added_tokens_decoder().values()} | set(map(str, tokens))
     for token in (*named.values(), *extra):
@@ -94,10 +94,10 @@ def _as_added(token: AddedToken | str, special: bool) -> AddedToken:
 
 
 def keep_tokens_with_rows(tokenizer: Tokenizer, rows: int) -> Tokenizer:
-    """Return a tokenizer without those added tokens that an embedding table has no row for.
+    """Return a tokenizer without the added tokens that have no row in the embedding table.
 
     Raises:
-        ModelNotFoundError: other tokens have none either.
+        ModelNotFoundError: other tokens have no row either.
     """
     added = tokenizer.get_added_tokens_decoder()
     kept = {number: token for number, token in added.items() if number < rows}
@@ -105,8 +105,8 @@ def keep_tokens_with_rows(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     lost = sorted(beyond.keys() - {token.content for token in added.values()})
     if lost:
         raise ModelNotFoundError(
-            f"the vocabulary goes up to id {max(beyond.values())} (with {lost[0]!r} among its tokens), and the "
-            f"embedding table has {rows} rows (vocab_size in config.json)"
+            f"the vocabulary goes up to id {max(beyond.values())} (including {lost[0]!r}), but the embedding table "
+            f"has {rows} rows (vocab_size in config.json)"
         )
     if len(kept) == len(added):
         return tokenizer
@@ -118,16 +118,16 @@ def keep_tokens_with_rows(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     highest = max(smaller.encode("").ids, default=0)
     if highest >= rows:
         raise ModelNotFoundError(
-            f"every text gets the token {tokenizer.id_to_token(highest)!r} with id {highest}, and the embedding table "
+            f"every text gets the token {tokenizer.id_to_token(highest)!r} with id {highest}, but the embedding table "
             f"has {rows} rows (vocab_size in config.json)"
         )
     if smaller.get_added_tokens_decoder().keys() != kept.keys():
-        raise ModelNotFoundError(f"tokens beyond the embedding table's {rows} rows stand between others; {REMEDY}")
+        raise ModelNotFoundError(f"tokens beyond the embedding table's {rows} rows are followed by others; {REMEDY}")
     return smaller
 
 
 def without_added_tokens(source: Tokenizer) -> Tokenizer:
-    """Return a tokenizer of the same parts that has its vocabulary alone."""
+    """Return a tokenizer with the same components but no added tokens."""
     tokenizer = Tokenizer(source.model)
     for part in ("normalizer", "pre_tokenizer", "post_processor"):
         if getattr(source, part) is not None:

@@ -1,4 +1,4 @@
-"""Encoders, one file per architecture, imported when a checkpoint asks for it."""
+"""Encoders, one file per architecture, imported when a checkpoint needs it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def find_encoder(model_type: str) -> type[Encoder]:
-    """Return the encoder for a `model_type`: one of this package's own, else one that computes by mlx-lm.
+    """Return the encoder for a `model_type`: this package's own, else one based on mlx-lm.
 
     Raises:
-        ModelNotFoundError: there is none, or only an mlx-lm that is not installed could tell.
+        ModelNotFoundError: there is none, or it needs mlx-lm, which is not installed.
     """
     architecture = find_architecture(model_type)
     implementation = import_module(f"akidb_mlx_plugin.models.{architecture.module}")

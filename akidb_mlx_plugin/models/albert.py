@@ -1,6 +1,6 @@
 """ALBERT: paraphrase-albert and related models.
 
-Source: Lan et al. 2019; Hugging Face `AlbertModel`: narrow embeddings, and layers that share their weights in groups.
+Source: Lan et al. 2019; Hugging Face `AlbertModel`: narrow embeddings, and groups of layers that share weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 @dataclass(frozen=True)
 class ModelArgs(bert.ModelArgs):
-    """The settings of `config.json` that shape the model, under their names there."""
+    """The model's settings, named as in `config.json`."""
 
     hidden_act: str = "gelu_new"
     embedding_size: int = 128
@@ -60,7 +60,7 @@ class EncoderLayer(nn.Module):
 
 
 class LayerGroup(nn.Module):
-    """Layers that are passed through again and again together."""
+    """Layers whose weights are applied repeatedly."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class LayerGroup(nn.Module):
 
 
 class Stack(nn.Module):
-    """Embeddings widened, then every layer by the weights of its group."""
+    """A projection of the embeddings, then every layer with the weights of its group."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Stack(nn.Module):
     def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
         x = self.embedding_hidden_mapping_in(x)
         for i in range(self.layers):
-            # As Hugging Face divides, where the layers do not divide evenly too.
+            # Like Hugging Face, also where the layers do not divide evenly.
             group = self.albert_layer_groups[int(i / (self.layers / self.groups))]
             for layer in group.albert_layers:
                 x = eval_layer(layer(x, blocks))

@@ -1,6 +1,6 @@
-"""What is known of each architecture before it is imported: where it is implemented, and how its config.json reads.
+"""Facts about each architecture, known without importing it: its module, and how to read its config.json.
 
-Data alone, without MLX: a checkpoint is described, and refused, without importing its encoder.
+Only data, without MLX: a checkpoint is described, or rejected, without importing its encoder.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-# Class names that say that a decoder attends in both directions, such as LlamaBidirectionalModel or MistralBiModel.
-_BOTH_WAYS_CLASS = re.compile(r"Bidirec|Bi(Model|Encoder|For)")
-# gte-Qwen2 and stella_en_1.5B: named like transformers' decoder, and attends in both directions by default.
+# Class names of bidirectional decoders, such as LlamaBidirectionalModel or MistralBiModel.
+_BIDIRECTIONAL_CLASS = re.compile(r"Bidirec|Bi(Model|Encoder|For)")
+# gte-Qwen2 and stella_en_1.5B: named like transformers' decoder, but bidirectional by default.
 _GTE_QWEN2 = "modeling_qwen.Qwen2Model"
 
 
@@ -23,21 +23,21 @@ class Architecture:
     """One `model_type`.
 
     Attributes:
-        module: file of this folder.
+        module: module in this folder.
         encoder: class in it.
-        both_ways: whether tokens see what comes after them, where the configuration does not say.
+        bidirectional: whether tokens see later ones, if the configuration does not say.
         hidden_size: name of the setting for the width of the token vectors.
-        positions: name of the setting for the number of positions; None where there is no such limit.
+        positions: name of the setting for the number of positions; None for no limit.
         offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
-        text_config: whether it is one tower of several, whose settings lie in `text_config`.
-        code: what published checkpoints name in `auto_map` whose computation is this one: a class, or "file.Class".
-        projection: name of a linear layer without a bias that some checkpoints have behind their last norm; its width
+        text_config: whether it is one of several towers, with its settings in `text_config`.
+        code: names in the `auto_map` of published checkpoints that this encoder computes: a class, or "file.Class".
+        projection: name of a linear layer without a bias that some checkpoints have after their last norm; its width
             is `num_labels`.
     """
 
     module: str
     encoder: str
-    both_ways: bool = True
+    bidirectional: bool = True
     hidden_size: str = "hidden_size"
     positions: str | None = "max_position_embeddings"
     offset_positions: bool = False
@@ -46,17 +46,17 @@ class Architecture:
     projection: str | None = None
 
 
-# What to do about published code that this package does not run, by file or class of `auto_map`.
+# Advice for published custom code that this package does not run, by file or class in `auto_map`.
 _ADVICE: Mapping[str, str] = {
     "modeling_lora": (
-        "it applies an adapter (LoRA) for each task; merge that of your task into jinaai/jina-embeddings-v3-hf (peft's "
-        "merge_and_unload, then save_pretrained)"
+        "it applies an adapter (LoRA) for each task; merge the one for your task into "
+        "jinaai/jina-embeddings-v3-hf (peft's merge_and_unload, then save_pretrained)"
     ),
     "modeling_jina_embeddings_v5": (
-        "it applies an adapter (LoRA) for each task; take a repository with the adapter merged, such as "
+        "it applies an adapter (LoRA) for each task; use a repository with the adapter merged, such as "
         "jinaai/jina-embeddings-v5-text-small-retrieval or jinaai/jina-embeddings-v5-text-nano-retrieval"
     ),
-    "PPLXQwen3Model": "its modules round vectors to 8 bits by code of the checkpoint's own too (st_quantize)",
+    "PPLXQwen3Model": "its modules also run custom code (st_quantize), which rounds vectors to 8 bits",
 }
 _EMBEDDING_GEMMA2 = Architecture(
     "embedding_gemma2", "EmbeddingGemma2Encoder", hidden_size="embedding_dim", text_config=True
@@ -69,55 +69,55 @@ ARCHITECTURES = {
     "distilbert": Architecture("distilbert", "DistilBertEncoder", hidden_size="dim"),
     "electra": Architecture("electra", "ElectraEncoder"),
     "embedding_gemma2": _EMBEDDING_GEMMA2,
-    # The text tower alone, as transformers' EmbeddingGemma2TextModel saves itself.
+    # The text tower alone, as saved by transformers' EmbeddingGemma2TextModel.
     "embedding_gemma2_text": _EMBEDDING_GEMMA2,
     "eurobert": Architecture("eurobert", "EuroBertEncoder", code=("EuroBertModel",)),
-    "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", both_ways=False),
+    "gemma3_text": Architecture("gemma3_text", "Gemma3Encoder", bidirectional=False),
     "gte": Architecture("gte", "GteEncoder", code=("GteModel", "NewModel")),
     "jina_embeddings_v3": Architecture("jina_embeddings_v3", "JinaV3Encoder"),
-    # LiquidAI's encoders have the model_type of the decoder, and name their class.
-    "lfm2": Architecture("lfm2", "Lfm2Encoder", both_ways=False, code=("Lfm2BidirectionalModel",)),
+    # LiquidAI's encoders have the decoder's model_type, but name their own class.
+    "lfm2": Architecture("lfm2", "Lfm2Encoder", bidirectional=False, code=("Lfm2BidirectionalModel",)),
     "lfm2_bidirectional": Architecture("lfm2", "Lfm2Encoder"),
-    "llama": Architecture("llama", "LlamaEncoder", both_ways=False),
+    "llama": Architecture("llama", "LlamaEncoder", bidirectional=False),
     "llama_bidirec": Architecture("llama", "LlamaEncoder", code=("LlamaBidirectionalModel",)),
-    "ministral": Architecture("mistral", "MinistralEncoder", both_ways=False),
-    "ministral3": Architecture("ministral3", "Ministral3Encoder", both_ways=False),
+    "ministral": Architecture("mistral", "MinistralEncoder", bidirectional=False),
+    "ministral3": Architecture("ministral3", "Ministral3Encoder", bidirectional=False),
     "ministral3_bidirec": Architecture("ministral3", "Ministral3Encoder", code=("Ministral3BidirectionalModel",)),
-    "mistral": Architecture("mistral", "MistralEncoder", both_ways=False),
+    "mistral": Architecture("mistral", "MistralEncoder", bidirectional=False),
     "modernbert": Architecture("modernbert", "ModernBertEncoder"),
     "mpnet": Architecture("mpnet", "MPNetEncoder", offset_positions=True),
-    # What transformers calls gte, under the name that Alibaba's own checkpoints have.
+    # transformers' gte, under its name in Alibaba's own checkpoints.
     "new": Architecture("gte", "GteEncoder", code=("NewModel",)),
-    # Rotary positions have no end; max_position_embeddings, where a published one has it, is the length of training.
+    # Rotary positions are unlimited; max_position_embeddings, in published ones that set it, is the training length.
     "nomic_bert": Architecture("nomic_bert", "NomicBertEncoder", positions="n_positions", code=("NomicBertModel",)),
-    "phi3": Architecture("phi3", "Phi3Encoder", both_ways=False),
-    "qwen2": Architecture("qwen2", "Qwen2Encoder", both_ways=False, code=(_GTE_QWEN2,)),
+    "phi3": Architecture("phi3", "Phi3Encoder", bidirectional=False),
+    "qwen2": Architecture("qwen2", "Qwen2Encoder", bidirectional=False, code=(_GTE_QWEN2,)),
     "qwen3": Architecture(
-        "qwen3", "Qwen3Encoder", both_ways=False, code=("Qwen3BidirectionalModel",), projection="linear"
+        "qwen3", "Qwen3Encoder", bidirectional=False, code=("Qwen3BidirectionalModel",), projection="linear"
     ),
     "roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
-    # So this package calls a table of token vectors, which has no model_type.
+    # This package's name for a table of token vectors, which has no model_type.
     "static_embedding": Architecture("static_embedding", "StaticEncoder"),
     "t5": Architecture("t5", "T5Encoder", hidden_size="d_model", positions=None),
     "xlm-roberta": Architecture("roberta", "RobertaEncoder", offset_positions=True),
 }
-# Any other decoder, computed by mlx-lm.
-OTHER = Architecture("causal_lm", "CausalEncoder", both_ways=False)
+# Any other decoder, through mlx-lm.
+OTHER = Architecture("causal_lm", "CausalEncoder", bidirectional=False)
 
 
 def find_architecture(model_type: str) -> Architecture:
-    """Return what is known of a `model_type`; `OTHER` where it is not one of this package's own."""
+    """Return the entry of a `model_type`; `OTHER` if it is not one of this package's own."""
     return ARCHITECTURES.get(model_type, OTHER)
 
 
 def check_config(config: Mapping[str, Any], file: str) -> None:
-    """Check by a `config.json` alone that its architecture is one that this package computes.
+    """Check that this package supports the architecture in a `config.json`.
 
     Args:
         config: the settings.
-        file: where they come from, for the message.
+        file: the file they are from, for the message.
     Raises:
-        ModelNotFoundError: it is not, with the reason.
+        ModelNotFoundError: it does not, with the reason.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
@@ -126,39 +126,38 @@ def check_config(config: Mapping[str, Any], file: str) -> None:
 
 
 def check_code(config: Mapping[str, Any], file: str) -> None:
-    """Check that a checkpoint is not computed by code of its own that does something else than this package.
+    """Check that a checkpoint does not need custom code whose results this package does not reproduce.
 
     Args:
         config: `config.json`.
-        file: where it comes from, for the message.
+        file: its path, for the message.
     Raises:
-        ModelNotFoundError: it is; the message names the code.
+        ModelNotFoundError: it does; the message names the code.
     """
     named = _code(config)
     script, _, name = named.rpartition(".")
     if not named or {named, name} & set(find_architecture(str(config.get("model_type"))).code):
         return
-    advice = _ADVICE.get(script) or _ADVICE.get(name) or "the architecture's usual code would give other vectors"
+    advice = _ADVICE.get(script) or _ADVICE.get(name) or "the architecture's usual code would give different vectors"
     raise ModelNotFoundError(
-        f"{file} has auto_map: the model is computed by code of its own ({named}), which this package does not run; "
-        f"{advice}"
+        f"{file} has auto_map: the model needs custom code ({named}), which this package does not run; {advice}"
     )
 
 
 def _code(config: Mapping[str, Any]) -> str:
-    """Return what `auto_map` names, as "file.Class", whichever repository it lies in; "" where there is none."""
+    """Return the code that `auto_map` names as "file.Class", without its repository; "" for none."""
     code = config.get("auto_map")
     named = code.get("AutoModel") if isinstance(code, Mapping) else None
     return str(named or "").rpartition("--")[2]
 
 
 def projection_of(config: Mapping[str, Any]) -> int | None:
-    """Return the width of the linear layer that a checkpoint's encoder ends with by its settings; None: none.
+    """Return the width of the linear layer that the settings put at the end of the encoder; None for no such layer.
 
     Args:
         config: `config.json`.
     Raises:
-        ModelNotFoundError: it has one, and does not say its width.
+        ModelNotFoundError: it has one, but its width is not given.
     """
     if find_architecture(str(config.get("model_type"))).projection is None or not _code(config):
         return None
@@ -171,58 +170,58 @@ def projection_of(config: Mapping[str, Any]) -> int | None:
 
 
 def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a `config.json` with the settings of the text encoder at its top, whatever other towers it has.
+    """Return a `config.json` with the settings of the text encoder at the top level, whatever other towers it has.
 
     Args:
-        config: as it is written, or as this function returns it.
+        config: as stored, or as this function returns it.
     Returns:
         `hidden_size` is the width of the token vectors, after the projection that an encoder may end with; an encoder
-        whose own width differs, or whose settings were nested, has its own in `text_config`.
+        whose own width differs, or whose settings were nested, keeps its own in `text_config`.
     Raises:
-        ModelNotFoundError: `text_config` is not there, or is not an object.
+        ModelNotFoundError: `text_config` is missing, or is not an object.
     """
     architecture = find_architecture(str(config.get("model_type")))
     if not architecture.text_config:
         return dict(config)
     inner = config.get("text_config", config)
     if not isinstance(inner, Mapping):
-        raise ModelNotFoundError(f"config.json has {inner!r} as text_config, where the settings of the encoder belong")
+        raise ModelNotFoundError(f"text_config in config.json must hold the encoder's settings, got {inner!r}")
     return {**inner, **config, "text_config": dict(inner), "hidden_size": inner.get(architecture.hidden_size)}
 
 
-def attends_both_ways(config: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint's tokens see what comes after them: by its config.json, else by its architecture.
+def is_bidirectional(config: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint attends bidirectionally: by its config.json, else by its architecture.
 
     Args:
         config: `config.json`; `is_causal`, `use_bidirectional_attention` and the names in `architectures` decide. As in
-            transformers, one of the two settings is enough.
+            transformers, either setting suffices.
     """
     if config.get("is_causal") is False or config.get("use_bidirectional_attention") is True:
         return True
     if config.get("is_causal") is True or config.get("use_bidirectional_attention") is False:
         return False
-    return named_both_ways(config) or find_architecture(str(config.get("model_type"))).both_ways
+    return names_bidirectional_class(config) or find_architecture(str(config.get("model_type"))).bidirectional
 
 
-def named_both_ways(config: Mapping[str, Any]) -> bool:
-    """Return whether `architectures` or `auto_map` names a class that attends in both directions."""
+def names_bidirectional_class(config: Mapping[str, Any]) -> bool:
+    """Return whether `architectures` or `auto_map` names a bidirectional class."""
     code = _code(config)
     named = [*(config.get("architectures") or ()), code]
-    return code == _GTE_QWEN2 or any(_BOTH_WAYS_CLASS.search(str(name)) for name in named)
+    return code == _GTE_QWEN2 or any(_BIDIRECTIONAL_CLASS.search(str(name)) for name in named)
 
 
 def check_pooling(config: Mapping[str, Any], modes: Collection[str]) -> None:
-    """Check that no token is pooled that has not seen the text.
+    """Check that pooling does not use a token that has not seen the text.
 
     Args:
         config: `config.json`.
-        modes: of the pooling.
+        modes: the pooling modes.
     Raises:
-        ModelNotFoundError: the first token of a decoder that looks backwards is to stand for the text.
+        ModelNotFoundError: "cls" pooling in a causal decoder.
     """
-    if "cls" in modes and not attends_both_ways(config):
+    if "cls" in modes and not is_bidirectional(config):
         raise ModelNotFoundError(
-            "pooling 'cls' takes the vector of the first token, which has seen nothing else of the text: by its "
-            f"config.json (is_causal, use_bidirectional_attention, architectures) this {config.get('model_type')} looks"
-            " backwards only; pool by 'lasttoken' or 'mean'"
+            "pooling 'cls' takes the vector of the first token, which has not seen the rest of the text: this "
+            f"{config.get('model_type')} is causal by its config.json (is_causal, use_bidirectional_attention, "
+            "architectures); use 'lasttoken' or 'mean' pooling"
         )

@@ -1,4 +1,4 @@
-"""What every architecture shares: the encoder's interface, and how its layers are evaluated."""
+"""What all architectures share: the encoder's interface, and how its layers are evaluated."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ import mlx.nn as nn
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
 
-# Tokens from which computing a layer takes longer than waking the thread that waits for it.
+# From this many tokens on, computing a layer takes longer than waking the thread that waits for it.
 _WAIT_TOKENS = 64
-# What transformers' classes for a task have beside a decoder or encoder: classification, questions, language.
+# Heads of transformers' classes for classification, question answering and language modeling.
 TASK_HEADS = ("classifier.", "lm_head.", "qa_outputs.", "score.")
 
 
 class Encoder(nn.Module):
     """A transformer that turns packed tokens into token vectors.
 
-    A subclass lives in the file named after its `model_type`, takes the checkpoint's configuration, and names its
-    submodules as the checkpoint names its tensors, save for what `sanitize` renames.
+    A subclass is in the file named after its `model_type`, takes the checkpoint's configuration, and names its
+    submodules after the checkpoint's tensors, except for those that `sanitize` renames.
     """
 
     hidden_size: int
-    # Whether activations stay within what float16 can hold.
+    # Whether activations stay within the range of float16.
     float16_is_safe = True
-    # Whether it casts what it looks up in an embedding table, so that the table may stay as it is stored.
+    # Whether it casts the rows it looks up in an embedding table, so that the table may keep its stored dtype.
     keeps_tables = True
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: Mapping[str, Any]) -> Encoder:
-        """Build the encoder, weights uninitialised, for a `config.json`.
+        """Build the encoder for a `config.json`, with uninitialized weights.
 
         Raises:
-            ModelNotFoundError: a setting that this implementation does not cover.
+            ModelNotFoundError: a setting that this implementation does not support.
         """
 
     @abstractmethod
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Rename a checkpoint's tensors to this encoder's names and drop those known not to be needed."""
+        """Rename a checkpoint's tensors to this encoder's names and drop those known to be unneeded."""
 
     def prepare(self) -> None:
-        """Rearrange weights for speed once they are loaded, such as splitting fused projections."""
+        """Rearrange loaded weights for speed, such as by splitting fused projections."""
 
     def check_length(self, max_tokens: int) -> None:
-        """Check that texts of up to so many tokens are computed right; most architectures have no limit of their own.
+        """Check that texts of up to `max_tokens` are computed correctly; most architectures have no limit.
 
         Raises:
             ModelNotFoundError: they are not; the message names the limit.
@@ -57,19 +57,19 @@ class Encoder(nn.Module):
 
     @property
     def prefix_token_bytes(self) -> int:
-        """Memory that a token of a `Prefix` takes; 0 where texts cannot be computed from one.
+        """Bytes that a token of a `Prefix` takes; 0 if the encoder does not support a prefix.
 
-        They can where no token sees what comes after it, and nothing of it depends on how long the text is.
+        It can if no token sees a later one, and no keys or values depend on the length of the text.
         """
         return 0
 
     def compute_prefix(self, tokens: Tokens) -> Prefix:
-        """Compute what the tokens that several texts begin with are to each layer.
+        """Compute each layer's keys and values of the tokens that several texts begin with.
 
         Args:
-            tokens: one row, nothing padded; its arrays are evaluated when they are used.
+            tokens: one row without padding; its arrays are evaluated when they are used.
         """
-        raise NotImplementedError(f"{type(self).__name__} computes every text whole: prefix_token_bytes is 0")
+        raise NotImplementedError(f"{type(self).__name__} does not support a prefix: prefix_token_bytes is 0")
 
     def last_vectors(self, tokens: Tokens) -> mx.array:
         """Return (N, D) vectors of each text's last token, in the order of the blocks' rows."""
@@ -77,16 +77,16 @@ class Encoder(nn.Module):
 
     @abstractmethod
     def __call__(self, tokens: Tokens) -> mx.array:
-        """Return (T, D) token vectors on the packed axis, without those of the prefix."""
+        """Return (T, D) token vectors on the packed axis, excluding the prefix."""
 
 
 def eval_layer(x: mx.array) -> mx.array:
-    """Have a layer's output computed on a CPU before the next layer is described; returns it.
+    """Evaluate a layer's output on a CPU before the next layer's graph is built; returns it.
 
-    MLX on a CPU lets only so many operations of all streams together wait their turn. Whoever adds more sleeps until
-    there are fewer, and where two threads compute side by side one sleeps while its own stream runs dry: a fifth of
-    their time. A layer at a time stays below. For the few tokens of a query waiting would cost more than it saves: its
-    layers are computed while the next are described. A GPU gets the whole graph at once.
+    On a CPU, MLX limits the operations that all streams together may have queued. A thread that adds more sleeps until
+    there are fewer, so that with two threads one sleeps while its own stream runs dry: a fifth of their time. One layer
+    at a time stays below the limit. For the few tokens of a query, waiting would cost more than it saves: its layers
+    are computed while the next are built. A GPU gets the whole graph at once.
     """
     if in_cpu_layout():
         if len(x) >= _WAIT_TOKENS:
@@ -97,13 +97,13 @@ def eval_layer(x: mx.array) -> mx.array:
 
 
 def split_linear(linear: nn.Module, parts: int | list[int]) -> list[nn.Module]:
-    """Return linear layers for shares of a fused one's outputs, quantized like it.
+    """Split a fused linear layer by its outputs, keeping its quantization.
 
-    On a CPU, what works on a part of a fused output walks memory in strides, several times slower than in one piece.
+    On a CPU, reading a part of a fused output means strided access, several times slower than contiguous.
 
     Args:
         linear: the fused layer.
-        parts: how many equal shares, or the outputs at which all shares but the first begin.
+        parts: number of equal parts, or the outputs at which all parts but the first begin.
     """
     shares = [copy(linear) for _ in range(parts if isinstance(parts, int) else len(parts) + 1)]
     for name in ("weight", "scales", "biases", "bias"):

@@ -1,4 +1,4 @@
-"""BERT: MiniLM, bge, e5, gte and kin.
+"""BERT: MiniLM, bge, e5, gte and related models.
 
 Source: Devlin et al. 2018; Hugging Face `BertModel` without its pooler.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings of `config.json` that shape the model, under their names there."""
+    """The model's settings, named as in `config.json`."""
 
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
     intermediate_size: int
-    # No table where these are 0.
+    # 0 for no table.
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
@@ -42,7 +42,7 @@ class ModelArgs:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Take what is named here and refuse variants that would compute something else."""
+        """Read the settings; reject variants that this encoder does not compute."""
         kind = config.get("position_embedding_type") or "absolute"
         if kind != "absolute":
             raise ModelNotFoundError(f"position_embedding_type {kind!r} is not supported")
@@ -53,7 +53,7 @@ class ModelArgs:
 
 
 class Embeddings(nn.Module):
-    """Word, position and segment vectors, those there are, summed and normalized; every token is of segment 0."""
+    """The sum of word, position and segment vectors where present, normalized; every token is in segment 0."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
     def __call__(self, ids: mx.array, positions: mx.array) -> mx.array:
-        # The tables may be of another format than the computation.
+        # The tables may have another dtype than the computation.
         dtype = self.LayerNorm.weight.dtype
         parts = [self.word_embeddings(ids).astype(dtype)]
         if "position_embeddings" in self:
             parts.append(self.position_embeddings(positions).astype(dtype))
         if "token_type_embeddings" in self:
             parts.append(self.token_type_embeddings(mx.zeros(1, dtype=mx.int32)).astype(dtype))
-        # From the end: segments are one row, and positions mostly fewer than words.
+        # Smallest first: segments are one row, and positions usually fewer than words.
         total = parts.pop()
         while parts:
             total = parts.pop() + total
@@ -97,7 +97,7 @@ class SelfAttention(nn.Module):
 
 
 class Output(nn.Module):
-    """Projection back to the width of the model, residual and norm."""
+    """Output projection, residual connection and norm."""
 
     def __init__(self, width: int, args: ModelArgs) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
-        # So it is called in the checkpoint.
+        # Named as in the checkpoint.
         self.self = SelfAttention(args)
         self.output = Output(args.hidden_size, args)
 
@@ -122,7 +122,7 @@ class Attention(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """First half of the feed-forward network."""
+    """The first half of the feed-forward network."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class EncoderLayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers, one after the other."""
+    """The layers in sequence."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class BertEncoder(Encoder):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Encoder:
         if config.get("position_embedding_type") == "alibi" or config.get("feed_forward_type"):
-            # Deferred: it builds on this file.
+            # Imported here: it imports this module.
             from akidb_mlx_plugin.models.jina_bert import JinaBertEncoder
 
             return JinaBertEncoder.from_config(config)
@@ -187,7 +187,7 @@ class BertEncoder(Encoder):
         return tokens.positions
 
     def position_bias(self, dtype: mx.Dtype) -> PositionBias | None:
-        """Return what the scores of every layer get added in one forward pass; BERT has nothing of the kind."""
+        """Return the bias of every layer's scores in one forward pass; BERT has none."""
         return None
 
     def __call__(self, tokens: Tokens) -> mx.array:

@@ -1,4 +1,4 @@
-"""Any other causal decoder, computed by mlx-lm's own implementation of its architecture."""
+"""Any other causal decoder, through mlx-lm's implementation of its architecture."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.models.mlx_lm import implements, import_architecture, import_part
 from akidb_mlx_plugin.models.mlx_lm_gaps import (
     DIFFERENT,
     check_layer_types,
     check_rope,
-    forgotten_window,
+    ignored_window,
     with_flat_rope,
 )
 from akidb_mlx_plugin.nn.batch import Tokens, join_blocks
@@ -24,10 +24,10 @@ from akidb_mlx_plugin.nn.compiled import without_kernels
 
 __all__ = ["CausalEncoder", "implements"]
 
-# Names that mlx-lm's models give to what lies below their language model head.
+# Names in mlx-lm's models for the decoder below their language model head.
 _BODIES = ("model", "backbone", "transformer")
-# Longer texts go in pieces with a cache of keys and values, as in generation, so that scores stay small.
-_PIECE = 1024
+# Longer texts are computed in chunks with a key-value cache, as in generation, so that scores stay small.
+_CHUNK = 1024
 
 
 class CausalEncoder(Encoder):
@@ -41,18 +41,16 @@ class CausalEncoder(Encoder):
         self.float16_is_safe = not config["model_type"].startswith("gemma")
         self.model = model
         self._model_type = config["model_type"]
-        self._window = forgotten_window(config)
+        self._window = ignored_window(config)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> CausalEncoder:
         model_type = str(config["model_type"])
-        if attends_both_ways(config):
-            raise ModelNotFoundError(
-                f"this {model_type} attends in both directions, and mlx-lm's implementation only backwards"
-            )
+        if is_bidirectional(config):
+            raise ModelNotFoundError(f"this {model_type} is bidirectional, but mlx-lm's implementation is causal")
         if model_type in DIFFERENT:
             raise ModelNotFoundError(
-                f"mlx-lm's {model_type} gives other vectors than transformers; it is not supported"
+                f"{model_type} is not supported: mlx-lm's gives different vectors from transformers'"
             )
         module = import_architecture(model_type)
         if module is None:
@@ -64,20 +62,20 @@ class CausalEncoder(Encoder):
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
             raise ModelNotFoundError(f"mlx-lm's {model_type} cannot be built from config.json: {error}") from error
         if not any(callable(model.get(name)) for name in _BODIES):
-            raise ModelNotFoundError(f"mlx-lm's {model_type} has no body apart from its language model head")
+            raise ModelNotFoundError(f"mlx-lm's {model_type} has no decoder separate from its language model head")
         check_rope(config, model)
         return cls(model, config)
 
     def check_length(self, max_tokens: int) -> None:
         if self._window is not None and max_tokens > self._window:
             raise ModelNotFoundError(
-                f"layers of this {self._model_type} look {self._window} tokens back (sliding_window), which mlx-lm "
-                f"leaves out, so texts of up to {max_tokens} tokens would get wrong vectors; set max_seq_length in "
+                f"this {self._model_type} has a sliding_window of {self._window} tokens, which mlx-lm ignores, so that "
+                f"texts of up to {max_tokens} tokens would get wrong vectors; set max_seq_length in "
                 f"sentence_bert_config.json to {self._window} or less"
             )
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        # Checkpoints saved without a head have no prefix either.
+        # Checkpoints saved without a head have no prefix.
         if not any(name.startswith(tuple(f"{body}." for body in _BODIES)) for name in weights):
             weights = {f"{self._body_name}.{name}": value for name, value in weights.items()}
         if hasattr(self.model, "sanitize"):
@@ -86,8 +84,8 @@ class CausalEncoder(Encoder):
         return {f"model.{name}": value for name, value in weights.items() if not name.startswith("lm_head.")}
 
     def prepare(self) -> None:
-        # Frequencies of scaled rotary positions and the like. An array that is still lazy can only be evaluated by the
-        # thread that made it, and as no parameters, these would be so when the first text comes, on another thread.
+        # Such as frequencies of scaled rotary positions. A lazy array can be evaluated only by the thread that made it;
+        # not being parameters, these would still be lazy when the first text arrives on another thread.
         mx.eval(list(hidden_arrays(self.model)))
 
     @property
@@ -105,23 +103,23 @@ class CausalEncoder(Encoder):
         return join_blocks(outputs, len(tokens.ids))
 
     def _run(self, body: nn.Module, ids: mx.array) -> mx.array:
-        if ids.shape[1] <= _PIECE:
+        if ids.shape[1] <= _CHUNK:
             return body(ids, cache=None)
         caches = import_part("cache")
         assert caches is not None
         cache = caches.make_prompt_cache(self.model)
         pieces = []
-        for start in range(0, ids.shape[1], _PIECE):
-            pieces.append(body(ids[:, start : start + _PIECE], cache=cache))
-            # Piece by piece, or the scores of all of them would be in memory together.
+        for start in range(0, ids.shape[1], _CHUNK):
+            pieces.append(body(ids[:, start : start + _CHUNK], cache=cache))
+            # Chunk by chunk, or the scores of all of them would be in memory at once.
             mx.eval(pieces[-1])
         return mx.concatenate(pieces, axis=1)
 
 
 def hidden_arrays(model: nn.Module) -> Iterator[mx.array]:
-    """Yield every array that a model holds and does not count among its parameters.
+    """Yield every array in a model that is not one of its parameters.
 
-    Those are arrays under names that begin with an underscore, in a module or in other objects it holds.
+    These are arrays in attributes that begin with an underscore, of a module or of other objects in it.
     """
     seen: set[int] = set()
     waiting: list[tuple[Any, bool]] = [(model, False)]

@@ -1,7 +1,7 @@
 """DistilBERT: distiluse, multi-qa-distilbert, msmarco-distilbert and related models.
 
-Source: Sanh et al. 2019; Hugging Face `DistilBertModel`: BERT without segments, its settings and tensors under other
-names.
+Source: Sanh et al. 2019; Hugging Face `DistilBertModel`: BERT without segments, with other names of settings and
+tensors.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from akidb_mlx_plugin.models.bert import BertEncoder, ModelArgs
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.settings import check_activation
 
-# What BERT calls the same settings and parts. `sinusoidal_pos_embds` says how the position table was made, which is in
-# the checkpoint like any other.
+# BERT's names of the same settings and parts. `sinusoidal_pos_embds` only says how the position table was made: it is
+# in the checkpoint either way.
 _SETTINGS = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
@@ -47,7 +47,7 @@ class DistilBertEncoder(BertEncoder):
         missing = [theirs for theirs in _SETTINGS.values() if config.get(theirs) is None and theirs != "activation"]
         if missing:
             raise ModelNotFoundError(f"config.json lacks {', '.join(missing)}, which distilbert needs")
-        # Norms have BERT's epsilon, whatever config.json says.
+        # Norms use BERT's epsilon, whatever config.json says.
         settings = {name: value for name, value in config.items() if name != "layer_norm_eps"}
         settings |= {name: config.get(theirs) for name, theirs in _SETTINGS.items()}
         return cls(ModelArgs.from_config({**settings, "type_vocab_size": 0}))

@@ -20,7 +20,7 @@ from akidb_mlx_plugin.nn.batch import Tokens
 
 @dataclass(frozen=True)
 class ModelArgs(bert.ModelArgs):
-    """The settings of `config.json` that shape the model, under their names there."""
+    """The model's settings, named as in `config.json`."""
 
     embedding_size: int = 128
 

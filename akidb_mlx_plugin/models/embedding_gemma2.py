@@ -1,6 +1,6 @@
-"""EmbeddingGemma 2, its text tower.
+"""The text tower of EmbeddingGemma 2.
 
-Source: Hugging Face `EmbeddingGemma2TextModel`, and `EmbeddingGemma2Model` for what surrounds it.
+Source: Hugging Face `EmbeddingGemma2TextModel`, and `EmbeddingGemma2Model` around it.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _COUNTS = (
     "hidden_size_per_layer_input",
     "embedding_dim",
 )
-# What a whole model holds beside the text tower.
+# The other parts of a whole model.
 _OTHER_TOWERS = ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
 
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings of `text_config` that shape the model, under their names there where they have one.
+    """The model's settings, named as in `text_config` where they occur there.
 
     Attributes:
-        global_rope, local_rope: how positions become angles in layers that see everything, and in those with a window.
-        windows: how far each layer sees; None: everything.
-        heads: size of a head, and number of key heads, of each layer.
-        placeholders: tokens that stand for an image, a video or a sound.
+        global_rope, local_rope: rotary settings of layers with full attention and with a sliding window.
+        windows: sliding window of each layer; None for full attention.
+        heads: head size and number of key heads of each layer.
+        placeholders: tokens that stand for an image, a video or audio.
     """
 
     vocab_size: int
@@ -72,7 +72,7 @@ class ModelArgs:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
-        """Take what is named here from a `config.json`, of the whole model or of the text tower alone."""
+        """Read the settings from a `config.json` of the whole model or of the text tower alone."""
         settings = text_settings(config)["text_config"]
         check_activation(settings, "hidden_activation", "gelu_pytorch_tanh")
         counts = {name: take_count(settings, name) for name in _COUNTS}
@@ -80,14 +80,14 @@ class ModelArgs:
         heads = _heads(settings, kinds)
         sizes = {kind: size for kind, (size, _) in zip(kinds, heads, strict=True)}
         ropes = {
-            # Of a kind that no layer is of, the size makes no difference.
+            # For a kind that no layer has, the size does not matter.
             name: rope_settings(settings, size=sizes.get(kind, 2), default_theta=theta, layer_type=kind)
             for name, kind, theta in (
                 ("global_rope", "full_attention", 1_000_000.0),
                 ("local_rope", "sliding_attention", 10_000.0),
             )
         }
-        # A radius, the places at its end included.
+        # The setting is an inclusive radius.
         radius = optional_count(settings, "sliding_window", least=0) if "sliding_window" in settings else 512
         found = [config.get(f"{kind}_token_id") for kind in ("image", "video", "audio")]
         return cls(
@@ -104,7 +104,7 @@ class ModelArgs:
 
 
 def _layer_types(settings: Mapping[str, Any]) -> list[str]:
-    """Return the kind of every layer; the last one sees everything, whatever is asked for."""
+    """Return the kind of every layer; the last one always has full attention."""
     layers = take_count(settings, "num_hidden_layers")
     every = take_count(settings, "sliding_window_pattern", 6)
     kinds = settings.get("layer_types") or [
@@ -115,10 +115,10 @@ def _layer_types(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _heads(settings: Mapping[str, Any], kinds: list[str]) -> tuple[tuple[int, int], ...]:
-    """Return head size and key heads of every layer.
+    """Return the head size and number of key heads of every layer.
 
     Raises:
-        ModelNotFoundError: a layer has another setting of its own, or its heads differ from those of its kind.
+        ModelNotFoundError: a layer has its own value of another setting, or other head sizes than layers of its kind.
     """
     given = settings.get("per_layer_config")
     if given is None:
@@ -140,12 +140,12 @@ def _heads(settings: Mapping[str, Any], kinds: list[str]) -> tuple[tuple[int, in
         layer = {**settings, **own.get(str(i), {})}
         heads.append((take_count(layer, "head_dim", 256), take_count(layer, "num_key_value_heads", 2)))
     if len({(kind, size) for kind, (size, _) in zip(kinds, heads, strict=True)}) > len(set(kinds)):
-        raise ModelNotFoundError("per_layer_config gives layers of one kind heads of several sizes")
+        raise ModelNotFoundError("per_layer_config gives layers of the same kind different head sizes")
     return tuple(heads)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention in both directions; queries, keys and values are normalized per head."""
+    """Bidirectional grouped-query attention; queries, keys and values are normalized per head."""
 
     def __init__(self, args: ModelArgs, index: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Attention(nn.Module):
         q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
         v = mx.fast.rms_norm(v, None, self.eps)
-        # The norms have taken the place of a scale.
+        # The norms replace scaling.
         return self.o_proj(attend(q, k, v, tokens.blocks, scale=1.0, window=self.window))
 
 
@@ -184,7 +184,7 @@ class MLP(nn.Module):
 
 
 class LayerInputs(nn.Module):
-    """What every layer gets of the words themselves: a projection of their vectors, normalized."""
+    """Per-layer inputs: a normalized projection of the word vectors for every layer."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class LayerInputs(nn.Module):
         self.per_layer_projection_norm = nn.RMSNorm(args.hidden_size_per_layer_input, args.rms_norm_eps)
 
     def prepare(self) -> None:
-        """Take the projection apart by layer, for all layers' inputs together would fill the memory."""
+        """Split the projection by layer: all layers' inputs together would take too much memory."""
         count = self.per_layer_model_projection.weight.shape[0] // len(self.per_layer_projection_norm.weight)
         self.projections = split_linear(self.per_layer_model_projection, count)
         del self.per_layer_model_projection
@@ -203,7 +203,7 @@ class LayerInputs(nn.Module):
 
 
 class LayerInputGate(nn.Module):
-    """Adds what a layer gets of the words, gated by what the layer has made of them."""
+    """Adds the per-layer input, gated by the layer's output."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class LayerInputGate(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, the feed-forward network and the words, each normalized and added to what came in; then scaled."""
+    """Attention, feed-forward network and per-layer input, each with norms and a residual connection; then scaled."""
 
     def __init__(self, args: ModelArgs, index: int) -> None:
         super().__init__()
@@ -239,9 +239,9 @@ class EncoderLayer(nn.Module):
 
 
 class EmbeddingGemma2Encoder(Encoder):
-    """The text tower of EmbeddingGemma 2 and the projection behind it."""
+    """The text tower of EmbeddingGemma 2 and the projection after it."""
 
-    # As Gemma 3's, its residual stream is wider than float16.
+    # Like Gemma 3's, its residual stream exceeds the range of float16.
     float16_is_safe = False
 
     def __init__(self, args: ModelArgs) -> None:
@@ -276,9 +276,9 @@ class EmbeddingGemma2Encoder(Encoder):
         dtype = self.norm.weight.dtype
         ids = tokens.ids
         for placeholder in self._placeholders:
-            # Without what it stands for, it counts as padding, that is seen all the same.
+            # Without an image or the like, it counts as a padding token, though attended to.
             ids = mx.where(ids == placeholder, self._pad, ids)
-        # transformers rounds the factor to the format of the weights too.
+        # transformers also rounds the factor to the dtype of the weights.
         x = words = self.embed_tokens(ids).astype(dtype) * mx.array(self.norm.weight.shape[0] ** 0.5, dtype)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
         for i, layer in enumerate(self.layers):

@@ -1,4 +1,4 @@
-"""EuroBERT: Llama's layers, looking both ways.
+"""EuroBERT: Llama's layers with bidirectional attention.
 
 Source: Boizard et al. 2025; Hugging Face `EuroBertModel`.
 """
@@ -23,7 +23,7 @@ from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings of `config.json` that shape the model, under their names there."""
+    """The model's settings, named as in `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -80,7 +80,7 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then the feed-forward network, each normalized before and added to what came in."""
+    """Attention, then the feed-forward network, each with a norm before it and a residual connection."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -109,18 +109,18 @@ class EuroBertEncoder(Encoder):
     def from_config(cls, config: Mapping[str, Any]) -> EuroBertEncoder:
         check_activation(config, "hidden_act", "silu")
         if config.get("is_causal") or config.get("is_decoder"):
-            raise ModelNotFoundError("a causal EuroBERT is not supported: this encoder attends in both directions")
+            raise ModelNotFoundError("a causal EuroBERT is not supported: this encoder is bidirectional")
         args = ModelArgs(**take_fields(ModelArgs, config))
         return cls(args, Rotary.from_settings(rope_settings(config, size=args.head_size, default_theta=10_000.0)))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        # A model saved with a head for pretraining or classification keeps the encoder under this name.
+        # The encoder's name in a model saved with a head for pretraining or classification.
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
         heads = ("lm_head.", "dense.", "classifier.")
         return {name: value for name, value in clean.items() if not name.startswith(heads)}
 
     def __call__(self, tokens: Tokens) -> mx.array:
-        # The table may be of another format than the computation.
+        # The table may have another dtype than the computation.
         x = self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
         angles = self._rotary.angles(tokens)
         for layer in self.layers:

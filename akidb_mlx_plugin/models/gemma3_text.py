@@ -1,4 +1,4 @@
-"""Gemma 3, text only: EmbeddingGemma and kin.
+"""Gemma 3, text only: EmbeddingGemma and related models.
 
 Source: Hugging Face `Gemma3TextModel`.
 """
@@ -13,15 +13,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer
 from akidb_mlx_plugin.models.settings import (
+    attention_window,
     check_activation,
     layer_windows,
     rope_settings,
     take_count,
     take_fields,
-    window_both_ways,
 )
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
@@ -32,7 +32,7 @@ from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings of `config.json` that shape the model, under their names there."""
+    """The model's settings, named as in `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -52,7 +52,7 @@ class ModelArgs:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
-        """Take what is named here and refuse variants that would compute something else."""
+        """Read the settings; reject variants that this encoder does not compute."""
         check_activation(config, "hidden_activation", "gelu_pytorch_tanh")
         if config.get("attn_logit_softcapping"):
             raise ModelNotFoundError("attn_logit_softcapping is not supported")
@@ -66,10 +66,10 @@ class ModelArgs:
         if full_width:
             # Half of it to each side, and the token itself.
             setting = setting // 2 + 1
-        # transformers reads both settings; with is_causal false it takes another mask.
+        # transformers reads both settings; with is_causal false it uses another mask.
         window: int | None = setting
         if any(layer_windows(pattern, setting, layers)) and (not full_width or config.get("is_causal") is False):
-            window = window_both_ways(config, setting)
+            window = attention_window(config, setting)
         size = take_count(config, "head_dim", cls.head_dim)
         return cls(
             **take_fields(
@@ -85,13 +85,13 @@ class ModelArgs:
                     scaled=False,
                 ),
                 windows=layer_windows(pattern, window, layers),
-                causal=not attends_both_ways(config),
+                causal=not is_bidirectional(config),
             )
         )
 
 
 class Attention(nn.Module):
-    """Grouped-query attention, queries and keys normalized per head before they are rotated."""
+    """Grouped-query attention; queries and keys are normalized per head before rotation."""
 
     def __init__(self, args: ModelArgs, window: int | None) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then the feed-forward network, each normalized before and behind, and added to what came in."""
+    """Attention, then the feed-forward network, each with norms before and after it and a residual connection."""
 
     def __init__(self, args: ModelArgs, window: int | None) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class EncoderLayer(nn.Module):
 class Gemma3Encoder(Encoder):
     """The Gemma 3 text decoder up to its final norm."""
 
-    # The residual stream reaches 8e5, which float16 cannot hold.
+    # The residual stream reaches 8e5, beyond the range of float16.
     float16_is_safe = False
 
     def __init__(self, args: ModelArgs) -> None:
@@ -166,7 +166,7 @@ class Gemma3Encoder(Encoder):
         return cls(ModelArgs.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        # MLX conversions keep the prefix of the causal model, the original has none.
+        # MLX conversions keep the prefix of the causal model; the original has none.
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
         return {name: value for name, value in clean.items() if not name.startswith(TASK_HEADS)}
 
@@ -178,7 +178,7 @@ class Gemma3Encoder(Encoder):
 
     def __call__(self, tokens: Tokens) -> mx.array:
         dtype = self.norm.weight.dtype
-        # transformers rounds the factor to the format of the weights too.
+        # transformers also rounds the factor to the dtype of the weights.
         x = self.embed_tokens(tokens.ids).astype(dtype) * mx.array(self.hidden_size**0.5, dtype)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
         for layer in self.layers:

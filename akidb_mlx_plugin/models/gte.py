@@ -1,6 +1,6 @@
 """GTE v1.5: gte-base/large-en-v1.5, gte-multilingual-base, snowflake-arctic-embed-m-v2.0 and stella_en_400M_v5.
 
-Source: Zhang et al. 2024 (mGTE); Hugging Face `GteModel`; the settings of Alibaba's own code, `NewModel`.
+Source: Zhang et al. 2024 (mGTE); Hugging Face `GteModel`; for its settings, Alibaba's own code, `NewModel`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from akidb_mlx_plugin.models.rotary_bert import (
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, take_fields
 from akidb_mlx_plugin.nn.rotary import Rotary
 
-# What Alibaba's code can also compute and no checkpoint is known to use.
+# Options of Alibaba's code that no known checkpoint uses.
 _NEUTRAL = {"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False}
 _NAMES = {
     "encoder.layer.": "layers.",
@@ -56,7 +56,7 @@ def _build_rotary(config: Mapping[str, Any], size: int) -> Rotary:
         return Rotary.from_settings(rope_settings(config, size=size, default_theta=160_000.0))
     if scaling.get("mixed_b") is not None:
         raise ModelNotFoundError("rope_scaling with mixed_b is not supported, only fixed NTK scaling without it")
-    # Fixed NTK scaling, as Alibaba's `NTKScalingRotaryEmbedding`, from the first token on: a larger base, and every
-    # position divided. Source: https://kexue.fm/archives/9706, equation 6.
+    # Fixed NTK scaling for texts of any length, as in Alibaba's `NTKScalingRotaryEmbedding`: a larger base, and divided
+    # positions. Source: https://kexue.fm/archives/9706, equation 6.
     factor = take_number(scaling, "factor", 1.0)
     return Rotary(size, take_number(config, "rope_theta", 10_000.0) * factor, factor ** (2 / size))

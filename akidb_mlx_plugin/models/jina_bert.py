@@ -1,7 +1,7 @@
 """BERT with ALiBi and gated feed-forward networks: jina-embeddings-v2.
 
-Source: Günther et al. 2023; jinaai/jina-bert-implementation, and jinaai/jina-bert-v2-qk-post-norm, by which
-jina-embeddings-v2-base-code is computed. Both have the `model_type` of BERT.
+Source: Günther et al. 2023; jinaai/jina-bert-implementation, and jinaai/jina-bert-v2-qk-post-norm for
+jina-embeddings-v2-base-code. Both have BERT's `model_type`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Block, Tokens
 from akidb_mlx_plugin.nn.position_bias import PositionBias, alibi_slopes
 
-# The activation of the gate; "original" is BERT's network, without one.
+# The activation of the gate; "original" is BERT's network without a gate.
 _GATES = {"geglu": "gelu", "reglu": "relu", "original": None}
 _QK_NORM = "qk-post-norm"
-# One name for what the two implementations call differently.
+# Common names for parts that the two implementations name differently.
 _NAMES = {
     r"\.mlp\.up_gated_layer\.": ".mlp.gated_layers.",
     r"\.mlp\.down_layer\.": ".mlp.wo.",
@@ -40,17 +40,17 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class ModelArgs(bert.ModelArgs):
-    """The settings of `config.json` that shape the model, under their names there."""
+    """The model's settings, named as in `config.json`."""
 
     feed_forward_type: str = "original"
-    # Whether queries and keys are normalized, and the attention's output a second time.
+    # Whether queries and keys are normalized, and the attention's output once more.
     qk_norm: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
-        """Take what is named here and refuse variants that would compute something else."""
+        """Read the settings; reject variants that this encoder does not compute."""
         if config.get("position_embedding_type") != "alibi":
-            raise ModelNotFoundError("feed_forward_type is supported with position_embedding_type 'alibi' alone")
+            raise ModelNotFoundError("feed_forward_type is supported only with position_embedding_type 'alibi'")
         kind = config.get("feed_forward_type") or "original"
         if kind not in _GATES:
             raise ModelNotFoundError(f"feed_forward_type {kind!r} is not supported; supported are {', '.join(_GATES)}")
@@ -60,7 +60,7 @@ class ModelArgs(bert.ModelArgs):
 
 
 class SelfAttention(bert.SelfAttention):
-    """Multi-head attention without its output projection, queries and keys normalized over all heads."""
+    """Multi-head attention without its output projection; queries and keys are normalized across heads."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__(args)
@@ -86,7 +86,7 @@ class GatedMLP(nn.Module):
         self._gate = GATED_ACTIVATIONS[activation]
 
     def prepare(self) -> None:
-        """Take the fused projection apart."""
+        """Split the fused projection."""
         halves = split_linear(self.gated_layers, 2)
         self.gate, self.up = halves if self.gate_first else halves[::-1]
         del self.gated_layers
@@ -129,7 +129,7 @@ class EncoderLayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers, one after the other."""
+    """The layers in sequence."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()

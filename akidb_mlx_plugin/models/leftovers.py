@@ -1,4 +1,4 @@
-"""Tensors that other libraries save beside an encoder: heads of tasks it was trained for, and buffers."""
+"""Drop tensors that other libraries save with an encoder: task heads and buffers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import mlx.core as mx
 
-# By the names that Hugging Face's classes for pretraining, classification and question answering give them.
+# Named as in Hugging Face's classes for pretraining, classification and question answering.
 _HEADS = (
     "classifier.",
     "cls.",
@@ -23,19 +23,19 @@ _HEADS = (
     "vocab_projector.",
     "vocab_transform.",
 )
-# What older versions of transformers saved.
+# Saved by older versions of transformers.
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def drop_leftovers(
     weights: dict[str, mx.array], prefixes: Iterable[str], renamed: Mapping[str, str] | None = None
 ) -> dict[str, mx.array]:
-    """Return a BERT-like encoder's tensors under the names they have where it was saved alone.
+    """Return a BERT-like encoder's tensors, named as if the encoder had been saved alone.
 
     Args:
-        weights: as in the checkpoint.
-        prefixes: what names begin with where the encoder was saved as a part of another model, such as "bert.".
-        renamed: parts of names, and what replaces them in turn.
+        weights: the checkpoint's tensors.
+        prefixes: prefixes of an encoder saved as part of another model, such as "bert.".
+        renamed: parts of names and their replacements, applied in order.
     """
     kept = {}
     for name, value in weights.items():
@@ -43,7 +43,7 @@ def drop_leftovers(
             name = name.removeprefix(prefix)
         if name.startswith(_HEADS) or name in _BUFFERS:
             continue
-        # Checkpoints converted from TensorFlow name the norm's parameters so.
+        # The norm's parameters in checkpoints converted from TensorFlow.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         for old, new in (renamed or {}).items():
             name = name.replace(old, new)

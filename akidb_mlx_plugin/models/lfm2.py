@@ -1,4 +1,4 @@
-"""LFM2: short convolutions with attention between them; a decoder, and the encoder made of it (LFM2.5-Embedding).
+"""LFM2: short convolutions interleaved with attention; a decoder, and the encoder made from it (LFM2.5-Embedding).
 
 Source: Hugging Face `Lfm2Model`, and `Lfm2BidirectionalModel` for the encoder.
 """
@@ -13,29 +13,29 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways, named_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional, names_bidirectional_class
 from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer, split_linear
 from akidb_mlx_plugin.models.settings import optional_count, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
-from akidb_mlx_plugin.nn.convolution import Neighbours
+from akidb_mlx_plugin.nn.convolution import Neighbors
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings of `config.json` that shape the model, under their names there where they have one.
+    """The model's settings, named as in `config.json` where they occur there.
 
     Attributes:
         head_dim: channels of a head.
         feed_forward: width of the feed-forward networks.
-        taps: places that a convolution sees.
-        rope: how positions become angles.
-        causal: whether a token attends only to itself and what is before it.
-        centred: whether a convolution reaches to both sides.
-        attends: of every layer, whether it attends; the others convolve.
+        taps: kernel size of the convolutions.
+        rope: rotary settings.
+        causal: whether a token attends only to itself and earlier ones.
+        centered: whether a convolution reaches to both sides.
+        attends: for each layer, whether it has attention rather than a convolution.
     """
 
     vocab_size: int
@@ -48,18 +48,18 @@ class ModelArgs:
     taps: int
     rope: RopeSettings
     causal: bool
-    centred: bool
+    centered: bool
     attends: tuple[bool, ...]
     norm_eps: float = 1e-5
     conv_bias: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
-        """Take what is named here and refuse variants that would compute something else."""
-        centred = config.get("model_type") == "lfm2_bidirectional" or named_both_ways(config)
-        causal = not attends_both_ways(config)
-        if centred and causal:
-            raise ModelNotFoundError("config.json says that it is causal, and names an architecture that is not")
+        """Read the settings; reject variants that this encoder does not compute."""
+        centered = config.get("model_type") == "lfm2_bidirectional" or names_bidirectional_class(config)
+        causal = not is_bidirectional(config)
+        if centered and causal:
+            raise ModelNotFoundError("config.json sets is_causal, but names a bidirectional architecture")
         counts = {
             name: take_count(config, name)
             for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -76,20 +76,20 @@ class ModelArgs:
                 taps=take_count(config, "conv_L_cache", 3),
                 rope=rope_settings(config, size=size, default_theta=1_000_000.0),
                 causal=causal,
-                centred=centred,
+                centered=centered,
                 attends=_attends(config),
             )
         )
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Places that a convolution reaches from a token."""
-        first = -(self.taps // 2) if self.centred else 1 - self.taps
+        """Offsets from a token that a convolution covers."""
+        first = -(self.taps // 2) if self.centered else 1 - self.taps
         return tuple(range(first, first + self.taps))
 
 
 def _feed_forward(config: Mapping[str, Any]) -> int:
-    """Return the width of the feed-forward networks, which the configuration gives before an adjustment."""
+    """Return the width of the feed-forward networks, adjusted from the configured one."""
     width = optional_count(config, "block_ff_dim") or take_count(config, "intermediate_size")
     if config.get("block_auto_adjust_ff_dim", True):
         step = take_count(config, "block_multiple_of", 256)
@@ -103,7 +103,7 @@ def _feed_forward(config: Mapping[str, Any]) -> int:
 
 
 def _attends(config: Mapping[str, Any]) -> tuple[bool, ...]:
-    """Return of every layer whether it attends; the others convolve."""
+    """Return, for each layer, whether it has attention rather than a convolution."""
     layers = take_count(config, "num_hidden_layers")
     kinds = config.get("layer_types")
     if kinds is None:
@@ -121,7 +121,7 @@ def _attends(config: Mapping[str, Any]) -> tuple[bool, ...]:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention, queries and keys normalized per head before they are rotated."""
+    """Grouped-query attention; queries and keys are normalized per head before rotation."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Attention(nn.Module):
 
 
 class Taps(nn.Module):
-    """The weights of a convolution that keeps channels apart, in MLX's layout."""
+    """The weights of a depthwise convolution, in MLX's layout."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -162,14 +162,14 @@ class ShortConvolution(nn.Module):
         self.out_proj = nn.Linear(args.hidden_size, args.hidden_size, bias=args.conv_bias)
 
     def prepare(self) -> None:
-        """Take the fused projection apart, and bring the weights of each place together."""
+        """Split the fused projection, and transpose the convolution's weights."""
         self.gate_before, self.gate_after, self.value = split_linear(self.in_proj, 3)
         del self.in_proj
         # (D, K, 1) -> (K, D)
         self.conv.weight = mx.contiguous(self.conv.weight.squeeze(2).T)
 
-    def __call__(self, x: mx.array, neighbours: Neighbours) -> mx.array:
-        mixed = neighbours.convolve(self.gate_before(x) * self.value(x), self.conv.weight)
+    def __call__(self, x: mx.array, neighbors: Neighbors) -> mx.array:
+        mixed = neighbors.convolve(self.gate_before(x) * self.value(x), self.conv.weight)
         if "bias" in self.conv:
             mixed = mixed + self.conv.bias
         return self.out_proj(self.gate_after(x) * mixed)
@@ -190,7 +190,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention or convolution, then the feed-forward network, each normalized before and added to what came in."""
+    """Attention or convolution, then the feed-forward network, each with a norm before it and a residual connection."""
 
     def __init__(self, args: ModelArgs, attends: bool) -> None:
         super().__init__()
@@ -202,9 +202,9 @@ class DecoderLayer(nn.Module):
         self.operator_norm = nn.RMSNorm(args.hidden_size, args.norm_eps)
         self.ffn_norm = nn.RMSNorm(args.hidden_size, args.norm_eps)
 
-    def __call__(self, x: mx.array, angles: Angles, neighbours: Neighbours, tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, neighbors: Neighbors, tokens: Tokens) -> mx.array:
         y = self.operator_norm(x)
-        x = x + (self.conv(y, neighbours) if "conv" in self else self.self_attn(y, angles, tokens))
+        x = x + (self.conv(y, neighbors) if "conv" in self else self.self_attn(y, angles, tokens))
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -243,9 +243,9 @@ class Lfm2Encoder(Encoder):
         self._rotary.check_length(max_tokens)
 
     def __call__(self, tokens: Tokens) -> mx.array:
-        # The table may be of another format than the computation.
+        # The table may have another dtype than the computation.
         x = self.embed_tokens(tokens.ids).astype(self.embedding_norm.weight.dtype)
-        angles, neighbours = self._rotary.angles(tokens), Neighbours(tokens, self._offsets)
+        angles, neighbors = self._rotary.angles(tokens), Neighbors(tokens, self._offsets)
         for layer in self.layers:
-            x = eval_layer(layer(x, angles, neighbours, tokens))
+            x = eval_layer(layer(x, angles, neighbors, tokens))
         return self.embedding_norm(x)

@@ -1,4 +1,4 @@
-"""Llama: Llama-3-based embedders, llama-embed-nemotron, and what related decoders share.
+"""Llama: Llama-3-based embedders, llama-embed-nemotron, and the base of related decoders.
 
 Source: Hugging Face `LlamaModel`, the causal decoder without its language model head.
 """
@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, rotated_share, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
@@ -28,15 +28,15 @@ _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_head
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings of `config.json` that shape the model, under their names there where they have one.
+    """The model's settings, named as in `config.json` where they occur there.
 
     Attributes:
         head_dim: independent of hidden_size / num_attention_heads.
-        rope: how positions become angles.
-        causal: whether a token sees only itself and what is before it.
-        windows: how far each layer sees; None: everything.
+        rope: rotary settings.
+        causal: whether a token sees only itself and earlier ones.
+        windows: sliding window of each layer; None for full attention.
         qkv_bias: whether the projections of queries, keys and values have a bias; `attention_bias` is the output's.
-        qk_norm: whether queries and keys are normalized per head before they are rotated.
+        qk_norm: whether queries and keys are normalized per head before rotation.
         query_growth: (beta, length): queries are multiplied by 1 + beta log(1 + floor(position / length)).
     """
 
@@ -89,7 +89,7 @@ class Attention(nn.Module):
     def last(
         self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
     ) -> mx.array:
-        """As a call, for each text's last token alone: (T, D) to (N, D)."""
+        """Like a call, but only for each text's last token: (T, D) to (N, D)."""
         last = tokens.last
         q = self._queries(x[last], query_angles.at(last))
         k, v = self.keys_and_values(x, key_angles)
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         return rotate(q, angles)
 
     def keys_and_values(self, x: mx.array, angles: Angles) -> KeysValues:
-        """Return the (T, K, d) keys, rotated, and values of (T, D) tokens."""
+        """Return the (T, K, d) rotated keys, and values, of (T, D) tokens."""
         k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.k_proj, self.v_proj))
         if "k_norm" in self:
             k = self.k_norm(k)
@@ -126,7 +126,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then the feed-forward network, each normalized before and added to what came in."""
+    """Attention, then the feed-forward network, each with a norm before it and a residual connection."""
 
     def __init__(self, args: ModelArgs, window: int | None) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class DecoderLayer(nn.Module):
     def last(
         self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
     ) -> mx.array:
-        """As a call, for each text's last token alone: (T, D) to (N, D)."""
+        """Like a call, but only for each text's last token: (T, D) to (N, D)."""
         mixed = self.self_attn.last(self.input_layernorm(x), query_angles, key_angles, tokens, before)
         x = x[tokens.last] + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -153,9 +153,9 @@ class DecoderLayer(nn.Module):
 class LlamaEncoder(Encoder):
     """The Llama decoder up to its final norm; related decoders differ in how their settings are read."""
 
-    # What transformers takes for a setting that config.json does not have; it is the same as null for most.
+    # transformers' default where config.json has no such setting; the same as null for most.
     defaults: ClassVar[Mapping[str, Any]] = {}
-    # Whether a part of each head may be left as it is, as `partial_rotary_factor` says.
+    # Whether `partial_rotary_factor` may leave part of each head unrotated.
     rotates_partially = False
 
     def __init__(self, args: ModelArgs) -> None:
@@ -187,25 +187,25 @@ class LlamaEncoder(Encoder):
             "num_key_value_heads": key_heads,
             "head_dim": size,
             "rope": rope_settings(config, size=int(size * share), default_theta=10_000.0),
-            "causal": not attends_both_ways(config),
+            "causal": not is_bidirectional(config),
             "windows": cls.layer_windows(config, layers),
         }
         return cls(ModelArgs(**take_fields(ModelArgs, config, **computed, **cls.variant(config))))
 
     @classmethod
     def layer_windows(cls, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-        """Return how far each layer sees."""
+        """Return the sliding window of each layer; None for full attention."""
         return (None,) * layers
 
     @classmethod
     def variant(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of `ModelArgs` that this architecture computes in its own way."""
+        """Return the fields of `ModelArgs` in which this architecture differs."""
         return {"qkv_bias": bool(config.get("attention_bias"))}
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        # MLX conversions keep the prefix of the causal model, the original has none.
+        # MLX conversions keep the prefix of the causal model; the original has none.
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
-        # Early versions of transformers saved the frequencies of rotary positions too.
+        # Early versions of transformers also saved rotary frequencies.
         return {
             name: value
             for name, value in clean.items()
@@ -217,7 +217,7 @@ class LlamaEncoder(Encoder):
 
     @property
     def prefix_token_bytes(self) -> int:
-        # Frequencies of their own in long texts would rotate the keys of a prefix in another way there.
+        # With separate frequencies for long texts, the keys of a prefix would be rotated differently in those.
         if not self._causal or self._rotary.settings.long_frequencies is not None:
             return 0
         return 2 * len(self.layers) * self._key_width * self.norm.weight.dtype.size
@@ -227,7 +227,7 @@ class LlamaEncoder(Encoder):
         query_angles, key_angles = self._angles(tokens)
         kept = []
         for layer in self.layers:
-            # A second time beside what the layer computes itself: it is few tokens, once.
+            # The layer computes these again itself, but only once and for few tokens.
             keys_values = layer.self_attn.keys_and_values(layer.input_layernorm(x), key_angles)
             # (P, K, d) -> (K, P, d)
             keys, values = (mx.contiguous(part.swapaxes(0, 1)) for part in keys_values)
@@ -242,7 +242,7 @@ class LlamaEncoder(Encoder):
         return self._encode(tokens, only_last=True)
 
     def _encode(self, tokens: Tokens, *, only_last: bool) -> mx.array:
-        """Return (T, D) token vectors, or (N, D) of last tokens alone, all that the last layer then computes."""
+        """Return (T, D) token vectors, or only (N, D) of last tokens, which saves most of the last layer."""
         x = self._embed(tokens)
         query_angles, key_angles = self._angles(tokens)
         for i, layer in enumerate(self.layers):
@@ -252,7 +252,7 @@ class LlamaEncoder(Encoder):
         return self.norm(x)
 
     def _embed(self, tokens: Tokens) -> mx.array:
-        # The table may be of another format than the computation.
+        # The table may have another dtype than the computation.
         return self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
 
     def _angles(self, tokens: Tokens) -> tuple[Angles, Angles]:

@@ -13,7 +13,7 @@ from akidb_mlx_plugin.models.llama import LlamaEncoder
 from akidb_mlx_plugin.models.mistral import MistralEncoder
 from akidb_mlx_plugin.models.settings import optional_count
 
-# What transformers takes where config.json has no rotary settings.
+# transformers' default where config.json has no rotary settings.
 _ROPE = {
     "rope_type": "yarn",
     "rope_theta": 1_000_000.0,
@@ -28,7 +28,7 @@ _ROPE = {
 
 
 class Ministral3Encoder(MistralEncoder):
-    """Mistral whose queries grow with the position, as Llama 4's do."""
+    """Mistral with queries scaled by position, as in Llama 4."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "num_key_value_heads": 8,

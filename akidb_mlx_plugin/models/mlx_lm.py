@@ -1,4 +1,4 @@
-"""What mlx-lm has, and one module of it at a time, without the rest.
+"""List mlx-lm's architectures, and import one module of it at a time, without the rest.
 
 mlx-lm is an optional dependency, imported when a checkpoint needs it.
 """
@@ -15,7 +15,7 @@ from types import ModuleType
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
 REMEDY = 'pip install "akidb-mlx-plugin[lm]"'
-# Architectures that mlx-lm computes by the module of another, as its `utils.MODEL_REMAPPING`.
+# Architectures for which mlx-lm uses another's module, as in its `utils.MODEL_REMAPPING`.
 _SAME_AS = {
     "iquestcoder": "llama",
     "xverse": "llama",
@@ -26,7 +26,7 @@ _SAME_AS = {
     "minimax_m2": "minimax",
     "deepseek_v41_text": "deepseek_v41",
 }
-# The modules of mlx-lm 0.32.2 that are architectures of text alone: they decide what is said where it is not installed.
+# The text-only architectures of mlx-lm 0.32.2: they determine the error where it is not installed.
 _NAMES = """
 Klear afm7 afmoe apertus baichuan_m1 bailing_hybrid bailing_moe bailing_moe_linear bailing_moe_v3 bitnet cohere
 cohere2 dbrx deepseek deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v41 dots1 ernie4_5 ernie4_5_moe exaone exaone4
@@ -47,7 +47,7 @@ def implements(model_type: str) -> bool:
     """Return whether mlx-lm has an architecture.
 
     Raises:
-        ModelNotFoundError: it has, but is not installed.
+        ModelNotFoundError: it does, but is not installed.
     """
     if importlib.util.find_spec("mlx_lm") is None and not {model_type, _SAME_AS.get(model_type)} & MODULES:
         return False
@@ -60,7 +60,7 @@ def import_architecture(model_type: str) -> ModuleType | None:
     Raises:
         ModelNotFoundError: mlx-lm is not installed, or the module does not work.
     """
-    # It comes from a file that may be a stranger's.
+    # It comes from a file that may be untrusted.
     if not _NAME.fullmatch(model_type):
         return None
     module = import_part(_SAME_AS.get(model_type, model_type))
@@ -70,8 +70,8 @@ def import_architecture(model_type: str) -> ModuleType | None:
 def import_part(part: str) -> ModuleType | None:
     """Import one module of `mlx_lm.models`, without the rest of mlx-lm; None if there is no such module.
 
-    Importing `mlx_lm` itself takes seconds, for it imports transformers, and lowers the process's limit of open files
-    for good. Its architectures need neither, so the package is stood in for while one of them is imported.
+    Importing `mlx_lm` itself takes seconds, because it imports transformers, and permanently lowers the process's open
+    file limit. Its architectures need neither, so a stub replaces the package while one of them is imported.
 
     Raises:
         ModelNotFoundError: mlx-lm is not installed, or the module does not work.
@@ -79,7 +79,7 @@ def import_part(part: str) -> ModuleType | None:
     with _import_lock:
         package = importlib.util.find_spec("mlx_lm")
         if package is None or package.submodule_search_locations is None:
-            raise ModelNotFoundError(f"architecture {part!r} is computed by mlx-lm, which is not installed: {REMEDY}")
+            raise ModelNotFoundError(f"architecture {part!r} needs mlx-lm, which is not installed: {REMEDY}")
         stand_in = "mlx_lm" not in sys.modules
         if stand_in:
             sys.modules["mlx_lm"] = module = ModuleType("mlx_lm")
@@ -87,7 +87,7 @@ def import_part(part: str) -> ModuleType | None:
         try:
             name = f"mlx_lm.models.{part}"
             return import_module(name) if importlib.util.find_spec(name) else None
-        except (ImportError, SystemExit) as error:  # one of its modules exits where something it needs is missing
+        except (ImportError, SystemExit) as error:  # one of its modules exits if a dependency is missing
             raise ModelNotFoundError(f"mlx-lm's {part} cannot be imported: {error}") from error
         finally:
             if stand_in:

@@ -1,4 +1,4 @@
-"""ModernBERT: gte-modernbert, nomic's modernbert-embed and kin.
+"""ModernBERT: gte-modernbert, nomic's modernbert-embed and related models.
 
 Source: Warner et al. 2024; Hugging Face `ModernBertModel`.
 """
@@ -23,7 +23,7 @@ from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings of `config.json` that shape the model, under their names there."""
+    """The model's settings, named as in `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -41,14 +41,14 @@ class ModelArgs:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
-        """Take what is named here and refuse variants that would compute something else."""
+        """Read the settings; reject variants that this encoder does not compute."""
         check_activation(config, "hidden_activation", "gelu")
         layers = take_count(config, "num_hidden_layers")
         every = config.get("global_attn_every_n_layers") or 3
         pattern = config.get("layer_types") or [
             "sliding_attention" if i % every else "full_attention" for i in range(layers)
         ]
-        # The setting is the full width: a token sees half of it to each side, that place included.
+        # The setting is the full width: a token sees half of it to each side, inclusive.
         window = (config.get("local_attention") or 128) // 2 + 1
         size = take_count(config, "hidden_size") // take_count(config, "num_attention_heads")
         ropes = {
@@ -72,7 +72,7 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
 
     def __call__(self, ids: mx.array) -> mx.array:
-        # The table may be of another format than the computation.
+        # The table may have another dtype than the computation.
         return self.norm(self.tok_embeddings(ids).astype(self.norm.weight.dtype))
 
 
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         self.Wo = nn.Linear(args.hidden_size, args.hidden_size, bias=args.attention_bias)
 
     def prepare(self) -> None:
-        """Take the fused projection apart."""
+        """Split the fused projection."""
         self.query, self.key, self.value = split_linear(self.Wqkv, 3)
         del self.Wqkv
 
@@ -109,7 +109,7 @@ class MLP(nn.Module):
         self._gate = GATED_ACTIVATIONS[args.hidden_activation]
 
     def prepare(self) -> None:
-        """Take the fused projection apart."""
+        """Split the fused projection."""
         self.input, self.gate = split_linear(self.Wi, 2)
         del self.Wi
 
@@ -118,12 +118,12 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then the feed-forward network, each normalized before and added to what came in."""
+    """Attention, then the feed-forward network, each with a norm before it and a residual connection."""
 
     def __init__(self, args: ModelArgs, index: int) -> None:
         super().__init__()
         self.is_local = args.windows[index] is not None
-        # What enters the first layer is normalized already.
+        # The input of the first layer is already normalized.
         self.attn_norm = (
             nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias) if index else nn.Identity()
         )
@@ -154,7 +154,7 @@ class ModernBertEncoder(Encoder):
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         clean = {name.removeprefix("model."): value for name, value in weights.items()}
-        # What the heads have in common, and that for masked language modelling.
+        # The part that all heads share, and the one for masked language modeling.
         heads = ("head.", "decoder.", *TASK_HEADS)
         return {name: value for name, value in clean.items() if not name.startswith(heads)}
 

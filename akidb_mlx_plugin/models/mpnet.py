@@ -1,7 +1,7 @@
 """MPNet: all-mpnet-base-v2, multi-qa-mpnet, paraphrase-mpnet and related models.
 
-Source: Song et al. 2020; Hugging Face `MPNetModel`: BERT without segments, positions as RoBERTa's, and a bias by
-relative position that all layers share.
+Source: Song et al. 2020; Hugging Face `MPNetModel`: BERT without segments, with RoBERTa's positions and a
+relative position bias that all layers share.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.roberta import RobertaEncoder
 from akidb_mlx_plugin.nn.position_bias import PositionBias, relative_buckets
 
-# What Hugging Face's implementation takes whatever config.json says.
+# Hard-coded in Hugging Face's implementation, whatever config.json says.
 _BUCKETS, _PAD_ID = 32, 1
-# What BERT calls the parts of its attention.
+# BERT's names for the parts of its attention.
 _NAMES = {
     ".attention.attn.q.": ".attention.self.query.",
     ".attention.attn.k.": ".attention.self.key.",

@@ -1,7 +1,7 @@
 """NomicBERT: nomic-embed-text v1 to v2-moe, snowflake-arctic-embed-m-long, CodeRankEmbed.
 
 Source: Nussbaum et al. 2024, Nussbaum and Duderstadt 2025; Hugging Face `NomicBertModel`; for its published settings,
-its experts and its long texts nomic-ai's own code, nomic-bert-2048 and contrastors.
+experts and long texts, nomic-ai's own code, nomic-bert-2048 and contrastors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.dynamic_rotary import DynamicRotary
 from akidb_mlx_plugin.nn.rotary import Rotary
 
-# The published settings, by the names that transformers has for them.
+# Published names of settings, by their names in transformers.
 _PUBLISHED = {
     "hidden_size": "n_embd",
     "num_attention_heads": "n_head",
@@ -39,9 +39,9 @@ _PUBLISHED = {
     "up_bias": "mlp_fc1_bias",
     "down_bias": "mlp_fc2_bias",
 }
-# What transformers' own layout does not say.
+# Settings that transformers' layout lacks.
 _OWN_DEFAULTS: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "up_bias": False, "down_bias": False}
-# What nomic's code can also compute and no checkpoint is known to use.
+# Options of nomic's code that no known checkpoint uses.
 _NEUTRAL = {
     "prenorm": False,
     "parallel_block": False,
@@ -59,7 +59,7 @@ _NEUTRAL = {
 }
 # By nomic's name: ours, and whether the network is gated.
 _ACTIVATIONS = {"swiglu": ("silu", True), "geglu": ("gelu", True), "gelu": ("gelu", False)}
-# Nomic's code rounds the width of a gated network up.
+# Nomic's code rounds up the width of a gated network.
 _WIDTH_MULTIPLE = 256
 _NAMES = {
     "emb_ln.": "embeddings.LayerNorm.",
@@ -74,7 +74,7 @@ _GATED_NAMES = {".mlp.fc11.": ".mlp.up_proj.", ".mlp.fc12.": ".mlp.gate_proj.", 
 
 
 class Router(nn.Module):
-    """How much each token is for each expert."""
+    """Scores every expert for every token."""
 
     def __init__(self, args: ModelArgs, experts: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Router(nn.Module):
 
 
 class Expert(nn.Module):
-    """A feed-forward network for some of the tokens."""
+    """A feed-forward network for a subset of the tokens."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Expert(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """The experts that are best for each token, weighted as the router says; their weights do not sum to one."""
+    """Each token's top experts, weighted by the router; their weights do not sum to one."""
 
     def __init__(self, args: ModelArgs, experts: int, per_token: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class MixtureOfExperts(nn.Module):
         # (T, E) -> (T, k)
         chosen = mx.argsort(-weights, axis=-1)[:, : self._per_token]
         weights = mx.take_along_axis(weights, chosen, axis=-1)
-        # Each expert computes its tokens in one piece: how many there are is known only here.
+        # Each expert computes its tokens in one batch, whose size is known only here.
         experts = np.array(chosen).reshape(-1)
         order = np.argsort(experts, kind="stable")
         stops = np.cumsum(np.bincount(experts, minlength=len(self.experts)))
@@ -153,7 +153,7 @@ class NomicBertEncoder(RotaryBertEncoder):
         for i, layer in enumerate(self.layers):
             if not isinstance(layer.mlp, MixtureOfExperts):
                 continue
-            # (E * F, D), one expert below the other; the second matrix is stored transposed.
+            # (E * F, D), the experts stacked; the second matrix is stored transposed.
             path = f"layers.{i}.mlp.experts"
             for name, ours in (("w1", "up_proj"), ("w2", "down_proj")):
                 stacked = clean.pop(f"{path}.mlp.{name}", None)
@@ -187,13 +187,13 @@ def _build_experts(config: Mapping[str, Any], args: ModelArgs, gated: bool) -> M
     if gated or not 0 < per_token <= experts:
         raise ModelNotFoundError(
             f"moe_top_k {per_token} of num_experts {experts} with {config.get('activation_function')!r} is not "
-            "supported; supported are experts that are not gated, and at most as many per token as there are"
+            "supported; supported are experts without gates, at most all of them per token"
         )
     return MixtureOfExperts(args, experts, per_token)
 
 
 def _build_rotary(config: Mapping[str, Any], size: int) -> Rotary:
-    """Return the rotary positions: plain, or with a base that grows with long texts."""
+    """Return the rotary positions: plain, or with a base that grows with the length of long texts."""
     rope = config.get("rope_parameters") or {}
     dynamic = rope.get("rope_type") == "dynamic"
     if "n_embd" in config:
@@ -202,7 +202,7 @@ def _build_rotary(config: Mapping[str, Any], size: int) -> Rotary:
         if not rope:
             trained = int(take_number(config, "max_trained_positions", 2048))
             return DynamicRotary(size, theta, factor, trained) if factor else Rotary(size, theta)
-        # Some have both layouts. transformers reads its own.
+        # Some checkpoints have both layouts; transformers reads its own.
         if take_number(rope, "rope_theta", theta) != theta or (factor and not dynamic):
             raise ModelNotFoundError(
                 f"rope_parameters {rope} contradict rotary_emb_base {theta:g} and rotary_scaling_factor {factor:g}"

@@ -16,7 +16,7 @@ from akidb_mlx_plugin.models.mistral import MistralEncoder
 
 
 class Phi3Encoder(MistralEncoder):
-    """Mistral whose projections are stored fused, and whose heads may be rotated in part."""
+    """Mistral with fused projections and optional partial rotation of heads."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
         "rms_norm_eps": 1e-5,

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from akidb_mlx_plugin.models.llama import LlamaEncoder
-from akidb_mlx_plugin.models.settings import layer_windows, optional_count, window_both_ways
+from akidb_mlx_plugin.models.settings import attention_window, layer_windows, optional_count
 
 
 class Qwen2Encoder(LlamaEncoder):
-    """Llama with biases, and windows in its upper layers."""
+    """Llama with biases, and sliding windows in its upper layers."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
 
@@ -24,7 +24,7 @@ class Qwen2Encoder(LlamaEncoder):
         pattern = config.get("layer_types") or [
             "sliding_attention" if window and i >= first else "full_attention" for i in range(layers)
         ]
-        return layer_windows(pattern, window_both_ways(config, window), layers)
+        return layer_windows(pattern, attention_window(config, window), layers)
 
     @classmethod
     def variant(cls, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """RoBERTa, XLM-RoBERTa and CamemBERT: bge-m3, multilingual-e5 and related models.
 
-Source: Liu et al. 2019; Hugging Face `RobertaModel`: BERT whose positions begin behind the padding id.
+Source: Liu et al. 2019; Hugging Face `RobertaModel`: BERT whose positions begin after the padding id.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RobertaEncoder(BertEncoder):
 def offset_positions(tokens: Tokens, pad_id: int) -> mx.array:
     """Return each token's row in a position table whose first row in use is that behind the padding id.
 
-    A padding token that stands in a text has the padding id's own row, and those after it are counted without it.
+    A padding token within a text gets the padding id's own row and is not counted in the positions after it.
 
     Args:
         tokens: the batch.

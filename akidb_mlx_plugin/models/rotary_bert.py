@@ -1,4 +1,4 @@
-"""BERT with rotary positions: what nomic-embed, gte v1.5 and jina v3 share, named as transformers names it.
+"""BERT with rotary positions: the base of nomic-embed, gte v1.5 and jina v3, with transformers' names.
 
 Source: Hugging Face `NomicBertModel`, `GteModel` and `JinaEmbeddingsV3Model`.
 """
@@ -20,13 +20,13 @@ from akidb_mlx_plugin.nn.attention import attend
 from akidb_mlx_plugin.nn.batch import Tokens
 from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
-# Heads for pretraining and other tasks, and buffers that are computed from the configuration.
+# Task heads, and buffers that are computed from the configuration.
 _NOT_NEEDED = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.position_ids", "embeddings.rotary_emb.")
 
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings that shape the model, under the names that transformers gives them where it has any."""
+    """The model's settings, with transformers' names where it has any."""
 
     vocab_size: int
     hidden_size: int
@@ -34,12 +34,12 @@ class ModelArgs:
     num_attention_heads: int
     intermediate_size: int
     head_dim: int | None = None
-    # 0: there are no segment vectors.
+    # 0 for no segment vectors.
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
     attention_bias: bool = True
-    # Of the first and of the second half of the feed-forward network.
+    # Biases of the first and second half of the feed-forward network.
     up_bias: bool = True
     down_bias: bool = True
 
@@ -50,7 +50,7 @@ class ModelArgs:
 
 
 class Embeddings(nn.Module):
-    """Word and segment vectors, summed and normalized; every token is of segment 0."""
+    """The sum of word and segment vectors, normalized; every token is in segment 0."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
     def __call__(self, ids: mx.array) -> mx.array:
-        # The tables may be of another format than the computation.
+        # The tables may have another dtype than the computation.
         dtype = self.LayerNorm.weight.dtype
         x = self.word_embeddings(ids).astype(dtype)
         if "token_type_embeddings" in self:
@@ -117,7 +117,7 @@ class GatedMLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then the feed-forward network, each added to what came in and normalized after."""
+    """Attention, then the feed-forward network, each with a residual connection and a norm after it."""
 
     def __init__(self, args: ModelArgs, mlp: nn.Module) -> None:
         super().__init__()
@@ -135,11 +135,11 @@ class RotaryBertEncoder(Encoder):
     """The encoder; a subclass reads the configuration and renames the tensors."""
 
     def __init__(self, args: ModelArgs, rotary: Rotary, mlps: Sequence[nn.Module]) -> None:
-        """Build it, weights uninitialised.
+        """Build the encoder with uninitialized weights.
 
         Args:
             args: the settings.
-            rotary: how positions become angles.
+            rotary: the rotary positions.
             mlps: each layer's feed-forward network.
         """
         super().__init__()
@@ -157,7 +157,7 @@ class RotaryBertEncoder(Encoder):
 
 
 def check_neutral(config: Mapping[str, Any], neutral: Mapping[str, Any]) -> None:
-    """Check that settings which would change what is computed are absent, null or at the value named here.
+    """Check that settings which could change the result are absent, null or at their neutral value.
 
     Raises:
         ModelNotFoundError: one is not; it is named.
@@ -170,10 +170,10 @@ def check_neutral(config: Mapping[str, Any], neutral: Mapping[str, Any]) -> None
 
 
 def take_number(settings: Mapping[str, Any], key: str, default: float) -> float:
-    """Return a positive number; a null or zero counts as not set.
+    """Return a positive number; null or zero counts as not set.
 
     Raises:
-        ModelNotFoundError: it is something else.
+        ModelNotFoundError: it is anything else.
     """
     value = settings.get(key)
     if not value:
@@ -194,9 +194,9 @@ def rename_tensors(
 
     Args:
         weights: the checkpoint's tensors.
-        prefixes: what models with a head put before the encoder's names.
-        names: parts of names, and what stands for them here; applied in order.
-        fused: parts of names of tensors that hold several matrices one below the other, and the names of those here.
+        prefixes: prefixes of the encoder's names in models with a head.
+        names: parts of names and their replacements; applied in order.
+        fused: parts of names of stacked matrices, and the names of the matrices here.
     """
     clean: dict[str, mx.array] = {}
     for name, value in weights.items():

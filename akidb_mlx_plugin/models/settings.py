@@ -1,4 +1,4 @@
-"""Settings that several architectures have in their `config.json`, read from every layout that is about."""
+"""Read `config.json` settings that several architectures share, in every layout in use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.architectures import attends_both_ways
+from akidb_mlx_plugin.models.architectures import is_bidirectional
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.rope_scaling import RopeScaling, RopeSettings
 
@@ -15,14 +15,14 @@ _LARGEST = 2**31
 
 
 def take_fields(args: type[Any], config: Mapping[str, Any], **computed: Any) -> dict[str, Any]:
-    """Return the settings that are fields of a dataclass; a null counts as not set.
+    """Return the settings that are fields of a dataclass; null counts as not set.
 
     Args:
         args: the dataclass.
         config: `config.json`.
-        computed: fields that do not stand in `config.json` as they are.
+        computed: fields that are not taken directly from `config.json`.
     Raises:
-        ModelNotFoundError: one that has no default is missing, or one is of another type; it is named.
+        ModelNotFoundError: one without a default is missing, or one has the wrong type; it is named.
     """
     fields = args.__dataclass_fields__
     taken = {name: config[name] for name in fields if name not in computed and config.get(name) is not None}
@@ -53,7 +53,7 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
 
 
 def optional_count(config: Mapping[str, Any], key: str, *, least: int = 1) -> int | None:
-    """Return a setting that counts something, None where it is not set.
+    """Return a count, or None if it is not set.
 
     Raises:
         ModelNotFoundError: not a number, or less than `least`.
@@ -67,7 +67,7 @@ def optional_count(config: Mapping[str, Any], key: str, *, least: int = 1) -> in
 
 
 def take_count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """Return a setting that counts something; a null counts as not set.
+    """Return a count; null counts as not set.
 
     Raises:
         ModelNotFoundError: it is missing and has no default, or is not a positive number.
@@ -79,7 +79,7 @@ def take_count(config: Mapping[str, Any], key: str, default: int | None = None) 
 
 
 def check_activation(config: Mapping[str, Any], key: str, default: str) -> None:
-    """Raise ModelNotFoundError for an activation this package does not have."""
+    """Raise ModelNotFoundError for an unsupported activation."""
     name = config.get(key) or default
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ModelNotFoundError(f"{key} {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
@@ -94,31 +94,31 @@ def rope_settings(
     layer_type: str | None = None,
     scaled: bool = True,
 ) -> RopeSettings:
-    """Return how positions become angles.
+    """Return the rotary settings.
 
     Args:
-        config: it has `rope_parameters` as transformers 5 writes it, by layer type or for all, or `rope_theta` and
-            `rope_scaling` beside each other, as before.
-        size: channels of a head that are rotated.
-        default_theta: where the configuration names none.
-        theta_key: its name in the older layout.
-        layer_type: whose settings, where they differ.
-        scaled: whether a `rope_scaling` in the older layout is meant for these layers too.
+        config: has `rope_parameters` as in transformers 5, by layer type or for all layers, or `rope_theta` and
+            `rope_scaling`, as before.
+        size: rotated channels of a head.
+        default_theta: default of the base.
+        theta_key: name of the base in the older layout.
+        layer_type: kind of layer, where settings differ.
+        scaled: whether a `rope_scaling` in the older layout also applies to these layers.
     Raises:
-        ModelNotFoundError: a kind of scaling that this package does not have, or one that lacks a parameter.
+        ModelNotFoundError: an unsupported kind of scaling, or one that lacks a parameter.
     """
     parameters = _mapping(config, "rope_parameters")
     if layer_type is not None:
         parameters = _mapping(parameters, layer_type)
     older = _mapping(config, "rope_scaling") if scaled else {}
-    # Like transformers, which lets the older setting win where a file has both.
+    # As in transformers, the older setting wins where a file has both.
     parameters = {**parameters, **older} if layer_type is not None else older or parameters
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     theta = parameters.get("rope_theta") or config.get(theta_key) or default_theta
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
         raise ModelNotFoundError(f"{theta_key} in config.json must be a positive number, got {theta!r}")
     positions = optional_count(config, "max_position_embeddings")
-    # Phi 3 has it beside the parameters.
+    # Phi 3 has it next to the parameters.
     original = optional_count(config, "original_max_position_embeddings") if layer_type is None else None
     original = original or optional_count(parameters, "original_max_position_embeddings") or positions
     return RopeScaling(str(kind), parameters, size, float(theta), positions, original).settings()
@@ -132,10 +132,10 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def rotated_share(config: Mapping[str, Any]) -> float:
-    """Return the share of each head's channels that are rotated, in either layout.
+    """Return the fraction of each head's channels that is rotated, in either layout.
 
     Raises:
-        ModelNotFoundError: not a share.
+        ModelNotFoundError: not a fraction.
     """
     given = _mapping(config, "rope_scaling") or _mapping(config, "rope_parameters")
     share = given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
@@ -144,33 +144,33 @@ def rotated_share(config: Mapping[str, Any]) -> float:
     return float(share)
 
 
-def window_both_ways(config: Mapping[str, Any], window: int | None) -> int | None:
-    """Return a decoder's window as `attend` takes it, which may look in both directions.
+def attention_window(config: Mapping[str, Any], window: int | None) -> int | None:
+    """Return a causal or bidirectional decoder's sliding window as `attend` expects it.
 
-    With `is_causal` false the mask of transformers reaches as many places as the setting says to each side; a causal
-    window counts the token itself among them.
+    With `is_causal` false, transformers' mask reaches that many positions to each side; a causal window includes the
+    token itself.
 
     Args:
         config: `config.json`.
-        window: its `sliding_window`; None: none.
+        window: its `sliding_window`; None for none.
     Raises:
-        ModelNotFoundError: it looks both ways by another setting, for which there is no reference.
+        ModelNotFoundError: it is bidirectional by another setting, for which there is no reference.
     """
-    if window is None or not attends_both_ways(config):
+    if window is None or not is_bidirectional(config):
         return window
     if config.get("is_causal") is not False:
         raise ModelNotFoundError(
-            f"config.json has a sliding_window of {window} in a {config.get('model_type')} that attends in both "
-            "directions; such windows are known only where is_causal is false"
+            f"config.json has a sliding_window of {window} in a bidirectional {config.get('model_type')}, which is "
+            "supported only with is_causal false"
         )
     return window + 1
 
 
 def layer_windows(layer_types: Sequence[str], window: int | None, layers: int) -> tuple[int | None, ...]:
-    """Return each layer's window: None where it sees everything.
+    """Return each layer's sliding window; None for full attention.
 
     Raises:
-        ModelNotFoundError: other kinds of layers, or not as many as there are layers.
+        ModelNotFoundError: unknown kinds of layers, or not one kind per layer.
     """
     kinds = [str(kind) for kind in layer_types] if isinstance(layer_types, list | tuple) else []
     if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:

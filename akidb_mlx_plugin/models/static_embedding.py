@@ -1,6 +1,6 @@
-"""StaticEmbedding: a table of token vectors, their mean taken by the pooling. model2vec's potion and related models.
+"""StaticEmbedding: a table of token vectors, averaged by pooling; model2vec's potion and related models.
 
-Source: sentence_transformers `StaticEmbedding`, an embedding bag over tokens without special ones.
+Source: sentence_transformers `StaticEmbedding`, an embedding bag over tokens without special tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from akidb_mlx_plugin.nn.batch import Tokens
 
 
 class StaticEncoder(Encoder):
-    """The table; in model2vec's files a token may share a row with others, and have a weight of its own."""
+    """The table; in model2vec's files, tokens may share a row, and each may have a weight."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -39,10 +39,10 @@ class StaticEncoder(Encoder):
         return clean
 
     def prepare(self) -> None:
-        # A row that is not there would be read from foreign memory.
+        # A missing row would be read out of bounds.
         rows = self.embedding.weight.shape[0]
         if "mapping" in self and not bool(mx.all((self.mapping >= 0) & (self.mapping < rows))):
-            raise ModelNotFoundError(f"the tensor 'mapping' names rows that are not among the table's {rows}")
+            raise ModelNotFoundError(f"the tensor 'mapping' has entries outside the table's {rows} rows")
 
     def __call__(self, tokens: Tokens) -> mx.array:
         rows = self.mapping[tokens.ids] if "mapping" in self else tokens.ids

@@ -32,7 +32,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """The settings of `config.json` that shape the model, under their names there."""
+    """The model's settings, named as in `config.json`."""
 
     vocab_size: int
     d_model: int
@@ -48,16 +48,16 @@ class ModelArgs:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelArgs:
-        """Take what is named here and refuse variants that would compute something else."""
+        """Read the settings; reject variants that this encoder does not compute."""
         if config.get("is_decoder"):
             raise ModelNotFoundError("is_decoder is not supported: this encoder attends in both directions")
-        # "relu", as T5 1.0, or "gated-gelu", as T5 1.1, where the tanh form is meant.
+        # "relu" in T5 1.0, or "gated-gelu" in T5 1.1, where it means the tanh form.
         kind = config.get("feed_forward_proj") or "relu"
         gate, _, activation = kind.rpartition("-")
         if gate not in ("", "gated"):
             raise ModelNotFoundError(f"feed_forward_proj {kind!r} is not supported")
         activation = "gelu_new" if kind == "gated-gelu" else activation
-        # What older versions of transformers wrote beside it, and newer ones would obey.
+        # Also written by older versions of transformers, and obeyed by newer ones.
         for key, value in (("dense_act_fn", activation), ("is_gated_act", gate == "gated")):
             if config.get(key) not in (None, value):
                 raise ModelNotFoundError(f"{key} {config[key]!r} contradicts feed_forward_proj {kind!r}")
@@ -117,7 +117,7 @@ class GatedMLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention, then the feed-forward network, each normalized before and added to what came in."""
+    """Attention, then the feed-forward network, each with a norm before it and a residual connection."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -150,14 +150,14 @@ class T5Encoder(Encoder):
         return cls(ModelArgs.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        # Those of a whole T5, and the table a second time under the name that the decoder shares it by.
+        # A whole T5 has the decoder's tensors, and the table a second time under its shared name.
         named = any(name.startswith("encoder.embed_tokens.") for name in weights)
         dropped = ("decoder.", "shared.") if named else ("decoder.",)
         encoder = {name: value for name, value in weights.items() if not name.startswith(dropped)}
         return drop_leftovers(encoder, ("encoder.",), renamed={"shared.": "embed_tokens.", **_NAMES})
 
     def __call__(self, tokens: Tokens) -> mx.array:
-        # The table may be of another format than the computation.
+        # The table may have another dtype than the computation.
         x = self.embed_tokens(tokens.ids).astype(self.final_layer_norm.weight.dtype)
         table = self.relative_attention_bias
         bias = PositionBias(lambda distances: table(mx.array(relative_buckets(distances, *self.buckets))).T, x.dtype)

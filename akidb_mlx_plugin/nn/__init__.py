@@ -1,1 +1,1 @@
-"""What every architecture is made of: the packed batch, attention, positions, activations, pooling."""
+"""Building blocks of the architectures: the packed batch, attention, positions, activations, pooling."""

@@ -1,7 +1,7 @@
-"""Activations and softmax that vectorise on a CPU and use MLX's own kernels elsewhere.
+"""Activations and softmax that vectorize on a CPU and use MLX's own kernels elsewhere.
 
-MLX computes erf, exp and tanh one element at a time on a CPU (10 to 25 ns each). Here they are sums and products,
-which it vectorises, accurate to 1e-6.
+MLX computes erf, exp and tanh one element at a time on a CPU (10 to 25 ns each). Here they are approximated to 1e-6
+by sums and products, which MLX vectorizes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from akidb_mlx_plugin.nn.layout import in_cpu_layout
 
 
 def swap_outer_axes(x: mx.array) -> mx.array:
-    """(A, B, d) -> (B, A, d), copied by 8 bytes at a time where numbers can be paired."""
+    """(A, B, d) -> (B, A, d), copied 8 bytes at a time where elements can be paired."""
     dtype = x.dtype
     pairs = x.shape[-1] * dtype.size % 8 == 0
     x = mx.contiguous((x.view(mx.uint64) if pairs else x).transpose(1, 0, 2))
     return x.view(dtype) if pairs else x
 
 
-# A kernel compiled for one shape is worth its compilation from so many elements on; and so many are kept.
+# Fewest elements for which compiling a kernel per shape pays off, and how many such kernels a thread keeps.
 _LEAST_ELEMENTS, _KEPT_SHAPES = 1 << 17, 8
 
 
@@ -53,7 +53,7 @@ class _PerShape:
 
 
 class _Fused:
-    """Sums and products in one pass over memory, of arrays of one shape.
+    """An elementwise function of arrays of one shape, fused into one pass over memory.
 
     MLX compiles a function for one shape or for all. That for all spreads its constants in memory and costs three times
     as much. So large arrays, which come again in the next layer at once, get a kernel of their own, and small ones
@@ -69,8 +69,8 @@ class _Fused:
     def __call__(self, *inputs: mx.array) -> mx.array:
         if not is_guarded():
             return self._compiled(inputs)
-        # One axis, which lies in one piece: there would be a kernel for each way of lying in several. An array of one
-        # element has a kernel of its own.
+        # Flattened to one contiguous axis: MLX compiles a separate kernel for each kind of strides, and for arrays of
+        # one element.
         shape, dtypes = inputs[0].shape, tuple(x.dtype for x in inputs)
         large = inputs[0].size >= _LEAST_ELEMENTS
         if inputs[0].size == 1 or not self._kernels.may_use((large, *dtypes), lambda: self._example(large, dtypes)):
@@ -94,8 +94,8 @@ _LEAST_EXPONENT = -40.0
 def _exp_in_range(x: mx.array) -> mx.array:
     """exp(x) for -40 <= x <= 0, absolute error below 2e-7: a polynomial of x/32, squared five times; 0 at -40.
 
-    The powers are carried less one, (1 + e)^2 - 1 = e (e + 2), or squaring would double the rounding error of numbers
-    close to one five times.
+    The powers are kept minus one, (1 + e)^2 - 1 = e (e + 2): squaring numbers close to one would double their rounding
+    error five times.
     """
     t = x * (1.0 / 32.0)
     e = t * (1.0 + t * (_EXP_C2 + t * (_EXP_C3 + t * _EXP_C4)))
@@ -105,13 +105,13 @@ def _exp_in_range(x: mx.array) -> mx.array:
 
 
 def softmax_parts(scores: mx.array) -> tuple[mx.array, mx.array]:
-    """Softmax over the last axis as its numerators and their sum; -inf gets nothing, a row needs a finite entry."""
+    """Return the softmax over the last axis as numerators and their sum; -inf gets 0, a row needs a finite entry."""
     below = mx.maximum(scores - mx.max(scores, axis=-1, keepdims=True), _LEAST_EXPONENT)
     weights = _exp_in_range(below)
     return weights, mx.sum(weights, axis=-1, keepdims=True)
 
 
-# gelu(x) = x (1/2 + r P(r^2) / Q(r^2)) with r = x held within 5.2, where the normal distribution is 0 or 1 within 1e-7.
+# gelu(x) = x (1/2 + r P(r^2) / Q(r^2)) with r = x clipped to ±5.2, where the normal distribution is 0 or 1 within 1e-7.
 # Fitted to erf in double precision by iteratively reweighted least squares in a Chebyshev basis, minimax error 2.6e-7.
 _GELU_RANGE = 5.2
 _P0, _P1, _P2, _P3, _P4, _P5 = (0.39893904, 0.07581327, 0.0071090516, 0.0005818521, 7.6201873e-06, -2.1936755e-08)
@@ -120,7 +120,7 @@ _Q0, _Q1, _Q2, _Q3, _Q4 = (1.0, 0.35666734, 0.052315116, 0.0042008800, 0.0001988
 
 @_Fused
 def _normal_cdf_minus_half(r: mx.array) -> mx.array:
-    # By pairs (Estrin) and not one by one (Horner): MLX cuts a kernel whose operations are more than eleven deep.
+    # In pairs (Estrin), not one by one (Horner): MLX splits a kernel whose operations are more than eleven deep.
     s = r * r
     s2 = s * s
     p = (_P0 + _P1 * s) + s2 * ((_P2 + _P3 * s) + s2 * (_P4 + _P5 * s))
@@ -165,7 +165,7 @@ def _relu(x: mx.array) -> mx.array:
     return mx.maximum(x, 0.0)
 
 
-# (on a CPU, elsewhere), by Hugging Face's names.
+# (on a CPU, elsewhere), by Hugging Face's names for them.
 _FORMS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]] = {
     "gelu": (_gelu, nn.gelu),
     "gelu_new": (_gelu_tanh, nn.gelu_approx),

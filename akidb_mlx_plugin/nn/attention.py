@@ -11,14 +11,14 @@ from akidb_mlx_plugin.nn.batch import Block, Blocks, join_blocks
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
-# Scores of one attention step on a CPU, in elements: longer texts attend in slices of queries, so that memory grows
-# with the length and not with its square. 1 Mi float32 are 4 MiB, which stays in the cache and well inside one heap of
-# the allocator: what outgrows a heap is given back and paged in anew with every batch.
+# Most scores computed at once on a CPU: longer texts attend in slices of queries, so that memory grows with the length
+# and not with its square. 1 Mi float32 take 4 MiB, which fits the cache and one heap of the allocator: anything larger
+# is returned to the system and paged in again with every batch.
 _MAX_SCORES = 1 << 20
-# Where a query does not see every key, shorter slices leave more of the unseen ones out; below some length, the matrix
+# Where a query does not see every key, shorter slices skip more of the masked ones; below some length the matrix
 # products of a slice become too small to be efficient.
 _MASKED_QUERIES, _FEWEST_QUERIES = 128, 32
-# Elements of a float mask, which a fused kernel needs where a bias is added: longer texts attend in slices of queries.
+# Most elements of the float mask that a fused kernel needs for a bias: longer texts attend in slices of queries.
 _MAX_MASK = 1 << 26
 # Queries of one fused kernel over a longer text: a GPU ends a kernel that runs for seconds, and nothing interrupts it.
 _FUSED_QUERIES = 8192
@@ -43,10 +43,10 @@ def attend(
         k, v: (T, K, d) keys and values; K divides H, and each key head serves H/K query heads.
         blocks: the rectangles of the batch.
         scale: applied to the scores.
-        causal: a token sees itself and what is before it.
-        window: a token sees only tokens less than this many places away.
+        causal: a token sees itself and the tokens before it.
+        window: a token sees only tokens fewer than this many positions away.
         bias: added to the scaled scores.
-        before: (K, P, d) keys and values of tokens that every text begins with; only causal, and without a bias.
+        before: (K, P, d) keys and values of a prefix that all texts share; causal attention without a bias only.
     Returns:
         (T, H * d).
     """
@@ -77,7 +77,7 @@ def attend_last(
     window: int | None = None,
     before: tuple[mx.array, mx.array] | None = None,
 ) -> mx.array:
-    """Attention of each text's last token alone, which sees the whole text in either direction of attention.
+    """Attention of each text's last token only, which sees the whole text, causal or not.
 
     Args:
         q: (N, H, d) queries of the last tokens, in the order of the blocks' rows.
@@ -93,7 +93,7 @@ def attend_last(
             x[block.start : block.stop].reshape(block.rows, block.length, *x.shape[1:]).swapaxes(1, 2) for x in (k, v)
         )
         if before is not None:
-            keys, values = (_put_before(x, y) for x, y in zip(before, (keys, values), strict=True))
+            keys, values = (_prepend(x, y) for x, y in zip(before, (keys, values), strict=True))
         length = keys.shape[2]
         mask = _last_mask(block, length, window)
         out = mx.fast.scaled_dot_product_attention(
@@ -134,7 +134,7 @@ def _attend_fused(
     """One fused kernel over (B, L, H, d); a boolean mask, because an additive one gives NaN on empty rows."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     if before is not None:
-        k, v = (_put_before(x, y) for x, y in zip(before, (k, v), strict=True))
+        k, v = (_prepend(x, y) for x, y in zip(before, (k, v), strict=True))
     length = k.shape[2]
     offset = length - q.shape[2]
     slices = []
@@ -194,7 +194,7 @@ def _attend_fused_biased(
         mask = bias.masks.get(key)
         if mask is None:
             mask = _float_mask(block, start, stop, causal, window, bias)
-            # A mask that comes in slices is built anew for each layer: all slices together are what is too large.
+            # A sliced mask is rebuilt for each layer: keeping all its slices would take too much memory.
             if step >= block.length:
                 bias.masks[key] = mask
         slices.append(mx.fast.scaled_dot_product_attention(q[:, :, start:stop], k, v, scale=scale, mask=mask))
@@ -203,9 +203,9 @@ def _attend_fused_biased(
 
 
 def _float_mask(block: Block, start: int, stop: int, causal: bool, window: int | None, bias: PositionBias) -> mx.array:
-    """Return the (1 or B, H, Q, L) bias; where a query does not see a key, the least number that is finite.
+    """Return the (1 or B, H, Q, L) bias; the lowest finite number where a query does not see a key.
 
-    With -inf, kernels that go through the keys in parts make NaN of a part that a query sees nothing of.
+    With -inf, kernels that process keys in chunks give NaN for a chunk in which a query sees nothing.
     """
     numbers = bias.between(block.length, start, stop, 0, block.length)[None]
     visible = _visible(start, stop, 0, block.length, block.lengths, causal, window)
@@ -224,9 +224,9 @@ def _attend_sliced(
     bias: PositionBias | None,
     before: tuple[mx.array, mx.array] | None,
 ) -> mx.array:
-    """Scores, softmax and mixing over (T, H, d), q scaled, by slices of queries that see only the keys they reach."""
+    """Attention over (T, H, d) with scaled q, in slices of queries against only the keys that they see."""
     heads, groups, size = q.shape[1], k.shape[1], q.shape[2]
-    # Heads first in one go for all blocks: a matrix product copies what is not in one piece.
+    # Heads first, once for all blocks: a matrix product copies arrays that are not contiguous.
     q, k, v = (swap_outer_axes(x) for x in (q, k, v))
     outputs = []
     for block in blocks:
@@ -236,8 +236,8 @@ def _attend_sliced(
             x[:, block.start : block.stop].reshape(groups, -1, rows, block.length, size) for x in (q, k, v)
         )
         if before is not None:
-            keys, values = (_put_before(x[:, None, None], y) for x, y in zip(before, (keys, values), strict=True))
-        # Queries are counted as keys are, from the beginning of the text.
+            keys, values = (_prepend(x[:, None, None], y) for x, y in zip(before, (keys, values), strict=True))
+        # Queries are counted like keys, from the beginning of the text.
         length, offset = keys.shape[-2], keys.shape[-2] - block.length
         step = max(_FEWEST_QUERIES, _MAX_SCORES // (rows * heads * length))
         if causal or window is not None:
@@ -258,7 +258,7 @@ def _attend_sliced(
                 # (Q, K) or (B, Q, K), against (K, H/K, B, Q, K)
                 scores = scores + mx.where(visible, 0.0, -mx.inf).astype(scores.dtype)
             weights, total = softmax_parts(scores)
-            # Divided once they are mixed: mostly fewer numbers, and never more passes.
+            # Divided after the sum: usually fewer elements, and never more passes.
             slices.append((weights @ values[..., first:last, :]) / total)
         out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=-2)
         outputs.append(out.reshape(heads, -1, size))
@@ -269,8 +269,8 @@ def _attend_sliced(
     return swap_outer_axes(mixed).reshape(-1, heads * size)
 
 
-def _put_before(prefix: mx.array, x: mx.array) -> mx.array:
-    """(K, …, P, d) keys or values before those of every text, (…, L, d), to (…, P + L, d)."""
+def _prepend(prefix: mx.array, x: mx.array) -> mx.array:
+    """Prepend (K, …, P, d) keys or values to those of every text, (…, L, d); returns (…, P + L, d)."""
     return mx.concatenate([mx.broadcast_to(prefix, (*x.shape[:-2], *prefix.shape[-2:])), x], axis=-2)
 
 
@@ -299,7 +299,7 @@ def _visible(
     if lengths is not None and not causal and min(lengths) < last:
         real = key < mx.array(lengths)[:, None, None]
         if window is not None:
-            # Far in the padding, a window holds no real token: a query there sees itself.
+            # Deep in the padding a window holds no real token: a query there sees itself.
             real = real | (key == query)
         visible = real if visible is None else visible & real
     return visible

@@ -31,12 +31,12 @@ class Block:
 
     @property
     def stop(self) -> int:
-        """Position behind its last token."""
+        """One past its last position."""
         return self.start + self.rows * self.length
 
     @property
     def last(self) -> NDArray[np.int32]:
-        """Places of each row's last real token on the token axis, (B,)."""
+        """Position of each row's last real token on the token axis, (B,)."""
         lengths = np.array(self.lengths or (self.length,) * self.rows, dtype=np.int32)
         return self.start + self.length * np.arange(self.rows, dtype=np.int32) + lengths - 1
 
@@ -58,7 +58,7 @@ class Blocks(tuple[Block, ...]):
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Texts that go through the encoder together.
+    """Texts that are encoded together.
 
     Attributes:
         ids: (T,) int32 token ids of all blocks, end to end, and perhaps some that fill the axis.
@@ -84,11 +84,11 @@ class TokenBatch:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The tokens that every text of a batch begins with, as a causal model's layers see them.
+    """Cached keys and values of the tokens that every text of a batch begins with, for a causal model.
 
     Attributes:
-        length: how many there are, P.
-        layers: for each layer (K, P, d) keys, rotated, and values.
+        length: number of these tokens, P.
+        layers: (K, P, d) rotated keys, and values, of each layer.
     """
 
     length: int
@@ -96,11 +96,11 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the keys and values take."""
+        """Bytes that the keys and values take."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
 
     def first(self, length: int) -> Prefix:
-        """Return the first tokens alone; no token before another depends on it."""
+        """Return the prefix cut to its first tokens; none of them depends on a later one."""
         if length == self.length:
             return self
         return Prefix(length, tuple((keys[:, :length], values[:, :length]) for keys, values in self.layers))
@@ -108,13 +108,13 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A `TokenBatch` as the encoder takes it.
+    """A `TokenBatch` as MLX arrays.
 
     Attributes:
         ids: (T,) token ids.
-        positions: (T,) place of each token within its text.
-        blocks: the rectangles the token axis is made of.
-        prefix: what comes before every row of the blocks; the token axis does not have it.
+        positions: (T,) position of each token within its text.
+        blocks: the rectangles that the token axis consists of.
+        prefix: cached tokens before every row of the blocks; not part of the token axis.
     """
 
     ids: mx.array
@@ -124,10 +124,10 @@ class Tokens:
 
     @classmethod
     def from_batch(cls, batch: TokenBatch, prefix: Prefix | None = None) -> Tokens:
-        """Hand a packed batch to MLX; call it on the thread that evaluates.
+        """Convert a packed batch; call it on the thread that evaluates.
 
         Args:
-            batch: of the tokens after the prefix, their positions counted from there.
+            batch: the tokens after the prefix, with positions counted from its end.
             prefix: see the attribute.
         """
         positions = batch.positions if prefix is None else batch.positions + np.int32(prefix.length)
@@ -140,7 +140,7 @@ class Tokens:
 
     @property
     def last(self) -> mx.array:
-        """Places of each text's last token on the token axis, (N,)."""
+        """Position of each text's last token on the token axis, (N,)."""
         return mx.array(np.concatenate([block.last for block in self.blocks]))
 
     @property

@@ -1,7 +1,7 @@
-"""Functions compiled by MLX, on a Linux CPU only once their libraries are known to be this user's own.
+"""Functions compiled by MLX; on a Linux CPU, used only once their libraries are known to be this user's own.
 
-MLX looks for a compiled kernel's library when an array that needs it is first evaluated, somewhere inside a graph. Here
-each kind of kernel is loaded before that, by a small example of its own, which `kernel_folder.load_kernel` guards.
+MLX loads a compiled kernel's library when an array that needs it is first evaluated, somewhere inside a graph. Here
+each kind of kernel is loaded earlier, by a small example under the guard of `kernel_folder.load_kernel`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ def is_guarded() -> bool:
 
 
 class Kernels:
-    """Which kernels of one function may be used, by the kinds of arrays they are for.
+    """Which kernels of one compiled function may be used, by kind of array.
 
-    A kind is whatever makes MLX compile another kernel: the dtypes, and which axes can be walked as one.
+    A kind is whatever makes MLX compile another kernel: the dtypes, and which axes collapse into one.
     """
 
     def __init__(self) -> None:
         self._usable: dict[Hashable, bool] = {}
 
     def may_use(self, kind: Hashable, example: Callable[[], Any]) -> bool:
-        """Return whether the compiled function may be used for arrays of a kind.
+        """Return whether the compiled function may be used for a kind of array.
 
         Args:
-            kind: of the arrays.
+            kind: see the class.
             example: applies the compiled function to small arrays of that kind.
         """
         usable = self._usable.get(kind)
@@ -49,10 +49,10 @@ _lock = threading.Lock()
 
 @contextmanager
 def without_kernels() -> Iterator[None]:
-    """Have MLX compile nothing on a Linux CPU while a graph is described by code that is not this package's.
+    """Disable MLX's compilation on a Linux CPU while code outside this package builds a graph.
 
-    MLX has one switch for the whole process: what other threads describe at the same time is not compiled either, and
-    computes the same.
+    MLX has one switch for the whole process: graphs that other threads build meanwhile are not compiled either, which
+    does not change their results.
     """
     global _uncompiled
     if not is_guarded():
@@ -76,7 +76,7 @@ def without_kernels() -> Iterator[None]:
 
 
 def _compiles() -> bool:
-    """Return whether MLX compiles, which it cannot be asked: it runs a compiled function but once."""
+    """Return whether MLX compiles; it has no query for this, but calls a compiled function only once."""
     runs: list[None] = []
 
     def probe(x: mx.array) -> mx.array:

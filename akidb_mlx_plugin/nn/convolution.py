@@ -9,15 +9,15 @@ import mlx.core as mx
 from akidb_mlx_plugin.nn.batch import Tokens
 
 
-class Neighbours:
-    """The tokens at given places around every token of a batch, none of them of another text."""
+class Neighbors:
+    """The tokens at given offsets from every token of a batch, within its own text."""
 
     def __init__(self, tokens: Tokens, offsets: tuple[int, ...]) -> None:
-        """Find out which tokens have them.
+        """Determine which tokens have which neighbors.
 
         Args:
             tokens: the batch.
-            offsets: places from a token, negative ones before it.
+            offsets: positions relative to a token, negative before it.
         """
         self.offsets = offsets
         # (T, 1)
@@ -25,11 +25,11 @@ class Neighbours:
         self._inside = [(position + offset >= 0) & (position + offset < length) for offset in offsets]
 
     def convolve(self, x: mx.array, taps: mx.array) -> mx.array:
-        """Sum every token's neighbours, each channel with weights of its own.
+        """Sum every token's neighbors, weighted per channel; a missing neighbor counts as zero.
 
         Args:
-            x: (T, D) tokens; zero where a text has none.
-            taps: (K, D), a row for each of the offsets.
+            x: (T, D) tokens.
+            taps: (K, D) weights, one row per offset.
         Returns:
             (T, D).
         """
@@ -44,7 +44,7 @@ class Neighbours:
 
 
 def _shift(x: mx.array, offset: int) -> mx.array:
-    """Return the tokens that lie `offset` places on, whatever texts they belong to; zero past the ends."""
+    """Return the tokens `offset` positions on, ignoring text boundaries; zero past the ends."""
     if offset == 0:
         return x
     gap = mx.zeros((min(abs(offset), len(x)), x.shape[1]), x.dtype)

@@ -1,4 +1,4 @@
-"""Linear layers and norms as a CPU computes them best; they take the place of MLX's once weights are loaded."""
+"""Linear layers and norms that are faster on a CPU; they replace MLX's once the weights are loaded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mlx.utils import tree_map
 
 from akidb_mlx_plugin.nn.activations import swap_outer_axes
 
-# OpenBLAS multiplies matrices of up to 10^6 products as they lie and copies larger ones into a layout of its own first.
+# OpenBLAS multiplies matrices of up to 10^6 products in place and first copies larger ones into a layout of its own.
 _MOST_PRODUCTS = 10**6
-# Up to so many tokens reading small blocks is faster than copying (measured with 384 to 3,072 inputs).
+# Up to this many tokens, reading small blocks is faster than copying (measured with 384 to 3,072 inputs).
 _MOST_TOKENS = 20
-# Widths of a block: whole vector registers, the wider the better.
+# Block widths: whole vector registers, the wider the better.
 _WIDTHS = (32, 16)
 # A mean over fewer numbers than this is not worth a matrix product.
 _LEAST_WIDTH = 256
@@ -23,11 +23,11 @@ _LEAST_WIDTH = 256
 class CPULinear(nn.Linear):
     """A linear layer whose bias is added after the product.
 
-    MLX writes the bias into every row first and has the product added to that, which takes three times as long.
+    MLX writes the bias into every row and adds the product to it, which takes three times as long.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Take over a layer's weights."""
+        """Take a layer's weights."""
         nn.Module.__init__(self)
         self.weight = linear.weight
         if "bias" in linear:
@@ -39,13 +39,13 @@ class CPULinear(nn.Linear):
 
 
 class BlockedLinear(CPULinear):
-    """A linear layer that has its weights a second time, in blocks of columns, each a small matrix.
+    """A linear layer with a second copy of its weights in blocks of columns, each a small matrix.
 
-    A query multiplies every weight by a dozen tokens: rearranging the weights for it takes longer than the arithmetic.
+    A query multiplies every weight by only a dozen tokens: rearranging the weights takes longer than the arithmetic.
     """
 
     def __init__(self, linear: nn.Linear, width: int) -> None:
-        """Take over a layer's weights; `width` is as `block_width` says."""
+        """Take a layer's weights; `width` comes from `block_width`."""
         super().__init__(linear)
         # (N, K) -> (N / w, K, w)
         self.columns = mx.contiguous(linear.weight.T.reshape(linear.weight.shape[1], -1, width).transpose(1, 0, 2))
@@ -59,10 +59,10 @@ class BlockedLinear(CPULinear):
 
 
 class CPULayerNorm(nn.LayerNorm):
-    """A layer norm whose means are matrix products, which a BLAS computes several times faster than MLX a sum."""
+    """A layer norm whose means are matrix products: a BLAS computes them several times faster than MLX sums."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
-        """Take over a norm's weights."""
+        """Take a norm's weights."""
         nn.Module.__init__(self)
         self.dims, self.eps, self.weight = norm.dims, norm.eps, norm.weight
         if "bias" in norm:
@@ -76,10 +76,10 @@ class CPULayerNorm(nn.LayerNorm):
 
 
 class CPURMSNorm(nn.RMSNorm):
-    """As `CPULayerNorm`, of root mean squares."""
+    """An RMS norm computed like `CPULayerNorm`."""
 
     def __init__(self, norm: nn.RMSNorm) -> None:
-        """Take over a norm's weights."""
+        """Take a norm's weights."""
         nn.Module.__init__(self)
         self.eps, self.weight = norm.eps, norm.weight
         self.mean = mx.full((len(norm.weight), 1), 1.0 / len(norm.weight))
@@ -89,11 +89,11 @@ class CPURMSNorm(nn.RMSNorm):
 
 
 def use_cpu_layers(encoder: nn.Module, *, spare_bytes: int) -> None:
-    """Exchange an encoder's float32 layers for those of this file.
+    """Replace an encoder's float32 layers with those of this file.
 
     Args:
-        encoder: its weights are in their final format.
-        spare_bytes: what second copies of the linear layers may take together; there are none if they take more.
+        encoder: with weights in their final dtype.
+        spare_bytes: memory for second copies of the linear layers; none are made if together they need more.
     """
     linears = [module for module in encoder.modules() if _is_float32(module, nn.Linear)]
     cut = sum(linear.weight.nbytes for linear in linears if block_width(linear)) <= spare_bytes
@@ -111,7 +111,7 @@ def use_cpu_layers(encoder: nn.Module, *, spare_bytes: int) -> None:
 
 
 def block_width(linear: nn.Linear) -> int | None:
-    """Return how many columns a block of a layer's weights may have; None where it cannot be cut into such blocks."""
+    """Return the number of columns in a block of a layer's weights; None where they cannot be split into blocks."""
     outputs, inputs = linear.weight.shape
     fitting = (w for w in _WIDTHS if outputs % w == 0 and w * inputs * _MOST_TOKENS <= _MOST_PRODUCTS)
     return next(fitting, None)
@@ -124,5 +124,5 @@ _NORMS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
 
 
 def _is_float32(module: nn.Module, kind: type[nn.Module]) -> bool:
-    # Of exactly this kind: a subclass may compute something else.
+    # Exactly this class: a subclass may compute something else.
     return type(module) is kind and "weight" in module and module.weight.dtype == mx.float32

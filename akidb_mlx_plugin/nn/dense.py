@@ -1,4 +1,4 @@
-"""The `Dense` module of sentence-transformers: a linear layer behind the pooling.
+"""The `Dense` module of sentence-transformers: a linear layer after pooling.
 
 Source: sentence_transformers `Dense`.
 """
@@ -15,11 +15,11 @@ from akidb_mlx_plugin.errors import ModelNotFoundError
 
 # Vectors shorter than this keep their length: torch's `normalize`.
 SMALLEST_NORM = 1e-12
-# By the last part of the torch class's name, in lower case.
+# By the last part of the torch class name, in lower case.
 _ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "identity": nn.Identity(),
     "tanh": mx.tanh,
-    # Uncompiled, as MLX's own are not: a matrix of one row per text needs no kernel.
+    # Not compiled, unlike MLX's own: a matrix of one row per text needs no kernel.
     "relu": lambda x: mx.maximum(x, 0.0),
     "gelu": lambda x: x * (1 + mx.erf(x / math.sqrt(2))) / 2,
     "silu": lambda x: x * mx.sigmoid(x),
@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 
 
 class Dense(nn.Module):
-    """A linear layer with an activation; its input may be normalized first, and added to the output."""
+    """A linear layer with an activation, optional input normalization and an optional residual connection."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Dense(nn.Module):
         residual: bool,
         normalize_input: bool = False,
     ) -> None:
-        """Build it, weights uninitialised.
+        """Build the layer with uninitialized weights.
 
         Raises:
             ModelNotFoundError: no such activation.
@@ -48,12 +48,12 @@ class Dense(nn.Module):
         super().__init__()
         if activation not in _ACTIVATIONS:
             raise ModelNotFoundError(
-                f"a Dense module has the activation {activation!r}; supported are {', '.join(_ACTIVATIONS)}"
+                f"unsupported activation {activation!r} in a Dense module; supported are {', '.join(_ACTIVATIONS)}"
             )
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.adds_input = residual
         self.normalizes_input = normalize_input
-        # Sides that differ need a projection of their own.
+        # Different sizes need a projection for the residual.
         if residual and in_features != out_features:
             self.residual = nn.Linear(in_features, out_features, bias=False)
         self._activation = _ACTIVATIONS[activation]

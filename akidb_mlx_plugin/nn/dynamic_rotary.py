@@ -13,8 +13,8 @@ from akidb_mlx_plugin.nn.rotary import Angles, Rotary
 class DynamicRotary(Rotary):
     """Rotary position embedding with dynamic NTK scaling, by each text's own length.
 
-    The reference takes the longest text of a batch, and of all batches before it; what it gives for a text that comes
-    first and alone is what this gives always.
+    The reference scales by the longest text of this batch and all earlier ones. This always gives the reference's
+    result for a text that is alone in the first batch.
     Source: `_compute_dynamic_ntk_parameters` of Hugging Face transformers; `NomicBertDynamicNTKRotaryEmbedding`.
     """
 

@@ -1,4 +1,4 @@
-"""Token vectors to one vector per text."""
+"""Pool token vectors into one vector per text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pool(hidden: mx.array, blocks: Sequence[Block], modes: Sequence[str], skip: 
         hidden: (T, D) encoder output on the packed token axis.
         blocks: the rectangles of the batch.
         modes: one or more of `POOLINGS`; several are concatenated, as sentence-transformers does.
-        skip: leading tokens of every text left out of means and maxima (a prompt that is not to be pooled).
+        skip: leading tokens of every text to leave out of means and maxima (a prompt that is not pooled).
     Returns:
         (N, D * len(modes)) float32, rows in the order of the blocks.
     Source: sentence-transformers `Pooling`.
@@ -32,7 +32,7 @@ def pool(hidden: mx.array, blocks: Sequence[Block], modes: Sequence[str], skip: 
 
 
 def check_modes(modes: Sequence[str]) -> None:
-    """Raise ModelNotFoundError for a pooling this package does not have."""
+    """Raise ModelNotFoundError for an unsupported pooling mode."""
     unknown = [mode for mode in modes if mode not in POOLINGS]
     if unknown or not modes:
         raise ModelNotFoundError(f"unsupported pooling {unknown or 'none'}; supported are {', '.join(POOLINGS)}")
@@ -70,7 +70,7 @@ def _pool_weighted_mean(tokens: mx.array, lengths: mx.array | None, skip: int) -
 
 
 def _masked(values: mx.array, lengths: mx.array | None, skip: int, fill: float) -> mx.array:
-    """Replace what lies before `skip` and behind each row's length, by `where`: padding may hold NaN."""
+    """Fill the positions before `skip` and from each row's length on; with `where`, because padding may hold NaN."""
     if skip:
         values = values[:, skip:]
     if lengths is None:

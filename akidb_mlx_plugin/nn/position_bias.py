@@ -1,4 +1,4 @@
-"""Numbers that attention adds to its scores by how far apart query and key are: T5's buckets and ALiBi's slopes."""
+"""Biases that attention adds to its scores by the distance of query and key: T5's buckets and ALiBi's slopes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 
 
 class PositionBias:
-    """What is added to the scores of every layer in one forward pass: a number per head and distance.
+    """Bias of the scores of every layer in one forward pass: a number per head and distance.
 
-    An encoder makes one per pass. It depends on distances alone, so that a text of L tokens needs 2L - 1 numbers per
+    An encoder makes one per pass. It depends only on distances, so that a text of L tokens needs 2L - 1 numbers per
     head, computed once per length; the (H, Q, K) array that attention adds is a view of these.
 
     Attributes:
-        masks: float masks that one attention kernel has built and the next layer's will ask for again.
+        masks: float masks built by one layer's attention, reused by the next.
     """
 
     def __init__(self, by_distance: Callable[[NDArray[np.int64]], mx.array], dtype: mx.Dtype) -> None:
         """Prepare for one forward pass.
 
         Args:
-            by_distance: distances, position of the key less that of the query, (N,) to (H, N) numbers.
+            by_distance: from (N,) distances, key position minus query position, to (H, N) numbers.
             dtype: of the scores.
         """
         self._by_distance = by_distance
@@ -40,20 +40,20 @@ class PositionBias:
             # (H, 2L - 1), from the last query's distance to the first key up to the first query's to the last key.
             diagonals = mx.contiguous(self._by_distance(np.arange(1 - length, length)).astype(self._dtype))
             self._by_length[length] = diagonals
-        # From the last query to the first, each row begins one place further on.
+        # From the last query to the first, each row begins one element later.
         shape = len(diagonals), stop - start, last - first
         strides = diagonals.shape[1], 1, 1
         return mx.as_strided(diagonals, shape, strides, offset=length - stop + first)[:, ::-1]
 
 
 def relative_buckets(distances: NDArray[np.int64], buckets: int = 32, max_distance: int = 128) -> NDArray[np.int32]:
-    """Return the bucket of each distance: one each for near ones, then wider and wider ones up to `max_distance`.
+    """Return the bucket of each distance: one each for short distances, then ever wider ones up to `max_distance`.
 
     Args:
-        distances: position of the key less that of the query.
-        buckets: how many there are, at least 4; the second half is for keys after the query.
-        max_distance: from here on all share the last bucket; more than a quarter of the buckets.
-    Source: Raffel et al. 2019; Hugging Face `T5Attention`, whose float32 rounding decides at a bucket's edge.
+        distances: key position minus query position.
+        buckets: number of buckets, at least 4; the second half is for keys after the query.
+        max_distance: distances from here on share the last bucket; more than a quarter of the buckets.
+    Source: Raffel et al. 2019; Hugging Face `T5Attention`, whose float32 rounding decides at the edge of a bucket.
     """
     half = buckets // 2
     exact = half // 2
@@ -66,10 +66,10 @@ def relative_buckets(distances: NDArray[np.int64], buckets: int = 32, max_distan
 
 
 def alibi_slopes(heads: int) -> NDArray[np.float32]:
-    """Return what each head subtracts per place of distance.
+    """Return the slope of each head: what it subtracts per unit of distance.
 
-    Source: Press et al. 2021: powers of 2^(-8/H); where H is not a power of two, those of the next lower one and every
-    other one of the next higher one's.
+    Source: Press et al. 2021: powers of 2^(-8/H); where H is not a power of two, those of the next lower one, then
+    every other one of the next higher.
     """
     lower = 1 << (heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * i / lower) for i in range(1, lower + 1)]

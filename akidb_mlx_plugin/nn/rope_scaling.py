@@ -1,6 +1,6 @@
-"""Rotary frequencies, plain and scaled for texts longer than a model was first trained on.
+"""Rotary frequencies, plain and scaled for texts longer than those the model was first trained on.
 
-Source: `ROPE_INIT_FUNCTIONS` of Hugging Face transformers, and the papers named at each function.
+Source: `ROPE_INIT_FUNCTIONS` of Hugging Face transformers, and the papers cited at each function.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class RopeSettings:
 
     Attributes:
         frequencies: (d/2,) angle per position of each pair of channels.
-        attention_factor: cosines and sines are multiplied by it.
-        long_frequencies: of texts with more than `short_length` tokens; None where all texts have the same.
-        short_length: tokens of the longest text that has `frequencies`.
-        max_length: tokens of the longest text for which these frequencies are right; None where there is no limit.
+        attention_factor: multiplies the cosines and sines.
+        long_frequencies: for texts of more than `short_length` tokens; None where all texts share `frequencies`.
+        short_length: longest text, in tokens, that uses `frequencies`.
+        max_length: longest text, in tokens, for which these frequencies are exact; None for no limit.
     """
 
     frequencies: Frequencies
@@ -39,15 +39,15 @@ class RopeSettings:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """One kind of scaling with its parameters, as a checkpoint gives them.
+    """One kind of scaling with its parameters from the checkpoint.
 
     Attributes:
         kind: `rope_type`.
         parameters: by their names in `config.json`.
-        size: channels of a head that are rotated, d.
+        size: rotated channels of a head, d.
         theta: base of the frequencies.
         positions: `max_position_embeddings`.
-        original_positions: positions of the model before it was scaled.
+        original_positions: positions of the model before scaling.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class RopeScaling:
         """Compute the frequencies.
 
         Raises:
-            ModelNotFoundError: a kind that this package does not have, or a parameter is missing or makes no sense.
+            ModelNotFoundError: an unsupported kind, or a missing or invalid parameter.
         """
         if self.kind not in _KINDS:
             raise ModelNotFoundError(f"rope type {self.kind!r} is not supported; supported are {', '.join(_KINDS)}")
@@ -70,7 +70,7 @@ class RopeScaling:
         return _KINDS[self.kind](self)
 
     def number(self, name: str, default: float | None = None) -> float:
-        """Return a positive parameter; a null counts as not given."""
+        """Return a positive parameter; null counts as missing."""
         value = self.parameters.get(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
@@ -79,14 +79,14 @@ class RopeScaling:
 
     @property
     def original_length(self) -> int:
-        """Positions of the model before it was scaled."""
+        """Positions of the model before scaling."""
         if self.original_positions is None:
             raise ModelNotFoundError(f"rope type {self.kind!r} needs original_max_position_embeddings")
         return self.original_positions
 
     @property
     def factor(self) -> float:
-        """How many times longer texts may be than before."""
+        """How many times longer texts may be than before scaling."""
         if self.parameters.get("factor") is None and self.positions is not None:
             return self.positions / self.original_length
         return self.number("factor")
@@ -95,7 +95,7 @@ class RopeScaling:
 def plain_frequencies(size: int, theta: float) -> Frequencies:
     """Return theta ** (-2i / size) for each pair of channels i.
 
-    In float32 as transformers computes it: at far positions the rounding of a frequency shows in the angle.
+    Computed in float32 like transformers: at large positions the rounding of a frequency shows in the angle.
     Source: Su et al. 2021.
     """
     return np.float32(1.0) / np.float32(theta) ** _exponents(size)
@@ -114,13 +114,13 @@ def _linear(rope: RopeScaling) -> RopeSettings:
 
 
 def _dynamic(rope: RopeScaling) -> RopeSettings:
-    """The base grows with the text beyond `max_position_embeddings`, and up to there nothing is scaled."""
+    """The base grows with texts longer than `max_position_embeddings`; shorter ones are not scaled."""
     rope.number("factor")
     return RopeSettings(plain_frequencies(rope.size, rope.theta), max_length=rope.positions)
 
 
 def _llama3(rope: RopeScaling) -> RopeSettings:
-    """Long waves are stretched, short ones stay, those between are mixed."""
+    """Long wavelengths are stretched, short ones kept, those between interpolated."""
     factor, low, high = (rope.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     if low == high:
         raise ModelNotFoundError(f"low_freq_factor and high_freq_factor of rope type 'llama3' are both {low}")
@@ -134,7 +134,7 @@ def _llama3(rope: RopeScaling) -> RopeSettings:
 
 
 def _yarn(rope: RopeScaling) -> RopeSettings:
-    """Channels that turn often keep their frequency, those that hardly turn are stretched.
+    """Channels of high frequency are kept, those of low frequency are stretched.
 
     Source: Peng et al. 2023, arXiv 2309.00071.
     """
@@ -145,7 +145,7 @@ def _yarn(rope: RopeScaling) -> RopeSettings:
     def channel(turns: float) -> float:
         return size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    # Null and 0 stand for the defaults.
+    # Null and 0 mean the defaults.
     low = channel(rope.number("beta_fast", 32.0) if rope.parameters.get("beta_fast") else 32.0)
     high = channel(rope.number("beta_slow", 1.0) if rope.parameters.get("beta_slow") else 1.0)
     if rope.parameters.get("truncate", True):
@@ -170,7 +170,7 @@ def _yarn_attention_factor(rope: RopeScaling, factor: float) -> float:
 
 
 def _longrope(rope: RopeScaling) -> RopeSettings:
-    """Each pair of channels is stretched by a factor of its own, another one in long texts.
+    """Each pair of channels is stretched by its own factor, a different one in long texts.
 
     Source: Ding et al. 2024, arXiv 2402.13753.
     """

@@ -41,7 +41,7 @@ class Angles:
 
 
 class Rotary:
-    """Rotary position embedding, cosines and sines computed once per length.
+    """Rotary position embedding with cosines and sines computed once per length.
 
     Source: Su et al. 2021, in the half-split layout of Hugging Face's decoders.
     """
@@ -64,12 +64,12 @@ class Rotary:
         self._long = None if long is None else _Table(long, settings.attention_factor)
 
     def check_length(self, max_tokens: int) -> None:
-        """Raise ModelNotFoundError if texts of up to so many tokens are longer than the frequencies are right for."""
+        """Raise ModelNotFoundError if the frequencies are not exact for texts of `max_tokens` tokens."""
         limit = self.settings.max_length
         if limit is not None and max_tokens > limit:
             raise ModelNotFoundError(
                 f"rotary positions of rope type 'dynamic' are supported up to max_position_embeddings, {limit} tokens, "
-                f"and the checkpoint takes texts of {max_tokens}; lower max_seq_length in sentence_bert_config.json"
+                f"but the checkpoint allows {max_tokens}; lower max_seq_length in sentence_bert_config.json"
             )
 
     def angles(self, tokens: Tokens) -> Angles:
@@ -78,7 +78,7 @@ class Rotary:
         plain = self.settings.attention_factor == 1
         table, rows = self._short.rows(longest), tokens.positions
         if self._long is not None and longest > self.settings.short_length:
-            # The rows of long texts follow those of short ones.
+            # The rows for long texts follow those for short ones.
             table = np.concatenate([table, self._long.rows(longest)])
             plain = False
             rows = rows + mx.array((tokens.text_lengths > self.settings.short_length).astype(np.int32)) * longest
@@ -105,37 +105,37 @@ class _Table:
         return rows[:length]
 
 
-def _turn_plainly(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
+def _rotate_plain(x: mx.array, y: mx.array, cos: mx.array, sin: mx.array) -> tuple[mx.array, mx.array]:
     return (x * cos - y * sin).astype(x.dtype), (y * cos + x * sin).astype(x.dtype)
 
 
-_turn_fused = mx.compile(_turn_plainly, shapeless=True)
+_rotate_fused = mx.compile(_rotate_plain, shapeless=True)
 _kernels = Kernels()
 
 
-def _turn(x: mx.array, y: mx.array, angles: Angles) -> list[mx.array]:
+def _rotate_halves(x: mx.array, y: mx.array, angles: Angles) -> list[mx.array]:
     if not is_guarded():
-        return list(_turn_fused(x, y, angles.cos, angles.sin))
+        return list(_rotate_fused(x, y, angles.cos, angles.sin))
     # Without axes of length one, of which it depends on their strides whether they count as axes: (T, d) or (T, H, d).
     arrays = [x, y, mx.contiguous(angles.cos), mx.contiguous(angles.sin)]
     one_head = x.shape[1] == 1
     if one_head:
         arrays = [mx.squeeze(array, 1) for array in arrays]
     usable = 1 not in arrays[0].shape and _kernels.may_use((one_head, x.dtype), lambda: _example(one_head, x.dtype))
-    turned = (_turn_fused if usable else _turn_plainly)(*arrays)
-    return [mx.expand_dims(part, 1) for part in turned] if one_head else list(turned)
+    rotated = (_rotate_fused if usable else _rotate_plain)(*arrays)
+    return [mx.expand_dims(part, 1) for part in rotated] if one_head else list(rotated)
 
 
 def _example(one_head: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
     x, y = mx.split(mx.zeros((2, 4) if one_head else (2, 2, 4), dtype), 2, axis=-1)
     angle = mx.zeros((2, 2) if one_head else (2, 1, 2))
-    return _turn_fused(x, y, angle, angle)
+    return _rotate_fused(x, y, angle, angle)
 
 
 def rotate(x: mx.array, angles: Angles) -> mx.array:
     """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype.
 
-    Where there are angles for fewer channels than d, those behind them stay as they are.
+    Where the angles cover fewer than d channels, the remaining ones are left unchanged.
     """
     size = 2 * angles.cos.shape[-1]
     if angles.periods is not None and not in_cpu_layout():
@@ -147,4 +147,4 @@ def rotate(x: mx.array, angles: Angles) -> mx.array:
     if size < x.shape[-1]:
         return mx.concatenate([rotate(x[..., :size], angles), x[..., size:]], axis=-1)
     first, second = mx.split(x, 2, axis=-1)
-    return mx.concatenate(_turn(first, second, angles), axis=-1)
+    return mx.concatenate(_rotate_halves(first, second, angles), axis=-1)

@@ -1,4 +1,4 @@
-"""What makes the vectors: a model on MLX, the user, or a mock for tests; one interface for the three."""
+"""Sources of vectors with one interface: a model on MLX, the user, or a mock for tests."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __getattr__ = import_when_asked(
 
 
 def make_provider(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingProvider:
-    """Return the provider that a configuration asks for; loads nothing.
+    """Return the provider for a configuration; loads nothing.
 
     Args:
         config: its mode decides.
-        trusted: as `MLXProvider`.
+        trusted: as for `MLXProvider`.
     """
     if config.mode == "mlx":
         from akidb_mlx_plugin.providers.mlx import MLXProvider

@@ -1,4 +1,4 @@
-"""What every provider of vectors offers."""
+"""The interface of every provider."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from akidb_mlx_plugin.validation import check_request
 
 
 class EmbeddingProvider(ABC):
-    """Turns texts into vectors. Any thread may call; constructing one is free."""
+    """Turns texts into vectors. Thread-safe; constructing one is cheap."""
 
     load_seconds: float | None = None
-    """How long the model took to load; None: nothing is loaded."""
+    """How long the model took to load; None if none is loaded."""
 
     @abstractmethod
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
@@ -25,20 +25,20 @@ class EmbeddingProvider(ABC):
 
     @abstractmethod
     def model_info(self) -> ModelInfo:
-        """Describe the vectors that a request without settings of its own gets."""
+        """Describe the vectors of a request with default settings."""
 
     @abstractmethod
     def health_check(self) -> None:
-        """Return if texts can be embedded, else raise ServiceUnavailableError; loads nothing."""
+        """Raise ServiceUnavailableError if texts cannot be embedded; loads nothing."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what is held; safe to call twice."""
+        """Release all resources; safe to call twice."""
 
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
-        """Embed several requests, each in its own way; as one batch where the provider can."""
+        """Embed several requests, each with its own settings; as one batch where supported."""
         return [self.embed_batch(request) for request in requests]
 
     def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Raise InvalidInputError for what can be seen without computing; quick enough for an event loop."""
+        """Raise InvalidInputError for what can be checked without computing; fast enough for an event loop."""
         check_request(request)

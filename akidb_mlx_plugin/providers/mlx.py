@@ -1,4 +1,4 @@
-"""A model on MLX, shared by the whole process and loaded with the first text."""
+"""A model on MLX, shared across the process and loaded on first use."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class MLXProvider(EmbeddingProvider):
-    """A model on MLX, shared by the whole process and loaded with the first text."""
+    """A model on MLX, shared across the process and loaded on first use."""
 
     def __init__(self, config: MLXConfig, *, trusted: bool = True) -> None:
-        """Note what is wanted; loads nothing.
+        """Store the settings; loads nothing.
 
         Args:
-            config: the model, and the settings for requests that bring none.
-            trusted: False where the model's name comes from a stored collection: then only models that are known,
+            config: the model, and default settings for requests.
+            trusted: False if the model's name comes from a stored collection: then only models that are known,
                 allowed or already on disk are loaded.
         """
         self._config = config
@@ -37,11 +37,11 @@ class MLXProvider(EmbeddingProvider):
         self._closed = False
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
-        """Embed one request; loads the model first where needed."""
+        """Embed one request; loads the model if needed."""
         return self.embed_requests([request])[0]
 
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
-        """Embed several requests as one batch; loads the model first where needed.
+        """Embed several requests as one batch; loads the model if needed.
 
         Raises:
             ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
@@ -49,14 +49,14 @@ class MLXProvider(EmbeddingProvider):
         return self._load().embed_requests([self._with_defaults(request) for request in requests])
 
     def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Hold a request against the model, or while none is loaded, against what any model needs."""
+        """Check a request against the model; while none is loaded, against what every model requires."""
         if self._embedder is None:
             check_request(request)
         else:
             self._embedder.resolve(self._with_defaults(request))
 
     def model_info(self) -> ModelInfo:
-        """Describe the model from its checkpoint, which is downloaded where needed; the weights are not loaded."""
+        """Describe the model from its checkpoint, downloaded if needed, without loading the weights."""
         if self._described is None:
             from akidb_mlx_plugin.checkpoints.lookup import describe_model
 
@@ -79,14 +79,14 @@ class MLXProvider(EmbeddingProvider):
         return replace(self._described, device=loaded.device, dtype=loaded.dtype, parameters=loaded.parameters)
 
     def health_check(self) -> None:
-        """Return if the model is loaded, or has not been asked for yet."""
+        """Raise ServiceUnavailableError if the last attempt to load the model failed."""
         if self._failure is not None:
             raise ServiceUnavailableError(
                 f"the model could not be loaded: {self._failure}; the next text tries again"
             ) from self._failure
 
     def close(self) -> None:
-        """Give the model back. A load that is under way gives it back itself when it is done."""
+        """Release the model. A load in progress releases it itself when done."""
         self._closed = True
         if self._loading.acquire(blocking=False):
             self._release_and_unlock()
@@ -99,7 +99,7 @@ class MLXProvider(EmbeddingProvider):
                 self._embedder = self._acquire()
                 self.load_seconds = self._embedder.load_seconds
             embedder = self._embedder
-        # Looked at with the lock released: either `close` got the lock, or it has set this before.
+        # Checked without the lock: either `close` got the lock, or it had already set this.
         if self._closed:
             self.close()
             raise ServiceUnavailableError("the embedding provider was closed while the model was being loaded")

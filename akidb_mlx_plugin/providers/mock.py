@@ -1,4 +1,4 @@
-"""Vectors out of nothing, for tests: the same text gives the same vector in every process, on every machine."""
+"""Vectors without a model, for tests: the same text gives the same vector in every process, on every machine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, Usage, Vector
 from akidb_mlx_plugin.validation import check_request
 
-# 24 bits, as many as a float32 holds without rounding, around zero.
+# 24 bits around zero, as many as a float32 holds exactly.
 _HALF_RANGE = 1 << 23
 _CHUNK = 1 << 20
 
 
 class MockProvider(EmbeddingProvider):
-    """Hashes texts to vectors. A query finds the document of the same text; other texts are about orthogonal."""
+    """Hashes texts to vectors: a query matches the document of the same text; other texts are nearly orthogonal."""
 
     def __init__(self, dimension: int = 384) -> None:
-        """Make vectors of this length; a request may ask for another."""
+        """Make vectors of this length; a request may override it."""
         self._dimension = dimension
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
@@ -45,22 +45,22 @@ class MockProvider(EmbeddingProvider):
         )
 
     def health_check(self) -> None:
-        """Return: nothing can fail."""
+        """Do nothing: it is always healthy."""
 
     def close(self) -> None:
-        """Return: nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 def hash_texts(texts: Sequence[str], dimension: int, *, normalize: bool = True) -> Vector:
     """Return pseudo-random vectors, the same bits everywhere.
 
     Component i of a text is output i of SplitMix64 seeded with the text's BLAKE2b digest, so that a shorter vector is
-    the beginning of a longer one. Up to the last division all is done in integers, which no machine rounds.
+    a prefix of a longer one. Everything before the last division is exact integer arithmetic.
 
     Args:
         texts: N strings.
         dimension: D.
-        normalize: scale to unit length; otherwise components lie in [-1, 1).
+        normalize: scale to unit length; otherwise components are in [-1, 1).
     Returns:
         (N, D) float32.
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
@@ -77,7 +77,7 @@ def hash_texts(texts: Sequence[str], dimension: int, *, normalize: bool = True) 
 
 
 def _split_mix(seeds: NDArray[np.uint64], dimension: int) -> NDArray[np.int64]:
-    """Return (N, D) whole numbers in ±2^23; unsigned arithmetic wraps, as the generator means it to."""
+    """Return (N, D) integers in ±2^23; the generator relies on unsigned arithmetic wrapping around."""
     steps = np.arange(1, dimension + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed = seeds[:, None] + steps
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

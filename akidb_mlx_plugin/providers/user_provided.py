@@ -1,4 +1,4 @@
-"""No model: the user brings every vector."""
+"""No model: the user provides every vector."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 
 class UserProvidedProvider(EmbeddingProvider):
-    """No model: the user brings every vector."""
+    """No model: the user provides every vector."""
 
     def __init__(self, *, model: str | None = None, dimension: int | None = None) -> None:
-        """Note what the user says of the vectors.
+        """Store the user's description of the vectors.
 
         Args:
-            model: the user's name for what made them.
-            dimension: their length; None: not known beforehand.
+            model: the user's name for the model that made them.
+            dimension: their length; None if unknown.
         """
         self._model = model
         self._dimension = dimension
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
-        """Raise InvalidInputError: there is nothing to embed with."""
+        """Raise InvalidInputError: there is no model to embed with."""
         raise InvalidInputError(
-            "in mode 'user_provided' no text is embedded: give a vector with every document and every query, "
+            "in mode 'user_provided' no text is embedded: provide a vector with every document and every query, "
             "or choose mode 'mlx'"
         )
 
     def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Raise InvalidInputError, as `embed_batch`."""
+        """Raise InvalidInputError, like `embed_batch`."""
         self.embed_batch(request)
 
     def model_info(self) -> ModelInfo:
-        """Describe the vectors as far as they are known; dimension 0: it is not."""
+        """Describe the vectors as far as known; dimension 0 if unknown."""
         space = f"user_provided:{self._model}:{self._dimension}" if self._model and self._dimension else ""
         return ModelInfo(
             model=self._model or "user_provided",
@@ -43,7 +43,7 @@ class UserProvidedProvider(EmbeddingProvider):
         )
 
     def health_check(self) -> None:
-        """Return: nothing can fail."""
+        """Do nothing: it is always healthy."""
 
     def close(self) -> None:
-        """Return: nothing is held."""
+        """Do nothing: there is nothing to release."""

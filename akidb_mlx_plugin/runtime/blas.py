@@ -1,9 +1,9 @@
-"""A real BLAS under MLX on a Linux CPU.
+"""Give MLX a fast BLAS on a Linux CPU.
 
-MLX's wheel for Linux brings the reference BLAS, which multiplies matrices some 80 times slower than the processor can.
-Its library calls `cblas_sgemm` through a slot of its own (`elf.py`): the address of a faster one is written there, of
-the wheel scipy-openblas32, the system's OpenBLAS, MKL, or the library that `AKIDB_BLAS_LIBRARY` names. Nobody else's
-symbols are touched, and it makes no difference who imported MLX first. macOS has Accelerate and needs none of this.
+MLX's wheel for Linux includes the reference BLAS, which multiplies matrices some 80 times slower than the processor
+can. Its library calls `cblas_sgemm` through an import slot (`elf.py`): the address of a faster one is written there,
+from the wheel scipy-openblas32, the system's OpenBLAS, MKL, or the library that `AKIDB_BLAS_LIBRARY` names. No other
+library's symbols are touched, and the order of imports does not matter. macOS has Accelerate and needs none of this.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ REMEDY = (
     f"library in {LIBRARY_VARIABLE}"
 )
 _SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblaso.so.0", "libopenblasp.so.0", "libopenblas.so")
-# The wheel's symbols have the first, so that they never meet another library's.
+# The wheel's symbols have the first, to avoid clashes with other libraries.
 _PREFIXES = ("scipy_", "")
 _PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _THREAD_SETTERS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_num_threads")
-# Processors by OpenBLAS's names for which it has kernels that take small matrices as they lie.
+# Processors, by OpenBLAS's names, for which it has kernels that multiply small matrices in place.
 _SMALL_KERNEL_CORES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 _ROW_MAJOR, _NO_TRANSPOSE = 101, 111
-# Of the sum of some hundred products of numbers around one.
+# Tolerance for the sum of some hundred products of numbers around one.
 _TOLERANCE = 1e-3
 _TRIAL_SIDE, _TRIALS = 512, 3
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -52,14 +52,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Blas:
-    """The library that answers MLX's matrix products.
+    """The library that computes MLX's matrix products.
 
     Attributes:
         name: "openblas", "mkl", "accelerate", "custom" or "reference".
-        path: file it was loaded from; "" where the platform brings it.
-        core: of OpenBLAS, the processor its kernels were written for; `OPENBLAS_CORETYPE` chooses others.
-        gflops: billions of operations a second in a short trial, 0 where there was nothing to choose.
-        others: libraries that were tried too and are slower.
+        path: file it was loaded from; "" if it comes with the platform.
+        core: for OpenBLAS, the processor its kernels are for; `OPENBLAS_CORETYPE` chooses others.
+        gflops: billions of operations per second in a short trial; 0 if there was no choice.
+        others: slower libraries that were tried too.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Blas:
 
     @property
     def small_kernels(self) -> bool:
-        """Whether it multiplies small matrices as they lie, without copying them first."""
+        """Whether it multiplies small matrices in place, without copying them first."""
         return self.core in _SMALL_KERNEL_CORES
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Blas:
 
 
 class _Library:
-    """A BLAS that was loaded for this package alone."""
+    """A BLAS loaded only for this package."""
 
     def __init__(self, path: str, name: str) -> None:
         self.path, self.name = path, name
@@ -87,7 +87,7 @@ class _Library:
         if self.prefix is None:
             raise OSError(f"{path} has no cblas_sgemm")
         if not self._is_right():
-            raise OSError(f"{path} gives a wrong product")
+            raise OSError(f"{path} computes wrong products")
 
     @cached_property
     def products(self) -> dict[str, int]:
@@ -108,7 +108,7 @@ class _Library:
         return Blas(self.name, self.path, (function() or b"").decode("ascii", "replace"))
 
     def measure(self) -> float:
-        """Return billions of operations a second over the best of a few products."""
+        """Return billions of operations per second for the best of a few products."""
         a = np.ones((_TRIAL_SIDE, _TRIAL_SIDE), dtype=np.float32)
         best = float("inf")
         for _ in range(_TRIALS):
@@ -118,7 +118,7 @@ class _Library:
         return 2 * _TRIAL_SIDE**3 / best / 1e9
 
     def _is_right(self) -> bool:
-        """Return whether a product has 32-bit sides and the right numbers."""
+        """Return whether it takes 32-bit sizes and computes a product correctly."""
         rng = np.random.default_rng(0)
         a, b = (rng.standard_normal(sides).astype(np.float32) for sides in ((37, 130), (130, 41)))
         return bool(np.abs(self._multiply(a, b) - a.astype(np.float64) @ b).max() < _TOLERANCE)
@@ -135,7 +135,7 @@ class _Library:
 
 
 class _Slots:
-    """Where MLX's library keeps the addresses of the BLAS functions that it calls."""
+    """The slots of MLX's library that hold the addresses of the BLAS functions it calls."""
 
     def __init__(self, addresses: dict[str, list[int]], mappings: list[Mapping]) -> None:
         self._addresses, self._mappings = addresses, mappings
@@ -143,7 +143,7 @@ class _Slots:
 
     @classmethod
     def of_mlx(cls) -> _Slots | None:
-        """Find the slots; None where MLX's library is not there or is laid out in another way."""
+        """Find the slots; None if MLX's library is missing or has an unexpected layout."""
         import mlx.core as mx
 
         file = Path(mx.__file__).parent / "lib" / "libmlx.so"
@@ -152,20 +152,20 @@ class _Slots:
             base = next(mapping.start for mapping in mappings if mapping.offset == 0)
             found = find_slots(file, _PRODUCTS)
         except (OSError, ValueError, KeyError, StopIteration) as error:
-            logger.debug("the slots of %s cannot be found: %s", file, error)
+            logger.debug("cannot find the slots of %s: %s", file, error)
             return None
         if not found["cblas_sgemm"]:
             return None
         return cls({name: [base + slot for slot in slots] for name, slots in found.items()}, mappings)
 
     def fill(self, library: _Library) -> None:
-        """Have MLX call a library's functions from now on."""
+        """Make MLX call a library's functions from now on."""
         for name, address in library.products.items():
             for slot in self._addresses[name]:
                 write_slot(slot, address, self._mappings)
 
     def restore(self) -> None:
-        """Have MLX call what it called before."""
+        """Make MLX call the original functions again."""
         for slot, address in self._before.items():
             write_slot(slot, address, self._mappings)
 
@@ -177,10 +177,10 @@ _unchecked: _Slots | None = None
 
 
 def load_blas() -> Blas:
-    """Put a real BLAS under MLX, once per process.
+    """Give MLX a fast BLAS, once per process.
 
     Returns:
-        The library in use. Where none was found that is the reference BLAS, and one warning names the remedy.
+        The library in use. If none was found, that is the reference BLAS, and one warning names the remedy.
     Raises:
         InvalidInputError: `AKIDB_BLAS_LIBRARY` names a library that cannot be loaded.
     """
@@ -192,9 +192,9 @@ def load_blas() -> Blas:
 
 
 def check_product() -> None:
-    """Compare one of MLX's products with NumPy's, and have MLX call its own library again if they differ.
+    """Compare one of MLX's products with NumPy's, and restore MLX's own BLAS if they differ.
 
-    Call it once MLX may compute on this thread; only the first call does something.
+    Call it once MLX may compute on this thread; only the first call has an effect.
     """
     global _unchecked
     with _lock:
@@ -207,11 +207,11 @@ def check_product() -> None:
     a, b = (rng.standard_normal(sides).astype(np.float32) for sides in ((70, 130), (130, 90)))
     if np.abs(np.array(mx.array(a) @ mx.array(b)) - a.astype(np.float64) @ b).max() > _TOLERANCE:
         slots.restore()
-        _warn_of_slowness("MLX's products are wrong with the BLAS that was put under it, which was undone")
+        _warn_of_slowness("MLX's products were wrong with the faster BLAS, so its own was restored")
 
 
 def set_blas_threads(count: int) -> None:
-    """Let each matrix product use this many threads; nothing happens where the library cannot be told."""
+    """Set the number of threads per matrix product; has no effect if the library does not support it."""
     if _in_use is not None and _in_use.set_threads is not None:
         _in_use.set_threads(count)
 
@@ -233,14 +233,14 @@ def _load() -> Blas:
         return Blas("reference")
     slots = _Slots.of_mlx()
     if slots is None:
-        _warn_of_slowness("MLX's library is not laid out as expected; set LD_PRELOAD to a BLAS library")
+        _warn_of_slowness("MLX's library has an unexpected layout; set LD_PRELOAD to a BLAS library")
         return Blas("reference")
     chosen, described = _choose(libraries)
     try:
         slots.fill(chosen)
     except OSError as error:
         slots.restore()
-        _warn_of_slowness(f"a BLAS cannot be put under MLX ({error}); set LD_PRELOAD to a BLAS library")
+        _warn_of_slowness(f"cannot give MLX a faster BLAS ({error}); set LD_PRELOAD to a BLAS library")
         return Blas("reference")
     _in_use, _unchecked = chosen, slots
     logger.info("matrix products by %s (%s)", described, described.path)
@@ -248,11 +248,11 @@ def _load() -> Blas:
 
 
 def _warn_of_slowness(reason: str) -> None:
-    logger.warning("embedding on this CPU will be some 50 times slower than it could be: %s", reason)
+    logger.warning("embedding on this CPU will be about 50 times slower than necessary: %s", reason)
 
 
 def _choose(libraries: list[_Library]) -> tuple[_Library, Blas]:
-    """Return the fastest library in a short trial, with the others' figures; one alone needs no trial."""
+    """Return the fastest library in a short trial, with the others' figures; a single one needs no trial."""
     if len(libraries) == 1:
         return libraries[0], libraries[0].describe()
     measured = [(library, replace(library.describe(), gflops=library.measure())) for library in libraries]
@@ -272,7 +272,7 @@ def _open_candidates() -> list[_Library]:
 
 
 def _candidates() -> list[tuple[str, str]]:
-    """Return paths and names of the libraries that this machine has: the wheel's, the system's, and MKL."""
+    """Return paths and names of the libraries on this machine: the wheel's, the system's, and MKL."""
     wheel = importlib.util.find_spec("scipy_openblas32")
     folders = list(wheel.submodule_search_locations or ()) if wheel else []
     openblas = [path for folder in folders for path in sorted(glob.glob(f"{folder}/lib/libscipy_openblas*.so*"))]
@@ -291,12 +291,12 @@ def _is_loadable(library: str) -> bool:
 
 
 def _keep_freed_pages() -> None:
-    """Have malloc keep the memory of freed activations.
+    """Make malloc keep the memory of freed activations.
 
-    MLX allocates every intermediate result anew with malloc, and glibc by default gives megabytes back to the system at
-    once: clearing fresh pages then costs several times the arithmetic on them (12 ns against 3 ns per element of an
-    activation). At most 1 GiB of freed memory is kept. All threads allocate from one arena: with one each, what one has
-    freed is of no use to the others, and memory creeps up for hours as each meets its own largest batch.
+    MLX allocates every intermediate result with malloc, and glibc by default returns megabytes to the system at once:
+    clearing fresh pages then costs several times the arithmetic on them (12 ns versus 3 ns per element of an
+    activation). At most 1 GiB of freed memory is kept. All threads share one arena: with one each, no thread can reuse
+    what another freed, and memory creeps up for hours as each meets its own largest batch.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc; musl has none

@@ -14,13 +14,13 @@ def choose_device(device: str) -> str:
     """Return "gpu" or "cpu" for "auto", "gpu" or "cpu".
 
     Raises:
-        InvalidInputError: another word, or a GPU that is not there.
+        InvalidInputError: another value, or no GPU is available.
     """
     if device not in ("auto", "gpu", "cpu"):
         raise InvalidInputError(f"device must be auto, gpu or cpu, got {device!r}")
     available = mx.is_available(mx.gpu)
     if device == "gpu" and not available:
-        raise InvalidInputError("device 'gpu': MLX finds none on this machine; use 'auto' or 'cpu'")
+        raise InvalidInputError("device 'gpu': MLX found none on this machine; use 'auto' or 'cpu'")
     return "gpu" if available and device != "cpu" else "cpu"
 
 

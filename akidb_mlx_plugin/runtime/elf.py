@@ -1,7 +1,7 @@
-"""Where a shared library on Linux keeps the addresses of the functions that it imports.
+"""Find and change the slots in which a shared library on Linux holds the addresses of imported functions.
 
 A call to a function of another library goes through a slot that the dynamic linker fills in. The tables that name the
-slots are read from the file; in memory the slots lie at the same distance from the library's base.
+slots are read from the file; in memory the slots are at the same offset from the library's base.
 
 Format: ELF-64 little-endian, System V ABI; relocation types of the psABI supplements for x86-64 and AArch64.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-# Types of relocations that put a function's address into a slot: GLOB_DAT and JUMP_SLOT, by machine.
+# Relocation types that put a function's address into a slot: GLOB_DAT and JUMP_SLOT, by machine.
 _MACHINES = {62: (6, 7), 183: (1025, 1026)}
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_JMPREL = 2, 5, 6, 7, 8, 23
@@ -29,12 +29,12 @@ _SYMBOL_BYTES = 24
 
 @dataclass(frozen=True)
 class Mapping:
-    """A part of the process's memory that a file lies in.
+    """A memory mapping of a file.
 
     Attributes:
         start, stop: its addresses.
         permissions: as in /proc/self/maps, such as "rw-p".
-        offset: where in the file it begins.
+        offset: offset in the file at which it begins.
     """
 
     start: int
@@ -44,22 +44,22 @@ class Mapping:
 
 
 def find_slots(file: Path, names: tuple[str, ...]) -> dict[str, list[int]]:
-    """Return where a shared library has the addresses of imported functions, as distances from its base.
+    """Return the slots of imported functions in a shared library, as offsets from its base.
 
     Args:
         file: the library, for this machine or another.
-        names: of the functions.
+        names: names of the functions.
     Returns:
         The slots by name; a function that is not imported has none.
     Raises:
-        ValueError: not a 64-bit shared library of a known machine.
+        ValueError: not a 64-bit shared library for a supported machine.
     """
     content = np.memmap(file, dtype=np.uint8, mode="r")
     if bytes(content[:6]) != b"\x7fELF\x02\x01":
         raise ValueError(f"{file} is not a little-endian ELF-64 file")
     machine = int(content[18:20].view("<u2")[0])
     if machine not in _MACHINES:
-        raise ValueError(f"{file} is for machine {machine}; known are {', '.join(map(str, _MACHINES))}")
+        raise ValueError(f"{file} is for machine {machine}; supported are {', '.join(map(str, _MACHINES))}")
     start, count = int(content[32:40].view("<u8")[0]), int(content[56:58].view("<u2")[0])
     programs = content[start : start + count * _PROGRAM.itemsize].view(_PROGRAM)
     loads = programs[programs["type"] == _PT_LOAD]
@@ -90,7 +90,7 @@ def find_slots(file: Path, names: tuple[str, ...]) -> dict[str, list[int]]:
 
 
 def find_mappings(file: Path) -> list[Mapping]:
-    """Return where in this process's memory a file lies, in the order of the addresses; empty where it is not."""
+    """Return this process's mappings of a file, by address; may be empty."""
     mappings = []
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         span, permissions, offset, _, _, *path = line.split(maxsplit=5)
@@ -101,17 +101,17 @@ def find_mappings(file: Path) -> list[Mapping]:
 
 
 def read_slot(address: int) -> int:
-    """Return what a slot of this process holds."""
+    """Return the address in a slot of this process."""
     return int(ctypes.c_uint64.from_address(address).value)
 
 
 def write_slot(address: int, value: int, mappings: list[Mapping]) -> None:
-    """Put a function's address into a slot of this process; a read-only page is writable meanwhile.
+    """Write a function's address into a slot of this process; a read-only page is made writable meanwhile.
 
     Args:
-        address: of the slot.
-        value: what it shall hold.
-        mappings: of the library that the slot belongs to.
+        address: address of the slot.
+        value: address of the function.
+        mappings: mappings of the library that the slot belongs to.
     Raises:
         OSError: the address is not in the library, or its page cannot be made writable.
     """
@@ -121,7 +121,7 @@ def write_slot(address: int, value: int, mappings: list[Mapping]) -> None:
     is_read_only = "w" not in home.permissions
     if is_read_only:
         _protect(address, mmap.PROT_READ | mmap.PROT_WRITE)
-    # One aligned store of eight bytes: a thread that calls meanwhile goes to the old function or to the new one.
+    # One aligned eight-byte store: a concurrent call reaches either the old function or the new one.
     ctypes.c_uint64.from_address(address).value = value
     if is_read_only:
         _protect(address, mmap.PROT_READ)

@@ -1,8 +1,8 @@
-"""Where the kernels that MLX compiles for a Linux CPU are kept: in a folder that nobody else can write to.
+"""Keep the kernels that MLX compiles for a Linux CPU in a folder that only this user can write to.
 
-MLX compiles them with g++ into shared libraries below `<temporary folder>/mlx/<version>/cpu`, under names that anybody
-can predict, and loads whatever lies there. On a machine with other users that is their code in this process. So a
-kernel is loaded for the first time, which is the only time that MLX looks for its library, inside `load_kernel`.
+MLX compiles them with g++ into shared libraries below `<temporary folder>/mlx/<version>/cpu`, under predictable names,
+and loads whatever is there. On a machine with other users that could run their code in this process. So every kernel
+is first loaded inside `load_kernel`; MLX looks for its library only that once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pathlib import Path
 
 from filelock import FileLock
 
-# Whether MLX compiles kernels for the CPU into a folder that this package has to choose. A Mac's temporary folder
-# belongs to the user alone.
+# Whether MLX compiles CPU kernels into a folder that this package must choose. On macOS the temporary folder belongs to
+# the user alone.
 IS_GUARDED = sys.platform.startswith("linux")
 
 _LIST = "libraries.json"
-# How long to wait for another process that compiles; a kernel takes a second or two.
+# How long to wait for another process to compile; a kernel takes a second or two.
 _LOCK_SECONDS = 60.0
-# What a shell would not take as it is: MLX puts the folder's name in double quotes into a command.
+# Characters that are special to a shell in double quotes, in which MLX passes the folder's name.
 _UNQUOTABLE = frozenset('"$`\\\n')
 
 _lock = threading.Lock()
@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_kernel(evaluate: Callable[[], None]) -> bool:
-    """Have MLX compile and load a kernel in the private folder.
+    """Make MLX compile and load a kernel in the private folder.
 
     Args:
         evaluate: evaluates an array that needs the kernel.
     Returns:
-        False if there is no such folder, or the kernel could not be compiled; it must not be used then.
+        False if there is no such folder, or the kernel could not be compiled; then it must not be used.
     """
     with _lock:
         folder = _private_folder()
@@ -55,11 +55,11 @@ def load_kernel(evaluate: Callable[[], None]) -> bool:
                 _remove_damaged(folder)
                 with _temporary_folder(folder):
                     evaluate()
-                # Without a list, the next process compiles once more.
+                # Without a list, the next process compiles again.
                 with suppress(OSError):
                     _write_list(folder)
         except (OSError, RuntimeError) as error:
-            # The compiler's own message comes last.
+            # The compiler's own message is at the end.
             _warn_once(f"MLX could not compile a kernel in {folder}: {' '.join(str(error).split())[-300:]}")
             return False
         return True
@@ -67,7 +67,7 @@ def load_kernel(evaluate: Callable[[], None]) -> bool:
 
 @cache
 def _private_folder() -> Path | None:
-    """Return the folder of this user's kernels, made where needed; None if no place is safe."""
+    """Return the folder for this user's kernels, created if needed; None if no location is safe."""
     reasons = []
     for folder in _candidates():
         try:
@@ -81,7 +81,7 @@ def _private_folder() -> Path | None:
 
 @cache
 def _warn_once(reason: str) -> None:
-    logger.warning("embedding on this CPU goes without MLX's compiled kernels, and is slower for it: %s", reason)
+    logger.warning("embedding on this CPU runs without MLX's compiled kernels, which is slower: %s", reason)
 
 
 def _candidates() -> Iterator[Path]:
@@ -93,30 +93,30 @@ def _candidates() -> Iterator[Path]:
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder that only this user can write to, or check that it is one.
+    """Create a folder that only this user can write to, or check an existing one.
 
     Raises:
-        OSError: it cannot be made, or another user could put a file into it, or another folder in its place.
+        OSError: it cannot be created, or another user could write to it or replace it.
     """
     if _UNQUOTABLE & set(str(folder)):
-        raise OSError(f"{folder} has a character that a shell would not take as it is")
+        raise OSError(f"{folder} has a character that is special to a shell")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     own = folder.lstat()
     if not stat.S_ISDIR(own.st_mode) or own.st_uid != os.geteuid() or own.st_mode & 0o022:
-        raise OSError(f"{folder} is not a folder of this user's alone")
+        raise OSError(f"{folder} is not a folder that only this user can write to")
     folder.chmod(0o700)
     for parent in folder.resolve().parents:
         found = parent.stat()
-        # In a sticky folder such as /tmp, others cannot rename what is not theirs.
+        # In a sticky folder such as /tmp, users can rename only their own files.
         shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
         if shared or found.st_uid not in (0, os.geteuid()):
-            raise OSError(f"others can replace {folder}: {parent} is not this user's alone")
+            raise OSError(f"others can replace {folder}: {parent} is writable by other users")
     if not os.access(folder, os.W_OK) or os.statvfs(folder).f_flag & os.ST_NOEXEC:
-        raise OSError(f"{folder} cannot be written to, or its file system allows no libraries")
+        raise OSError(f"{folder} is not writable, or its file system does not allow libraries")
 
 
 def _remove_damaged(folder: Path) -> None:
-    """Remove libraries that are not as they were when they were loaded: loading half of one kills the process."""
+    """Remove libraries that have changed since they were loaded: loading a truncated one kills the process."""
     try:
         whole = json.loads((folder / _LIST).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -143,9 +143,9 @@ def _digests(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _temporary_folder(folder: Path) -> Iterator[None]:
-    """Have C++ find its temporary files in a folder; `os.environ` and Python's `tempfile` are left as they are.
+    """Set the temporary folder for C++ without changing `os.environ` or Python's `tempfile`.
 
-    MLX asks the C library's environment for the folder, each time it looks for a library.
+    MLX reads it from the C library's environment each time it looks for a library.
     """
     libc = ctypes.CDLL(None)
     libc.getenv.restype = ctypes.c_char_p
@@ -155,7 +155,7 @@ def _temporary_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Whoever has set another one meanwhile meant it.
+        # Another value set in the meantime was intended.
         if libc.getenv(b"TMPDIR") == ours:
             if before is None:
                 os.unsetenv(b"TMPDIR")
