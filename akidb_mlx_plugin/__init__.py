@@ -23,12 +23,13 @@ from akidb_mlx_plugin.errors import (
 )
 
 if TYPE_CHECKING:
-    from akidb_mlx_plugin.cache import cache_size_gb, cleanup_cache, list_cached_models
+    from akidb_mlx_plugin.checkpoints.lookup import download_model
     from akidb_mlx_plugin.config import EmbeddingConfig
+    from akidb_mlx_plugin.hub.cache import cache_size_gb, list_cached_models
+    from akidb_mlx_plugin.hub.eviction import cleanup_cache
+    from akidb_mlx_plugin.hub.registry import list_models
     from akidb_mlx_plugin.inference.embedder import Embedder
-    from akidb_mlx_plugin.locate import download_model
     from akidb_mlx_plugin.providers.base import EmbeddingProvider
-    from akidb_mlx_plugin.registry import list_models
     from akidb_mlx_plugin.service import EmbeddingService
     from akidb_mlx_plugin.types import (
         BatchEmbeddingRequest,
@@ -52,11 +53,11 @@ _LAZY = {
     "ModelInfo": "types",
     "UpsertResponse": "types",
     "Usage": "types",
-    "cache_size_gb": "cache",
-    "cleanup_cache": "cache",
-    "download_model": "locate",
-    "list_cached_models": "cache",
-    "list_models": "registry",
+    "cache_size_gb": "hub.cache",
+    "cleanup_cache": "hub.eviction",
+    "download_model": "checkpoints.lookup",
+    "list_cached_models": "hub.cache",
+    "list_models": "hub.registry",
 }
 
 __all__ = [

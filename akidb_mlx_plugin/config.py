@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.hub.registry import DEFAULT_MODEL
 from akidb_mlx_plugin.pooling_names import join_pooling
-from akidb_mlx_plugin.registry import DEFAULT_MODEL
 
 Mode = Literal["mlx", "user_provided", "mock"]
 Device = Literal["auto", "gpu", "cpu"]

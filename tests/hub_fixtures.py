@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import Hub
 
-from akidb_mlx_plugin import retries
+from akidb_mlx_plugin.hub import failures
 
 
 class Child:
@@ -38,7 +38,7 @@ class Child:
         raise AssertionError(f"{text!r} never came: {''.join(seen)}")
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """Kill it with SIGKILL."""
         self.process.kill()
         self.process.communicate()
 
@@ -47,15 +47,19 @@ Spawn = Callable[[str], Child]
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that HF_ENDPOINT points to, and no waiting between attempts."""
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that HF_ENDPOINT points to, no other cache on the machine, and no waiting between attempts."""
+    from huggingface_hub import constants
+
     with Hub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
+        # It asks the public hub for a list of agents otherwise.
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "AKIDB_ALLOWED_MODELS"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(retries, "BACKOFF_S", 0.01)
-        # Power cuts are not tested, and a busy disk takes its time.
-        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        monkeypatch.setattr(failures, "BACKOFF_S", 0.01)
         yield server
 
 

@@ -1,4 +1,7 @@
-"""A Hugging Face hub on 127.0.0.1 for the tests: three routes, and every way to fail that a test asks for."""
+"""A Hugging Face hub on 127.0.0.1 for the tests, with every way to fail that a test asks for.
+
+Small files are served by the hub itself, safetensors by a store at another address, as those of Git LFS are.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ WEIGHTS_BYTES = 300_000
 _ROUTES = (
     ("revision", re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)")),
     ("tree", re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)")),
-    ("file", re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")),
+    ("file", re.compile(r"(/store)?/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")),
 )
 
 
@@ -54,6 +57,7 @@ class Fault:
         corrupt: flip the first byte of the body.
         body: another body altogether, with a length that fits it.
         ignore_range: send the whole file whatever was asked for.
+        method: of the requests it is for.
     """
 
     status: int | None = None
@@ -63,16 +67,18 @@ class Fault:
     corrupt: bool = False
     body: bytes | None = None
     ignore_range: bool = False
+    method: str = "GET"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: route "revision", "tree" or "file", and of a file the path and the Range header."""
+    """What was asked: route "revision", "tree", "file" or, for the headers of a file alone, "head"."""
 
     route: str
     path: str
     range: str | None
     token: str | None
+    agent: str
 
 
 class Hub:
@@ -88,20 +94,25 @@ class Hub:
         self._refs: dict[tuple[str, str], str] = {}
         self._faults: list[tuple[str, Fault]] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        # The hub, and the store.
+        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self)) for _ in range(2)]
+        # By another name, as versions of huggingface_hub differ in whether a port makes another host.
+        hosts = zip(("127.0.0.1", "localhost"), self._servers, strict=True)
+        self.url, self.store = (f"http://{host}:{server.server_address[1]}" for host, server in hosts)
 
     def __enter__(self) -> Hub:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        for server in self._servers:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release.set()
-        self._server.shutdown()
-        self._server.server_close()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
 
     def add(self, repo: str, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Commit files to a branch and return the commit."""
@@ -121,11 +132,15 @@ class Hub:
         """Return how often a route, or a file, was asked for."""
         return sum(request.route == route and request.path.endswith(path) for request in self.requests)
 
-    def take_fault(self, address: str) -> Fault:
-        """Return the fault for a request, or one that is none."""
+    def tokens(self, *, store: bool = False) -> set[str | None]:
+        """Return what came as authorization to the hub, or to its store."""
+        return {request.token for request in self.requests if request.path.startswith("/store/") == store}
+
+    def take_fault(self, method: str, address: str) -> Fault:
+        """Return the fault for a request, or one that changes nothing."""
         with self._lock:
             for entry in self._faults:
-                if entry[0] in address:
+                if entry[0] in address and entry[1].method == method:
                     self._faults.remove(entry)
                     return entry[1]
         return Fault()
@@ -134,8 +149,7 @@ class Hub:
         """Return the listing of a commit as the hub's API gives it: safetensors in Git LFS, the rest not."""
         entries: list[dict[str, Any]] = [{"type": "directory", "path": "1_Pooling", "oid": "0", "size": 0}]
         for path, content in self._files[repo, commit].items():
-            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            entry: dict[str, Any] = {"type": "file", "path": path, "oid": blob, "size": len(content)}
+            entry: dict[str, Any] = {"type": "file", "path": path, "oid": _git_id(content), "size": len(content)}
             if path.endswith(".safetensors"):
                 entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
             entries.append(entry)
@@ -146,12 +160,16 @@ class Hub:
         return self._refs.get((repo, revision))
 
     def has(self, repo: str) -> bool:
-        """Tell whether there is such a repository."""
+        """Return whether there is such a repository."""
         return any(known == repo for known, _ in self._files)
 
     def content(self, repo: str, commit: str, path: str) -> bytes | None:
         """Return a file."""
         return self._files[repo, commit].get(path)
+
+
+def _git_id(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -163,12 +181,16 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def log_message(self, format: str, *arguments: Any) -> None:
             pass
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
             address = unquote(urlsplit(self.path).path)
             route, match = next(((name, m) for name, rule in _ROUTES if (m := rule.fullmatch(address))), ("", None))
-            request = Request(route, address, self.headers.get("Range"), self.headers.get("Authorization"))
-            hub.requests.append(request)
-            fault = hub.take_fault(address)
+            route = "head" if self.command == "HEAD" else route
+            headers = (self.headers.get(name) for name in ("Range", "Authorization"))
+            hub.requests.append(Request(route, address, *headers, self.headers.get("User-Agent", "")))
+            fault = hub.take_fault(self.command, address)
             if fault.status is not None:
                 self._answer(fault.status, b"", fault.headers)
             elif match is None:
@@ -184,7 +206,18 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif (content := hub.content(match["repo"], commit, match["path"])) is None:
                 self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             else:
-                self._send(content, fault, request.range)
+                self._send_file(address, commit, content, fault)
+
+        def _send_file(self, address: str, commit: str, content: bytes, fault: Fault) -> None:
+            """Send a file, or where a file of Git LFS is to be had, with its digest either way."""
+            headers = {"X-Repo-Commit": commit}
+            if address.endswith(".safetensors") and not address.startswith("/store/"):
+                digest = hashlib.sha256(content).hexdigest()
+                headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
+                self._answer(302, b"", {**headers, "Location": f"{hub.store}/store{self.path}", **fault.headers})
+                return
+            headers["ETag"] = f'"{_git_id(content)}"'
+            self._send(content, fault, self.headers.get("Range"), {**headers, **fault.headers})
 
         def _send_page(self, entries: list[dict[str, Any]], fault: Fault) -> None:
             begin = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
@@ -199,7 +232,7 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self._write(body)
 
         def _send(
             self, content: bytes, fault: Fault, asked: str | None = None, headers: Mapping[str, str] | None = None
@@ -226,6 +259,8 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
         def _write(self, body: bytes) -> None:
+            if self.command == "HEAD":
+                return
             try:
                 self.wfile.write(body)
                 self.wfile.flush()

@@ -13,8 +13,8 @@ from akidb_mlx_plugin.checkpoints.fingerprint import fingerprint
 from akidb_mlx_plugin.checkpoints.head import DenseLayer
 from akidb_mlx_plugin.checkpoints.prompts import find_prompt
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.manifest import digest_of_folder
-from akidb_mlx_plugin.registry import ModelSpec
+from akidb_mlx_plugin.hub.files import digest_of_folder
+from akidb_mlx_plugin.hub.registry import ModelSpec
 from akidb_mlx_plugin.types import ModelInfo, Similarity
 
 # How `origins["pooling"]` begins where no file specified it.

@@ -23,7 +23,7 @@ from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
 from akidb_mlx_plugin.checkpoints.tensors import original_names, read_tensors
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.manifest import select_files
+from akidb_mlx_plugin.hub.files import select_files
 from akidb_mlx_plugin.models import find_encoder
 
 _KEPT = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")

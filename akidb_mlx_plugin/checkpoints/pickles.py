@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.manifest import PICKLED_FILES, without_weights
+from akidb_mlx_plugin.hub.files import PICKLED_FILES, without_weights
 
 
 def find_pickles(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_m
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
 from akidb_mlx_plugin.checkpoints.transformer_settings import TransformerSettings, read_transformer_settings
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.hub.registry import ModelSpec
 from akidb_mlx_plugin.models.architectures import (
     check_code,
     check_config,
@@ -30,7 +31,6 @@ from akidb_mlx_plugin.models.architectures import (
     text_settings,
 )
 from akidb_mlx_plugin.pooling_names import parse_pooling
-from akidb_mlx_plugin.registry import ModelSpec
 from akidb_mlx_plugin.types import Similarity
 
 _UNBOUNDED = 1 << 30

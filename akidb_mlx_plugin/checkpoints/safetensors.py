@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.manifest import without_weights
+from akidb_mlx_plugin.hub.files import without_weights
 
 INDEX_NAME = "model.safetensors.index.json"
 _LFS_POINTER = b"version https://git-lfs"

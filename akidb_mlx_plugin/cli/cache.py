@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from akidb_mlx_plugin.cache import (
+from akidb_mlx_plugin.cli.output import JsonOption, print_json, print_rows
+from akidb_mlx_plugin.hub.cache import (
     CachedModel,
     cache_size_gb,
-    cleanup_cache,
     list_cached_models,
     resolve_cache_dir,
 )
-from akidb_mlx_plugin.cli.output import JsonOption, print_json, print_rows
+from akidb_mlx_plugin.hub.eviction import cleanup_cache
+from akidb_mlx_plugin.hub.migration import migrate_cache
 
 DEFAULT_MAX_GB = 10.0
 
@@ -80,6 +81,21 @@ def clean(
         freed = human_size(sum(model.size_bytes for model in removed))
         left = human_size(cache_size_gb(cache_dir) * 1e9)
         typer.echo(f"{'would free' if dry_run else 'freed'} {freed}; the cache holds {left}", err=True)
+
+
+@app.command()
+def migrate(cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> None:
+    """Move models that earlier versions downloaded to the layout of huggingface_hub, each verified; copies nothing.
+
+    They are found where they are, too. One that a process uses stays until that ends.
+
+    Example: akidb-mlx cache migrate
+    """
+    moved, left = migrate_cache(cache_dir)
+    rows = [_row(model, as_json) for model in list_cached_models(cache_dir) if model.folder in moved]
+    print_rows(rows, as_json=as_json)
+    for folder, reason in left.items():
+        typer.echo(f"{folder} stays: {reason}", err=True)
 
 
 def _row(model: CachedModel, as_json: bool) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def demo(
     Example: akidb-mlx demo 'how do I parse a date from a string'
     """
     from akidb_mlx_plugin.benchmarks.corpus import popular_docstrings
-    from akidb_mlx_plugin.cache import default_cache_dir
-    from akidb_mlx_plugin.locate import download_model
+    from akidb_mlx_plugin.checkpoints.lookup import download_model
+    from akidb_mlx_plugin.hub.cache import default_cache_dir
 
     download_model(model, show_progress=sys.stderr.isatty())
     folder = path or default_cache_dir().parent / "demo"

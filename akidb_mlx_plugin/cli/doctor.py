@@ -16,6 +16,7 @@ import typer
 
 from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+from akidb_mlx_plugin.errors import EmbeddingError
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.runtime.blas import Blas
@@ -108,7 +109,7 @@ def _measure_gflops() -> float:
 
 
 def _cache() -> Iterator[_Finding]:
-    from akidb_mlx_plugin.cache import default_cache_dir, list_cached_models
+    from akidb_mlx_plugin.hub.cache import default_cache_dir, list_cached_models, list_shared_models
 
     folder = default_cache_dir()
     models = list_cached_models()
@@ -118,6 +119,8 @@ def _cache() -> Iterator[_Finding]:
     yield _Finding("model cache", f"{folder}: {size:.2f} GB used, {free:.0f} GB free", remedy)
     names = ", ".join(model.repo for model in models)
     yield _Finding("models present", names or "none; to get one: akidb-mlx models download NAME")
+    if shared := ", ".join(model.repo for model in list_shared_models()):
+        yield _Finding("Hugging Face cache", shared)
 
 
 def _nearest_existing(folder: Path) -> Path:
@@ -128,9 +131,14 @@ def _hub() -> _Finding:
     import urllib.error
     import urllib.request
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    from akidb_mlx_plugin.hub.client import find_hub, is_offline
+
+    if is_offline():
         return _Finding("hub", "offline by HF_HUB_OFFLINE")
+    try:
+        endpoint = find_hub().endpoint
+    except EmbeddingError as error:
+        return _Finding("hub", str(error), "set HF_ENDPOINT and HF_TOKEN anew, or unset them")
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:

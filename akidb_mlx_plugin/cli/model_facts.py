@@ -7,16 +7,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from akidb_mlx_plugin.acquire import fetch_settings
-from akidb_mlx_plugin.cache import find_cached, resolve_cache_dir
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.families import find_family
 from akidb_mlx_plugin.checkpoints.loading import estimate_memory
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError
-from akidb_mlx_plugin.hub_client import is_offline
+from akidb_mlx_plugin.hub.client import is_offline
+from akidb_mlx_plugin.hub.download import fetch_settings
+from akidb_mlx_plugin.hub.models import find_snapshot
+from akidb_mlx_plugin.hub.registry import ModelSource
 from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
-from akidb_mlx_plugin.registry import ModelSource
 
 # Settings in a checkpoint's config.json that characterize a model.
 _CONFIG_KEYS = ("hidden_size", "num_hidden_layers", "vocab_size", "quantization")
@@ -28,20 +28,18 @@ def collect_facts(source: ModelSource, cache_dir: Path | None) -> dict[str, Any]
     if source.folder is not None:
         return registry | {"folder": str(source.folder)} | _folder_facts(source, source.folder, str(source.folder))
     assert source.repo is not None
-    revision = source.spec.revision if source.spec else "main"
-    found = find_cached(resolve_cache_dir(cache_dir), source.repo, revision)
-    if found is None:
-        return registry | {"cached": False} | _remote_facts(source, source.repo, revision)
-    folder, manifest = found
+    snapshot = find_snapshot(source, cache_dir)
+    if snapshot is None:
+        return registry | {"cached": False} | _remote_facts(source, source.repo)
     return {
         **registry,
         "cached": True,
-        "folder": str(folder),
-        "revision": manifest.revision,
-        "weights_digest": manifest.weights_digest,
-        "source": manifest.source,
-        "size_bytes": sum(file.size for file in manifest.files),
-        **_folder_facts(source, folder, source.repo),
+        "folder": str(snapshot.folder),
+        "revision": snapshot.revision,
+        "weights_digest": snapshot.weights_digest,
+        "source": snapshot.source,
+        "size_bytes": snapshot.size_bytes,
+        **_folder_facts(source, snapshot.folder, source.repo),
     }
 
 
@@ -59,14 +57,13 @@ def _registry_facts(source: ModelSource) -> dict[str, Any]:
     return facts
 
 
-def _remote_facts(source: ModelSource, repo: str, revision: str) -> dict[str, Any]:
+def _remote_facts(source: ModelSource, repo: str) -> dict[str, Any]:
     """Return facts from a repository's settings; its weights are not checked."""
     if is_offline():
         return _family_facts(repo)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
         try:
-            fetch_settings(repo, revision, folder)
+            folder = fetch_settings(repo, source.revision, Path(scratch))
         except DownloadError as error:
             return {**_family_facts(repo), "not_read": str(error)}
         try:

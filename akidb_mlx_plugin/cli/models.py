@@ -1,4 +1,4 @@
-"""`akidb-mlx models`: which models there are, and having them here."""
+"""`akidb-mlx models`: which models there are, and which of them are here."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from typing import Annotated, Any
 
 import typer
 
-from akidb_mlx_plugin.cache import CachedModel, list_cached_models
+from akidb_mlx_plugin.checkpoints.lookup import download_model
 from akidb_mlx_plugin.cli.cache import CacheDirOption, human_size
 from akidb_mlx_plugin.cli.output import JsonOption, print_json, print_rows
-from akidb_mlx_plugin.errors import DownloadError, ModelNotFoundError
-from akidb_mlx_plugin.locate import download_model
-from akidb_mlx_plugin.manifest import damaged_files, read_manifest
-from akidb_mlx_plugin.registry import ModelSpec, list_models, resolve
+from akidb_mlx_plugin.errors import DownloadError, ModelNotFoundError, ServiceUnavailableError
+from akidb_mlx_plugin.hub.cache import (
+    CachedModel,
+    list_cached_models,
+    list_shared_models,
+    resolve_cache_dir,
+)
+from akidb_mlx_plugin.hub.eviction import remove_model
+from akidb_mlx_plugin.hub.registry import ModelSpec, list_models, resolve
 
 NameArgument = Annotated[str, typer.Argument(help="Short name, Hugging Face repository or checkpoint folder.")]
 
-app = typer.Typer(help="List, download and check models.", no_args_is_help=True)
+app = typer.Typer(help="List, download, check and remove models.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_command(cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> None:
-    """List the models with a short name, and others that are cached.
+    """List the models with a short name, and others that are on this machine.
+
+    What lies in the Hugging Face cache, where other tools keep their models, is marked so; it is used from there.
 
     Example: akidb-mlx models list
     """
-    cached = {model.repo: model for model in list_cached_models(cache_dir)}
-    rows = [_spec_row(spec, spec.repo in cached, as_json) for spec in list_models()]
+    cached = {model.repo: model for model in [*list_shared_models(), *list_cached_models(cache_dir)]}
+    rows = [_spec_row(spec, cached.get(spec.repo), as_json) for spec in list_models()]
     known = {spec.repo for spec in list_models()}
     rows += [_other_row(model, as_json) for repo, model in sorted(cached.items()) if repo not in known]
     print_rows(rows, as_json=as_json)
@@ -78,15 +85,21 @@ def verify(
     cache_dir: CacheDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every byte of the cached models and compare it with what was downloaded.
+    """Read every byte of the cached models and compare it with what was downloaded; needs no network.
+
+    A model of the Hugging Face cache is read where it is named.
 
     Example: akidb-mlx models verify
     """
     repo = resolve(name).repo if name else None
-    models = [model for model in list_cached_models(cache_dir) if name is None or model.repo == repo]
+    models = [
+        model
+        for model in [*list_cached_models(cache_dir), *list_shared_models()]
+        if (name is None and not model.shared) or model.repo == repo
+    ]
     if name and not models:
-        raise ModelNotFoundError(f"{name} is not in the model cache; 'akidb-mlx models download {name}' brings it")
-    damage = [(model, _damage(model)) for model in models]
+        raise ModelNotFoundError(f"{name} is not on this machine; 'akidb-mlx models download {name}' brings it")
+    damage = [(model, model.snapshot.damaged_files(deep=True)) for model in models if model.snapshot]
     print_rows(
         [
             {
@@ -104,14 +117,32 @@ def verify(
         raise DownloadError(f"damaged: {', '.join(damaged)}; repair with 'akidb-mlx models download {damaged[0]}'")
 
 
-def _spec_row(spec: ModelSpec, is_cached: bool, as_json: bool) -> dict[str, Any]:
+@app.command()
+def remove(name: NameArgument, cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> None:
+    """Remove a model from the model cache, all its commits; never from the Hugging Face cache.
+
+    Example: akidb-mlx models remove minilm-l6-v2
+    """
+    repo = resolve(name).repo
+    removed, left = remove_model(repo, cache_dir=cache_dir) if repo else ([], [])
+    if not removed and not left:
+        raise ModelNotFoundError(f"{name} is not in the model cache {resolve_cache_dir(cache_dir)}")
+    print_rows(
+        [{"model": model.name, "revision": model.revision, "folder": str(model.folder)} for model in removed],
+        as_json=as_json,
+    )
+    if left:
+        raise ServiceUnavailableError(f"{name} stays: {left[0].folder} is in use or cannot be removed")
+
+
+def _spec_row(spec: ModelSpec, cached: CachedModel | None, as_json: bool) -> dict[str, Any]:
     return {
         "model": spec.name,
         "dimension": spec.dimension,
         "max_tokens": spec.max_tokens,
         **_size(spec.size_mb * 1_000_000, as_json),
         "licence": spec.licence,
-        "cached": is_cached if as_json else ("yes" if is_cached else "no"),
+        **_place(cached, as_json),
         "summary": spec.summary,
     }
 
@@ -123,9 +154,15 @@ def _other_row(model: CachedModel, as_json: bool) -> dict[str, Any]:
         "max_tokens": None,
         **_size(model.size_bytes, as_json),
         "licence": None,
-        "cached": True if as_json else "yes",
+        **_place(model, as_json),
         "summary": None,
     }
+
+
+def _place(cached: CachedModel | None, as_json: bool) -> dict[str, Any]:
+    if as_json:
+        return {"cached": cached is not None, "shared": cached is not None and cached.shared}
+    return {"cached": "no" if cached is None else "Hugging Face cache" if cached.shared else "yes"}
 
 
 def _size(size_bytes: int, as_json: bool) -> dict[str, Any]:
@@ -140,8 +177,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else str(value)
-
-
-def _damage(model: CachedModel) -> list[str]:
-    manifest = read_manifest(model.folder)
-    return damaged_files(model.folder, manifest, deep=True) if manifest else ["akidb-model.json"]

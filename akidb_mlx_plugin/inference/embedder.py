@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from akidb_mlx_plugin.cache_locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.lookup import find_checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
+from akidb_mlx_plugin.hub.locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
 from akidb_mlx_plugin.inference.job import EmbeddingJob, Place
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
-from akidb_mlx_plugin.locate import locate_checkpoint
 from akidb_mlx_plugin.runtime.devices import choose_device
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, ResolvedRequest
 from akidb_mlx_plugin.validation import check_request, list_inputs
@@ -229,10 +229,10 @@ def _locate_for_use(model: str | Path, **options: Any) -> tuple[Checkpoint, Mode
 
     Args:
         model: as `Embedder.load`.
-        options: of `locate_checkpoint`.
+        options: of `find_checkpoint`.
     """
     for last in (False, True):
-        checkpoint = locate_checkpoint(model, **options)
+        checkpoint = find_checkpoint(model, **options)
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:

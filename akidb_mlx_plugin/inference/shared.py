@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from akidb_mlx_plugin.hub.registry import resolve
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.pooling_names import join_pooling
-from akidb_mlx_plugin.registry import resolve
 from akidb_mlx_plugin.runtime.devices import choose_device
 
 _Key = tuple[str, str, str, str, str]

@@ -153,7 +153,7 @@ def _is_open(queue: BatchQueue) -> bool:
 
 
 def _folder_bytes(folder: Path) -> float:
-    from akidb_mlx_plugin.cache import cache_size_gb
+    from akidb_mlx_plugin.hub.cache import cache_size_gb
 
     try:
         return cache_size_gb(folder) * 1e9

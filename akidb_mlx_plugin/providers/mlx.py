@@ -60,7 +60,7 @@ class MLXProvider(EmbeddingProvider):
     def model_info(self) -> ModelInfo:
         """Describe the model from its checkpoint, downloaded if needed, without loading the weights."""
         if self._described is None:
-            from akidb_mlx_plugin.locate import describe_model
+            from akidb_mlx_plugin.checkpoints.lookup import describe_model
 
             prompts = {"query": self._config.query_prompt, "document": self._config.document_prompt}
             tasks = {"query": self._config.query_task, "document": self._config.document_task}

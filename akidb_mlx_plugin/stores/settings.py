@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from akidb_mlx_plugin.config import EmbeddingConfig, MLXConfig, Mode
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.registry import ModelSpec, list_models
+from akidb_mlx_plugin.hub.registry import ModelSpec, list_models
 
 # Name in the database -> section and key of the configuration in mode "mlx".
 _MLX_KEYS = ("dimension", "normalize", "pooling", "query_prompt", "document_prompt", "query_task", "document_task")

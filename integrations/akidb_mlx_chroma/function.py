@@ -13,7 +13,7 @@ from chromadb.utils.embedding_functions import register_embedding_function
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.registry import check_name
+from akidb_mlx_plugin.hub.registry import check_name
 from akidb_mlx_plugin.stores.settings import check_same_settings, check_settings, config_from_stored, stored_settings
 from akidb_mlx_plugin.types import Kind, ModelInfo
 
@@ -208,7 +208,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         """Return what the vectors are to be compared by, or None if that takes a download to know."""
         if self._config.mode != "mlx":
             return "cosine"
-        from akidb_mlx_plugin.locate import find_similarity
+        from akidb_mlx_plugin.checkpoints.lookup import find_similarity
 
         mlx = self._config.mlx
         return find_similarity(mlx.model, cache_dir=mlx.cache_dir, normalize=mlx.normalize, pooling=mlx.pooling)

@@ -19,7 +19,7 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from akidb_mlx_lancedb.trust import is_reading_table
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
-from akidb_mlx_plugin.registry import check_name
+from akidb_mlx_plugin.hub.registry import check_name
 from akidb_mlx_plugin.stores.settings import config_from_stored, stored_settings
 from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
 from akidb_mlx_plugin.validation import list_inputs

@@ -13,9 +13,9 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.client import ray as client
 
-from akidb_mlx_plugin.cache import default_cache_dir
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.hub.cache import default_cache_dir
 from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.stores.settings import stored_settings
 from akidb_mlx_plugin.types import Kind

@@ -29,7 +29,7 @@ from setting import Setting
 
 from akidb_mlx_plugin.benchmarks.machine import describe_machine
 from akidb_mlx_plugin.benchmarks.report import PLOT_REMEDY, Report, write_json, write_plot
-from akidb_mlx_plugin.cache import default_cache_dir
+from akidb_mlx_plugin.hub.cache import default_cache_dir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,10 +19,10 @@ from akidb_mlx_plugin.checkpoints.head import DenseLayer
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.manifest import digest_of_folder
+from akidb_mlx_plugin.hub.files import digest_of_folder
+from akidb_mlx_plugin.hub.registry import ModelSpec, list_models
 from akidb_mlx_plugin.nn.pooling import POOLINGS
 from akidb_mlx_plugin.pooling_names import POOLING_MODES
-from akidb_mlx_plugin.registry import ModelSpec, list_models
 
 SPECS = {spec.name: spec for spec in list_models()}
 

@@ -27,7 +27,7 @@ from akidb_mlx_plugin import (
     InvalidInputError,
     ServiceUnavailableError,
 )
-from akidb_mlx_plugin.cache import resolve_cache_dir
+from akidb_mlx_plugin.hub.cache import resolve_cache_dir
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.engine import Engine
 from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
+from akidb_mlx_plugin.hub.registry import list_models
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows
-from akidb_mlx_plugin.registry import list_models
 
 END = 0  # end token of the tiny Qwen3, also its padding token; "<|im_end|>", its eos_token, is 2
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from akidb_mlx_plugin.registry import list_models
+from akidb_mlx_plugin.hub.registry import list_models
 
 
 def _benchmark() -> ModuleType:

@@ -219,7 +219,7 @@ class TestMLX:
             described.append(options)
             return ModelInfo(model, options["dimension"], 256, fingerprint="with my prompts")
 
-        monkeypatch.setattr("akidb_mlx_plugin.locate.describe_model", describe)
+        monkeypatch.setattr("akidb_mlx_plugin.checkpoints.lookup.describe_model", describe)
         provider = MLXProvider(MLXConfig(model="m", dimension=4, document_prompt="D: ", pooling="cls"))
         assert (provider.model_info().device, loader.asked) == ("", [])
         provider.embed_batch(request("a"))

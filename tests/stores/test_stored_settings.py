@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.registry import list_models
+from akidb_mlx_plugin.hub.registry import list_models
 from akidb_mlx_plugin.stores.settings import (
     SETTINGS,
     check_same_settings,

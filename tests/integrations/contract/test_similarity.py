@@ -24,8 +24,8 @@ from loopback_hub import Hub
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin import DimensionMismatchError, Document, EmbeddingService, InvalidInputError
+from akidb_mlx_plugin.checkpoints.lookup import find_similarity
 from akidb_mlx_plugin.cli.search import search
-from akidb_mlx_plugin.locate import find_similarity
 
 pytest_plugins = ("host_fixtures", "hub_fixtures")
 

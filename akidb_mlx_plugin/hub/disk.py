@@ -1,0 +1,36 @@
+"""The disk under the cache: whether it has room, and what to say when it fails."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+from akidb_mlx_plugin.errors import DownloadError
+
+# Room for listings and for what else the file system needs.
+_SPARE_BYTES = 16 << 20
+
+
+def check_free_space(folder: Path, needed_bytes: int, name: str) -> None:
+    """Refuse a download that the disk has no room for.
+
+    Raises:
+        DownloadError: with both sizes.
+    """
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if needed_bytes + _SPARE_BYTES > free:
+        raise DownloadError(
+            f"{name} needs {needed_bytes / 1e6:.0f} MB in {folder}, and only {free / 1e6:.0f} MB are free; make room "
+            "('akidb-mlx cache clean' removes models), or set AKIDB_MODEL_CACHE_DIR to another disk"
+        )
+
+
+def disk_error(error: OSError, folder: Path) -> DownloadError:
+    """Say what to do about an error of the file system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DownloadError(f"the disk of {folder} is full; make room ('akidb-mlx cache clean' removes models)")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DownloadError(f"the model cache {folder} cannot be written; set AKIDB_MODEL_CACHE_DIR ({error})")
+    return DownloadError(f"the model cache {folder} cannot be used: {error}")

@@ -1,0 +1,172 @@
+"""What may go from the model cache, and removing it: the least recently used first, and nothing that is in use."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import Timeout
+
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.hub import legacy
+from akidb_mlx_plugin.hub.cache import CachedModel, cache_size_gb, list_cached_models, resolve_cache_dir, rest_of
+from akidb_mlx_plugin.hub.locks import PROBE_S, download_lock, file_lock, held_alone, record_of, use_lock
+
+_GB = 1e9
+
+_log = logging.getLogger(__name__)
+
+
+def cleanup_cache(
+    max_gb: float | None,
+    *,
+    cache_dir: str | Path | None = None,
+    dry_run: bool = False,
+    keep: Collection[str | Path] = (),
+) -> list[CachedModel]:
+    """Remove models, the least recently used first, until the cache is no larger than allowed.
+
+    A model that any process uses, or is downloading, stays, even if the cache then remains too large.
+
+    Args:
+        max_gb: allowed size in GB of 10^9 bytes, 0 for none of it; None: no limit, nothing is removed.
+        cache_dir: None: the default cache.
+        dry_run: only tell what would go.
+        keep: names, repositories or folders that stay whatever their age.
+    Returns:
+        What was removed, unfinished downloads among it.
+    Raises:
+        InvalidInputError: a limit below zero, or not a number.
+    """
+    if max_gb is None:
+        return []
+    if math.isnan(max_gb) or max_gb < 0:
+        raise InvalidInputError(f"the cache's limit must be 0 GB or more, got {max_gb!r}")
+    root = resolve_cache_dir(cache_dir)
+    if not root.is_dir():
+        return []
+    with _changing(root):
+        return _remove_oldest(root, max_gb * _GB, set(keep), dry_run)
+
+
+def remove_model(repo: str, *, cache_dir: str | Path | None = None) -> tuple[list[CachedModel], list[CachedModel]]:
+    """Remove all that the cache has of a repository.
+
+    Returns:
+        What was removed, and what stays because it is in use or cannot be removed.
+    """
+    root = resolve_cache_dir(cache_dir)
+    models = [model for model in list_cached_models(root, include_partial=True) if model.repo == repo]
+    if not models:
+        return [], []
+    with _changing(root):
+        removed = [model for model in models if _is_removable(root, model) and _evict(root, model)]
+    return removed, [model for model in models if model not in removed]
+
+
+@contextmanager
+def _changing(root: Path) -> Iterator[None]:
+    """One change of the cache at a time: two that look at the same model would each take the other for its user."""
+    lock = file_lock(root, "cleanup")
+    try:
+        lock.acquire()
+    except PermissionError as error:
+        raise InvalidInputError(f"no permission to change the model cache {root}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_oldest(root: Path, max_bytes: float, keep: set[str | Path], dry_run: bool) -> list[CachedModel]:
+    excess = cache_size_gb(root) * _GB - max_bytes
+    removed = []
+    for model in list_cached_models(root, include_partial=True):
+        if excess <= 0:
+            break
+        if not _is_removable(root, model) or not {model.name, model.repo, model.folder, str(model.folder)}.isdisjoint(
+            keep
+        ):
+            continue
+        if dry_run or _evict(root, model):
+            removed.append(model)
+            # Two commits of a repository may have files in common, which stay with the other.
+            excess = excess - model.size_bytes if dry_run else cache_size_gb(root) * _GB - max_bytes
+    if excess > 0 and not dry_run:
+        _log.warning(
+            "the model cache %s stays %.1f GB above its limit: the rest is in use or cannot be removed",
+            root,
+            excess / _GB,
+        )
+    return removed
+
+
+def _is_removable(root: Path, model: CachedModel) -> bool:
+    # What is linked into the cache lies elsewhere, and is not the cache's to remove.
+    depth = len(model.folder.relative_to(root).parts)
+    return not model.in_use and not any(path.is_symlink() for path in (model.folder, *model.folder.parents)[:depth])
+
+
+def _evict(root: Path, model: CachedModel) -> bool:
+    """Remove a model unless someone has begun to use or download it; True if it is gone."""
+    # What is left of a download may have been a model until it was found damaged, and be in use as such.
+    folders = [model.folder] if not model.partial else list(model.folder.glob("snapshots/*"))
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(download_lock(root, model.repo).acquire(timeout=PROBE_S, poll_interval=PROBE_S / 4))
+            locks = [lock for folder in folders if (lock := use_lock(folder))]
+            if not all(stack.enter_context(held_alone(lock)) for lock in locks):
+                return False
+            if model.folder.parent.name == "snapshots":
+                _delete_revision(root, model.folder)
+            elif model.folder.parent == root:
+                _delete_rest(root, model.folder)
+            else:
+                legacy.discard(model.folder)
+    except (Timeout, FileNotFoundError):
+        return False
+    except OSError as error:
+        # Of somebody else, in a shared cache: what is next in age may go instead.
+        _log.warning("cannot remove %s from the model cache: %s", model.folder, error.strerror or error)
+        return False
+    _log.info("removed %s from the model cache", model.folder)
+    return True
+
+
+def _delete_revision(root: Path, folder: Path) -> None:
+    """Remove a snapshot, and of its blobs those that no other snapshot has.
+
+    Without its record, which goes first, what an interruption leaves is no model.
+    """
+    from huggingface_hub import scan_cache_dir
+
+    repo = folder.parent.parent
+    record_of(folder).unlink(missing_ok=True)
+    (repo / "trees" / f"{folder.name}.json").unlink(missing_ok=True)
+    scan = scan_cache_dir(root)
+    # A fork has the commits of its origin, and only one of them is meant.
+    mine = frozenset(entry for entry in scan.repos if entry.repo_path.name == repo.name)
+    if any(revision.commit_hash == folder.name for entry in mine for revision in entry.revisions):
+        replace(scan, repos=mine).delete_revisions(folder.name).execute()
+    else:
+        # A link without its blob, or a branch without its commit: huggingface_hub passes the repository over.
+        shutil.rmtree(folder)
+    if folder.exists():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _delete_rest(root: Path, repo: Path) -> None:
+    for path in rest_of(repo):
+        if path.parent.name == "snapshots":
+            _delete_revision(root, path)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

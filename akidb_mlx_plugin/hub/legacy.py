@@ -1,0 +1,71 @@
+"""Caches that earlier versions wrote: `<org>--<name>/<12 hex of the commit>/`, found, read, and moved over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from akidb_mlx_plugin.hub.files import FileEntry
+
+if TYPE_CHECKING:
+    from akidb_mlx_plugin.hub.snapshots import Snapshot
+
+MANIFEST_NAME = "akidb-model.json"
+INCOMPLETE = ".incomplete-"
+
+
+def folders(cache_dir: Path, repo: str = "*--*") -> Iterator[Path]:
+    """Yield the models of the old layout and what was left of downloads, of one repository or all."""
+    for folder in cache_dir.glob(f"{repo.replace('/', '--')}/*"):
+        if folder.parent.name.startswith("models--"):
+            continue
+        if folder.is_dir() and ((folder / MANIFEST_NAME).is_file() or folder.name.startswith(INCOMPLETE)):
+            yield folder
+
+
+def read(folder: Path) -> tuple[Snapshot, dict[str, float]] | None:
+    """Read a model of the old layout and the revisions that led to it, with the times; None where there is none."""
+    from akidb_mlx_plugin.hub.snapshots import Snapshot
+
+    if folder.name.startswith(INCOMPLETE):
+        return None
+    record = folder / MANIFEST_NAME
+    try:
+        value: dict[str, Any] = json.loads(record.read_bytes())
+        files = tuple(FileEntry(file["path"], int(file["size"]), str(file["sha256"])) for file in value["files"])
+        refs = {ref: float(when) for ref, when in value["refs"].items()}
+        return Snapshot(value["repo"], value["revision"], folder, value["source"], files, record), refs
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def find(cache_dir: Path, repo: str, revision: str) -> list[Snapshot]:
+    """Return what a revision, a commit or the beginning of one led to, the latest first."""
+    found = []
+    for folder in folders(cache_dir, repo):
+        snapshot, refs = read(folder) or (None, {})
+        if snapshot is None:
+            continue
+        if len(revision) >= 7 and snapshot.commit.startswith(revision):
+            found.append((0.0, snapshot))
+        elif revision in refs:
+            # A time to come was noted by a wrong clock, and would win for years.
+            found.append((refs[revision] if refs[revision] <= time.time() else -1.0, snapshot))
+    return [snapshot for _, snapshot in sorted(found, key=lambda entry: entry[0], reverse=True)]
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder in such a way that no moment shows a half model: what is left of it is `.incomplete-`."""
+    doomed = folder
+    if not folder.name.startswith(INCOMPLETE):
+        doomed = folder.with_name(f"{INCOMPLETE}{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+    shutil.rmtree(doomed)
+    with suppress(OSError):
+        folder.parent.rmdir()
