@@ -14,6 +14,7 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
+    from akidb_mlx_plugin.checkpoints.options import LoadOptions
     from akidb_mlx_plugin.inference.embedder import Embedder
 
 
@@ -66,13 +67,11 @@ class MLXProvider(EmbeddingProvider):
             tasks = {"query": self._config.query_task, "document": self._config.document_task}
             self._described = describe_model(
                 self._config.model,
-                cache_dir=self._config.cache_dir,
+                self._options(),
                 dimension=self._config.dimension,
                 normalize=self._config.normalize,
-                pooling=self._config.pooling,
                 prompts={kind: prompt for kind, prompt in prompts.items() if prompt is not None},
                 tasks={kind: task for kind, task in tasks.items() if task is not None},
-                trusted=self._trusted,
             )
         embedder = self._embedder
         if embedder is None:
@@ -111,20 +110,25 @@ class MLXProvider(EmbeddingProvider):
         try:
             from akidb_mlx_plugin.inference.shared import acquire_embedder
 
-            embedder = acquire_embedder(
-                self._config.model,
-                device=self._config.device,
-                dtype=self._config.dtype,
-                cache_dir=self._config.cache_dir,
-                max_cache_gb=self._config.max_cache_gb,
-                trusted=self._trusted,
-                pooling=self._config.pooling,
-            )
+            embedder = acquire_embedder(self._config.model, self._options())
         except Exception as error:
             self._failure = error
             raise
         self._failure = None
         return embedder
+
+    def _options(self) -> LoadOptions:
+        from akidb_mlx_plugin.checkpoints.options import LoadOptions
+
+        config = self._config
+        return LoadOptions(
+            device=config.device,
+            dtype=config.dtype,
+            cache_dir=config.cache_dir,
+            max_cache_gb=config.max_cache_gb,
+            trusted=self._trusted,
+            pooling=config.pooling,
+        )
 
     def _release_and_unlock(self) -> None:
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from queue_fakes import PATIENCE_S, request
 
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.config import EmbeddingConfig, MLXConfig
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.providers import EmbeddingProvider, MLXProvider, UserProvidedProvider, make_provider
@@ -116,14 +117,14 @@ class Loader:
     """Stands for the process's models."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.asked: list[tuple[Any, LoadOptions]] = []
         self.released: list[object] = []
         self.error: Exception | None = None
         self.called = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
 
-    def acquire(self, model: str, **options: Any) -> FakeEmbedder:
+    def acquire(self, model: str, options: LoadOptions) -> FakeEmbedder:
         self.asked.append((model, options))
         self.called.set()
         assert self.gate.wait(PATIENCE_S)
@@ -149,8 +150,7 @@ class TestMLX:
         assert (loader.asked, provider.load_seconds) == ([], None)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(provider.embed_batch, [request("a")] * 8))
-        options = {"device": "cpu", "dtype": "auto", "cache_dir": tmp_path, "max_cache_gb": 3, "trusted": False}
-        options["pooling"] = "mean"
+        options = LoadOptions(device="cpu", cache_dir=tmp_path, max_cache_gb=3, trusted=False, pooling="mean")
         assert loader.asked == [("minilm-l6-v2", options)]
         assert provider.load_seconds == 1.25
 
