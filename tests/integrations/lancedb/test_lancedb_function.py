@@ -195,6 +195,7 @@ class TestStored:
         assert rebuilt.safe_model_dump() == FIELDS
         assert rebuilt.model_dump(exclude={"max_retries"}) == FIELDS
 
+    @pytest.mark.slow
     def test_reopened_in_a_fresh_process(self, notes: lancedb.table.Table, tmp_path: Path) -> None:
         printed = run_python(
             """
@@ -211,6 +212,7 @@ class TestStored:
         assert found == "pasta"
         assert float(np.dot(vector, vectors_of(notes)["pasta"])) >= 0.99999
 
+    @pytest.mark.slow
     def test_reopened_without_the_package(self, notes: lancedb.table.Table, tmp_path: Path) -> None:
         printed = run_python(
             """

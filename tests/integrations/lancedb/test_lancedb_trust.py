@@ -61,6 +61,16 @@ class TestTrust:
         with pytest.raises(InvalidInputError, match="AKIDB_ALLOWED_MODELS=org/foreign"):
             planted(name="org/foreign").search("a text")
 
+    def test_nor_where_a_subclass_stands_in_between(self, planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Wrapped(MLXEmbeddings):
+            @classmethod
+            def create(cls, **settings: Any) -> MLXEmbeddings:
+                return super().create(**settings)
+
+        monkeypatch.setitem(get_registry()._functions, "akidb-mlx", Wrapped)
+        with pytest.raises(InvalidInputError, match="AKIDB_ALLOWED_MODELS=org/foreign"):
+            planted(name="org/foreign").search("a text")
+
     async def test_nor_by_the_async_face(self, planted: Any, tmp_path: Path) -> None:
         planted(name="org/foreign", dimension=WIDTH)
         table = await (await lancedb.connect_async(tmp_path / "db")).open_table("planted")

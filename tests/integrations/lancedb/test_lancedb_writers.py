@@ -189,6 +189,7 @@ for _ in range(5):
 
 
 class TestProcesses:
+    @pytest.mark.slow
     def test_two_with_the_same_new_ids(self, db: Any, docs: Any) -> None:
         other = subprocess.Popen(
             [sys.executable, "-c", _WRITER, db.uri],
