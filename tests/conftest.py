@@ -27,6 +27,7 @@ collect_ignore = [] if find_spec("ray") else ["test_ray.py", "test_cli_bulk.py"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mutations", type=int, default=2000, help="damaged checkpoints that tests/fuzz tries")
+    parser.addoption("--complete", action="store_true", help="every combination where the default run takes samples")
 
 
 @pytest.fixture(autouse=True)
