@@ -26,7 +26,8 @@ collect_ignore = [] if find_spec("ray") else ["test_ray.py", "test_cli_bulk.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--mutations", type=int, default=2000, help="damaged checkpoints that tests/fuzz tries")
+    parser.addoption("--mutations", type=int, help="inputs that each fuzzer of tests/fuzz tries, in place of a few")
+    parser.addoption("--seed", type=int, default=0, help="of the fuzzers: other seeds, other inputs")
     parser.addoption("--complete", action="store_true", help="every combination where the default run takes samples")
 
 
