@@ -76,6 +76,7 @@ def fuzz(
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < _MOST_BYTES
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < _MOST_BYTES, f"{grown >> 20} MB more"
     # Where everything was refused, or nothing was, too little would be tested.
     assert all(outcomes.values()), outcomes
