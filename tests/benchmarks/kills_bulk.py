@@ -116,17 +116,20 @@ def measure_all(kills: int, seed: int) -> Iterator[Tally]:
                     while tally.kills < kills:
                         number += 1
                         run = replace(undisturbed, name=f"{victim}-{workers}-{number}", workers=workers)
-                        _run_round(run, victim, chance.uniform(0, longest_s), chance, tally)
+                        _run_round(run, victim, chance.uniform(0, longest_s[victim]), chance, tally)
                     yield tally
 
 
-def _measure(run: Run) -> float:
-    """Return how long an undisturbed run embeds and writes."""
+def _measure(run: Run) -> dict[str, float]:
+    """Return how long an undisturbed run lives once it embeds, and its workers."""
     process = run.start()
     begun = _wait_for_writing(process)
+    while _find_workers() and process.poll() is None:
+        time.sleep(_LOOK_S)
+    workers_s = time.perf_counter() - begun
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, errors
-    return time.perf_counter() - begun
+    return {"run": time.perf_counter() - begun, "worker": workers_s}
 
 
 def _run_round(run: Run, victim: str, delay_s: float, chance: random.Random, tally: Tally) -> None:
