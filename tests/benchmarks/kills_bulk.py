@@ -178,10 +178,13 @@ def _kill(process: subprocess.Popen[str], victim: str, chance: random.Random) ->
 
 
 def _find_workers() -> list[int]:
-    """Return the processes that embed."""
+    """Return the processes that embed, in this cluster alone: its token is in their environment."""
+    token = os.environ["RAY_AUTH_TOKEN"].encode()
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(_WORKER):
+            if not entry.name.isdigit() or not (entry / "cmdline").read_bytes().startswith(_WORKER):
+                continue
+            if token in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
     return found
