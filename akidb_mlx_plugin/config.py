@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
@@ -26,6 +27,11 @@ ENVIRONMENT_PREFIX = "AKIDB_EMBEDDING__"
 _CACHE_VARIABLE = "AKIDB_MODEL_CACHE_DIR"
 # A name of the registry.
 DEFAULT_MODEL = "qwen3-0.6b-4bit"
+
+# Aliases let a few lines of YAML stand for more than memory holds, which a message must not spell out.
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 2, 4, 4, 200
+_LONGEST_KEY = 100
 
 # A value by its dotted key, with its source.
 Layer: TypeAlias = dict[str, tuple[Any, str]]
@@ -252,9 +258,13 @@ def _read_file(path: Path) -> Layer:
         # ValueError: an invalid date.
         raise InvalidInputError(f"the configuration file {path} is not YAML: {error}") from error
     if not isinstance(content, Mapping) or not content:
-        raise InvalidInputError(f"the configuration file {path} must have the key 'embedding', but has {content!r:.80}")
+        raise InvalidInputError(
+            f"the configuration file {path} must have the key 'embedding', but has {_SHORT.repr(content)}"
+        )
     if unknown := [key for key in content if key != "embedding"]:
-        raise InvalidInputError(f"unknown key {unknown[0]!r} (file {path}); all settings go under 'embedding'")
+        raise InvalidInputError(
+            f"unknown key {_SHORT.repr(unknown[0])} (file {path}); all settings go under 'embedding'"
+        )
     return _flatten(content["embedding"], f"file {path}")
 
 
@@ -268,7 +278,7 @@ def _read_environment(environment: Mapping[str, str]) -> Layer:
         key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
         origin = f"environment {variable}"
         if key not in _KEYS:
-            raise InvalidInputError(f"unknown key {key!r} ({origin}){_suggest(key)}")
+            raise InvalidInputError(f"unknown key {_SHORT.repr(key)} ({origin}){_suggest(key)}")
         layer[key] = (_parse_variable(key, text), origin)
     return layer
 
@@ -291,10 +301,12 @@ def _flatten(nested: Any, origin: str) -> Layer:
         elif name == "mode":
             layer[name] = (value, origin)
         else:
-            raise InvalidInputError(f"unknown key {name!r} = {value!r} ({origin}){_suggest(name)}")
+            raise InvalidInputError(
+                f"unknown key {_SHORT.repr(name)} = {_SHORT.repr(value)} ({origin}){_suggest(name)}"
+            )
     for key, (value, _) in layer.items():
         if key not in _KEYS:
-            raise InvalidInputError(f"unknown key {key!r} = {value!r} ({origin}){_suggest(key)}")
+            raise InvalidInputError(f"unknown key {_SHORT.repr(key)} = {_SHORT.repr(value)} ({origin}){_suggest(key)}")
     return layer
 
 
@@ -302,16 +314,16 @@ def _items(value: Any, name: str, origin: str) -> list[tuple[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, Mapping):
-        raise InvalidInputError(f"{name} must be a mapping of keys to values, got {value!r} ({origin})")
+        raise InvalidInputError(f"{name} must be a mapping of keys to values, got {_SHORT.repr(value)} ({origin})")
     return [(str(key), inner) for key, inner in value.items()]
 
 
 def _suggest(key: str) -> str:
-    close = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key[:_LONGEST_KEY], _KEYS, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(_KEYS)}"
 
 
 def _explain(fault: Any, layers: Layer) -> str:
     key = ".".join(str(part) for part in fault["loc"][:2])
     value, origin = layers.get(key, (fault["input"], "default"))
-    return f"{key} = {value!r} ({origin}): {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    return f"{key} = {_SHORT.repr(value)} ({origin}): {fault['msg'][:1].lower()}{fault['msg'][1:]}"

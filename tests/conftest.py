@@ -22,11 +22,13 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 # They need the extra "ray", which few of those who run the other tests have.
-collect_ignore = [] if find_spec("ray") else ["integrations/ray", "test_cli_bulk.py"]
+collect_ignore = [] if find_spec("ray") else ["integrations/ray", "cli/test_cli_bulk.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--mutations", type=int, default=2000, help="damaged checkpoints that tests/fuzz tries")
+    parser.addoption("--mutations", type=int, help="inputs that each fuzzer of tests/fuzz tries, in place of a few")
+    parser.addoption("--seed", type=int, default=0, help="of the fuzzers: other seeds, other inputs")
+    parser.addoption("--complete", action="store_true", help="every combination where the default run takes samples")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,13 @@ class RunningCluster:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     """A cluster as `ray start` makes it, which stands in a folder of its own."""
-    folder = tmp_path_factory.mktemp("cluster")
+    with run_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@contextmanager
+def run_cluster(folder: Path) -> Iterator[RunningCluster]:
+    """Run a cluster whose processes stand in a folder."""
     # The paths of its sockets must not be long.
     temp_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     port, client_port = find_port(), find_port()

@@ -25,7 +25,7 @@ from akidb_mlx_plugin.checkpoints.quantization import (
 )
 from akidb_mlx_plugin.checkpoints.safetensors import find_weight_files
 from akidb_mlx_plugin.checkpoints.sizes import check_sizes
-from akidb_mlx_plugin.checkpoints.tensors import load_strictly, original_names, read_tensors
+from akidb_mlx_plugin.checkpoints.tensors import check_formats, load_strictly, original_names, read_tensors
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.architectures import check_pooling
@@ -182,6 +182,7 @@ def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_qu
     tensors: dict[str, mx.array] = {}
     for file in find_weight_files(checkpoint.folder):
         tensors.update(read_tensors(file))
+    check_formats(tensors, str(checkpoint.folder))
     check_sizes(checkpoint.config, tensors)
     encoder = architecture.from_config(checkpoint.config)
     check_pooling(checkpoint.config, checkpoint.pooling)
@@ -287,6 +288,7 @@ def _dense_weights(spec: DenseLayer, tensors: Mapping[str, mx.array]) -> tuple[d
     """Return a dense layer's tensors by module name, and their names in the file."""
     if spec.folder is not None:
         weights = {name: value for file in find_weight_files(spec.folder) for name, value in read_tensors(file).items()}
+        check_formats(weights, str(spec.folder))
         return weights, {}
     prefix = f"{spec.prefix}."
     names = {f"linear.{name.removeprefix(prefix)}": name for name in tensors if name.startswith(prefix)}

@@ -17,15 +17,22 @@ from akidb_mlx_plugin.errors import ModelNotFoundError
 _NUMPY_FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 _NUMPY_FORMATS |= {f"{kind.upper()}{size * 8}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
+# What the names of tensors end with that hold numbers, whatever the architecture; "w1" and "w2" are those of experts.
+_WEIGHTS = ("weight", "bias", "biases", "gamma", "beta", "w1", "w2")
+
 
 def read_tensors(file: Path) -> dict[str, mx.array]:
     """Return a safetensors file's tensors, lazily; float64 as float32.
 
     Raises:
-        ModelNotFoundError: it is damaged.
+        ModelNotFoundError: it is damaged, or a tensor has a format that means nothing here; the tensor is named.
     """
     # MLX would notice a truncated file only once it reads that far.
     header = read_header(file)
+    for name, info in header.items():
+        # MLX names no tensor when it refuses a format, and takes float8 for whole numbers.
+        if info.dtype not in _NUMPY_FORMATS and info.dtype != "C64":
+            raise _unreadable(file, name, info)
     if any(info.dtype == "F64" for info in header.values()):
         return {name: _read_tensor(file, name, info) for name, info in header.items()}
     try:
@@ -39,13 +46,51 @@ def read_tensors(file: Path) -> dict[str, mx.array]:
 def _read_tensor(file: Path, name: str, info: TensorInfo) -> mx.array:
     """Read one tensor with NumPy: MLX rejects a whole file for one float64 tensor."""
     if info.dtype not in _NUMPY_FORMATS:
-        raise ModelNotFoundError(f"{file} has {name} as {info.dtype}, which this package cannot read")
+        raise _unreadable(file, name, info)
     start, stop = info.span
     values = np.fromfile(file, np.uint8, stop - start, offset=start).view(_NUMPY_FORMATS[info.dtype])
     values = values.reshape(info.shape)
     if info.dtype == "F64":
         return mx.array(values.astype(np.float32))
     return mx.array(values).view(mx.bfloat16) if info.dtype == "BF16" else mx.array(values)
+
+
+def _unreadable(file: Path, name: str, info: TensorInfo) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"{file} has {name} in the format {info.dtype}, which this package cannot read; take a copy of the model in "
+        "BF16, F16 or F32, or an MLX conversion of it"
+    )
+
+
+def check_formats(tensors: Mapping[str, mx.array], origin: str) -> None:
+    """Check that weights and biases are numbers, and that the parts of quantized matrices have the formats of such.
+
+    Args:
+        tensors: by their names in the checkpoint, before any is renamed or cut into parts.
+        origin: where they come from, for the message.
+    Raises:
+        ModelNotFoundError: one has another format; it is named.
+    """
+    for name, value in tensors.items():
+        path, _, part = name.rpartition(".")
+        if part == "weight" and f"{path}.scales" in tensors:
+            fits = value.dtype == mx.uint32
+        elif part == "scales":
+            # Affine scales are numbers with biases beside them; those of the other modes are bytes without.
+            affine = f"{path}.biases" in tensors
+            fits = _is_float(value) if affine else value.dtype == mx.uint8
+            if not fits and not affine and _is_float(value):
+                raise ModelNotFoundError(f"{origin} has {name} as {_dtype_name(value)}, and no {path}.biases")
+        else:
+            fits = part not in _WEIGHTS or _is_float(value)
+        if not fits:
+            raise ModelNotFoundError(
+                f"{origin} has {name} as {_dtype_name(value)}, which holds no weights that this package reads"
+            )
+
+
+def _is_float(tensor: mx.array) -> bool:
+    return bool(mx.issubdtype(tensor.dtype, mx.floating))
 
 
 def original_names(weights: Mapping[str, mx.array], tensors: Mapping[str, mx.array]) -> dict[str, str]:

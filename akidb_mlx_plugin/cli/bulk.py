@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -13,14 +14,17 @@ from urllib.parse import urlsplit
 
 import typer
 
+from akidb_mlx_plugin.cli.bulk_signals import StopSignals
 from akidb_mlx_plugin.cli.bulk_target import parse_target
 from akidb_mlx_plugin.cli.model_options import PoolingOption
-from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+from akidb_mlx_plugin.cli.output import JsonOption, print_error, print_rows
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 if TYPE_CHECKING:
     from akidb_mlx_ray.estimate import Estimate
     from akidb_mlx_ray.results import BulkResult
+
+    from akidb_mlx_plugin.cli.bulk_job import BulkJob
 
 _PATIENCE_S = 10.0
 
@@ -100,17 +104,35 @@ def bulk(
         dry_run=dry_run,
     )
     # Ray writes to standard output too, which is for the result.
-    with redirect_stdout(sys.stderr):
-        _start_ray(address, workers, cpus)
+    with redirect_stdout(sys.stderr), StopSignals() as signals:
         try:
+            _start_ray(address, workers, cpus, signals)
+            signals.release()
             made = run_through_client(job) if (address or "").startswith("ray://") else job.run()
+        except BaseException:
+            # Whatever it has led to in Ray.
+            if signals.number is None:
+                raise
+            print_error(f"{_describe_stop(signals.number)}; {_describe_rest(job, to)}")
+            raise typer.Exit(128 + signals.number) from None
         finally:
+            signals.hold()
             ray.shutdown()
     rows = [_describe_estimate(made, workers)] if isinstance(made, Estimate) else _describe_result(made, to)
     print_rows(rows, as_json=as_json)
 
 
-def _start_ray(address: str | None, workers: int, cpus: float | None) -> None:
+def _describe_stop(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+
+
+def _describe_rest(job: BulkJob, to: str) -> str:
+    if job.dry_run:
+        return "a dry run writes nothing"
+    return f"what was written to {to} stays, and the same command goes on from there"
+
+
+def _start_ray(address: str | None, workers: int, cpus: float | None, signals: StopSignals) -> None:
     import logging
 
     import ray
@@ -126,7 +148,7 @@ def _start_ray(address: str | None, workers: int, cpus: float | None) -> None:
         _check_answers(address)
     try:
         # "local": Ray would else take a cluster that somebody has started here.
-        ray.init(address or "local", **quiet)
+        signals.finish(lambda: ray.init(address or "local", **quiet))
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
         raise EmbeddingError(f"no Ray cluster at {address or 'this machine'}: {error}{hint}") from error

@@ -95,8 +95,18 @@ class TextSource:
             yield {self.text_field: row} if isinstance(row, str) else row
 
     def _read_table(self) -> Iterator[dict[str, Any]]:
-        for batch in self._parquet.iter_batches(batch_size=_BATCH):
-            yield from batch.to_pylist()
+        from pyarrow import ArrowException
+
+        batches = self._parquet.iter_batches(batch_size=_BATCH)
+        while True:
+            try:
+                rows = next(batches).to_pylist()
+            except StopIteration:
+                return
+            # Its pages may be damaged where its footer is whole, and what calls itself text may be no UTF-8.
+            except (OSError, ArrowException, ValueError, OverflowError) as error:
+                raise InvalidInputError(f"{self._label} cannot be read as Parquet: {error}") from error
+            yield from rows
 
     def _decode(self, number: int, line: bytes) -> str:
         try:
@@ -147,7 +157,7 @@ class TextSource:
             file = self._close.enter_context(ParquetFile(path))
         except OSError as error:
             raise InvalidInputError(f"cannot read {path}: {error.strerror or error}") from error
-        except ArrowException as error:
+        except (ArrowException, ValueError) as error:
             raise InvalidInputError(f"{path} is not Parquet: {error}") from error
         self.total, self.schema = file.metadata.num_rows, file.schema_arrow
         return file

@@ -59,8 +59,10 @@ class CausalEncoder(Encoder):
             args = module.ModelArgs.from_dict(with_flat_rope(config, module.ModelArgs.__dataclass_fields__))
             check_layer_types(config, args)
             model = module.Model(args)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-            raise ModelNotFoundError(f"mlx-lm's {model_type} cannot be built from config.json: {error}") from error
+        # mlx-lm asserts what it expects of a configuration.
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
+            reason = str(error) or repr(error)
+            raise ModelNotFoundError(f"mlx-lm's {model_type} cannot be built from config.json: {reason}") from error
         if not any(callable(model.get(name)) for name in _BODIES):
             raise ModelNotFoundError(f"mlx-lm's {model_type} has no decoder separate from its language model head")
         check_rope(config, model)

@@ -1,159 +1,58 @@
-"""SIGKILL at random moments of upserts and re-embeddings: every document is there once, old or new, and none is lost.
+"""SIGKILL at random moments: every record is there once, nothing is lost, nothing half is taken for whole.
 
-    python tests/benchmarks/kills.py kills_lancedb       # 50 kills of each kind, some ten minutes
+    python tests/benchmarks/kills.py                          # 20 kills of each kind; an hour or so
+    python tests/benchmarks/kills.py download embed --kills 50
 
-A round kills a process at a random moment of its writing, in half of the rounds beside another writer of the same
-documents, and reads what is there then. After that the same work is done once more, and has to come out whole. Vectors
-are the stand-in model's, so that the moments are those of the database.
-
-What belongs to a database is a module beside this one, with three functions on a folder: `make(folder)` writes the
-documents of the run "old" to a collection "docs"; `write(folder, kind)` upserts those of the run "new" there, or embeds
-"docs" again into "next"; `read(folder, name)` returns (id, text, run, number) of every record.
+Of each kind one process works, then two at the same time. A round kills one of them, or both, at a random moment, and
+looks at what is there; the same work once more has to make it whole. The kinds are modules beside this one: upserts and
+re-embeddings in `kills_chroma` and `kills_lancedb`, `kills_download`, `kills_embed`, `kills_clean` for `cache clean`
+beside a running model, and `kills_bulk`, which needs the extra "ray". The exit status is 1 where there was any fault.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import random
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
-import time
-from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from akidb_mlx_plugin import Document
+# The loopback hub and the like.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-KINDS = ("upsert", "reembed")
-COUNT = 300
-BATCH = 15
-_PATIENCE_S = 120.0
-_WORKER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import importlib
-host = importlib.import_module(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-host.write(Path(sys.argv[3]), sys.argv[4])
-"""
+KINDS = ("chroma", "lancedb", "download", "embed", "clean", "bulk")
 
 
-def documents(run: str) -> list[Document]:
-    """Return the documents of a run, "old" or "new": the same ids, and what says whose they are."""
-    return [Document(f"d{n}", f"text {n} of {run}", metadata={"run": run, "n": n}) for n in range(COUNT)]
+def measure_kind(kind: str, kills: int, seed: int) -> Iterator[Any]:
+    """Yield what became of so many kills of each sort of a kind."""
+    from kills_rounds import measure_work
 
-
-def run_round(host: Any, folder: Path, kind: str, *, writers: int, share: float) -> str:
-    """Kill a process that writes, and check what is there.
-
-    Args:
-        host: a module as described above.
-        folder: for the database; it is made.
-        kind: "upsert" or "reembed".
-        writers: 1, or 2 that write the same documents at the same time, of which one is killed.
-        share: of the time that the work takes, from 0 to 1, the moment of the kill.
-    Returns:
-        What was there after the kill: "nothing new", "a part" or "all"; "ended before" where the kill came too late.
-    Raises:
-        AssertionError: a document is lost, there twice, or neither old nor new, or a second run does not finish.
-    """
-    took = _measure(host, folder / "measured", kind)
-    place = folder / "killed"
-    host.make(place)
-    worker = _start(host, place, kind)
-    beside = threading.Thread(target=host.write, args=(place, kind)) if writers > 1 else None
-    assert worker.stdin is not None
-    worker.stdin.write("go\n")
-    worker.stdin.flush()
-    if beside is not None:
-        beside.start()
-    time.sleep(share * took)
-    worker.send_signal(signal.SIGKILL)
-    status = worker.wait(_PATIENCE_S)
-    if beside is not None:
-        beside.join(_PATIENCE_S)
-        assert not beside.is_alive()
-    state = _look(host, place, kind)
-    # Nobody died beside it: what the other writer was to write is there.
-    assert state == "all" or beside is None
-    host.write(place, kind)
-    assert _look(host, place, kind) == "all"
-    assert status in (0, -signal.SIGKILL), status
-    return state if status else "ended before"
-
-
-def _measure(host: Any, folder: Path, kind: str) -> float:
-    host.make(folder)
-    begun = time.perf_counter()
-    host.write(folder, kind)
-    return time.perf_counter() - begun
-
-
-def _start(host: Any, folder: Path, kind: str) -> subprocess.Popen[str]:
-    """Start a process, and wait until it has imported what it needs."""
-    here = str(Path(__file__).parent)
-    worker = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, here, host.__name__, str(folder), kind],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert worker.stdout is not None
-    assert worker.stdout.readline() == "ready\n"
-    return worker
-
-
-def _look(host: Any, folder: Path, kind: str) -> str:
-    """Return how much of the work is there, after every record was checked."""
-    found = host.read(folder, "docs")
-    _check_records(found)
-    assert len(found) == COUNT, f"{COUNT - len(found)} documents of the source are lost"
-    if kind == "reembed":
-        assert {run for _, _, run, _ in found} == {"old"}
-        found = host.read(folder, "next")
-        _check_records(found)
-        done = len(found)
+    module: Any = importlib.import_module(f"kills_{kind}")
+    if hasattr(module, "measure_all"):
+        yield from module.measure_all(kills, seed)
     else:
-        done = sum(run == "new" for _, _, run, _ in found)
-    return "all" if done == COUNT else "a part" if done else "nothing new"
+        yield from measure_work(module, kills, seed)
 
 
-def _check_records(found: list[tuple[str, str, str, int]]) -> None:
-    twice = [id_ for id_, count in Counter(id_ for id_, *_ in found).items() if count > 1]
-    assert not twice, f"{len(twice)} ids are there twice, {twice[0]!r} for one"
-    for id_, text, run, number in found:
-        assert (id_, text) == (f"d{number}", f"text {number} of {run}"), "parts of two records in one"
-
-
-def main() -> None:
-    """Kill, and print what was there each time."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("host", help="module of the database, kills_lancedb for example")
-    parser.add_argument("--kills", type=int, default=50, help="of each kind")
+def main() -> int:
+    """Kill, and print what was there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)}; all of them if none is named")
+    parser.add_argument("--kills", type=int, default=20, help="of each kind, and each number of processes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    host = importlib.import_module(options.host)
-    chance = random.Random(options.seed)
-    for kind in KINDS:
-        for writers in (1, 2):
-            states: Counter[str] = Counter()
-            for _ in range(options.kills // 2):
-                with tempfile.TemporaryDirectory() as folder:
-                    states[run_round(host, Path(folder), kind, writers=writers, share=chance.random())] += 1
-            seen = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-            print(
-                f"{kind}, {writers} writing: {states.total()} kills; found {seen}; nothing lost, nothing twice",
-                flush=True,
-            )
+    kinds = [kind.removeprefix("kills_") for kind in options.kinds]
+    if unknown := set(kinds) - set(KINDS):
+        parser.error(f"no kind {', '.join(sorted(unknown))}")
+    faults = 0
+    for kind in kinds or [kind for kind in KINDS if kind != "bulk" or find_spec("ray")]:
+        for tally in measure_kind(kind, options.kills, options.seed):
+            faults += len(tally.faults)
+            print(tally, flush=True)
+    return int(faults > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """What SIGKILL does to upserts and re-embeddings in Chroma: at random moments, on disk and against a server.
 
-    python tests/benchmarks/kills_chroma.py              # 50 kills of each kind; some five minutes
-    python tests/benchmarks/kills_chroma.py --kills 5 --json
+    python tests/benchmarks/kills.py chroma              # 20 kills of each kind
+    python tests/benchmarks/kills_chroma.py --kills 5 --only folder --json
 
 Documents change their text, lose it and get it back from version to version. After a kill each must be there once,
 whole, in the old version or the new one; after the same call once more, in the new one. Against a server, two processes
@@ -67,6 +67,14 @@ class Tally:
     unfinished: int = 0
     brought_back: int = 0
     faults: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return one line, and a line for each of the first faults."""
+        line = (
+            f"{self.what}, {self.processes} at once: {self.kills} kills, {self.unfinished} rounds cut short, "
+            f"{self.brought_back} records brought back, {len(self.faults)} faults"
+        )
+        return "\n    ".join([line, *self.faults[:5]])
 
 
 def connect(place: Place) -> Any:
@@ -308,6 +316,22 @@ def run_server(folder: Path) -> Iterator[int]:
         server.wait()
 
 
+def measure_all(kills: int, seed: int, only: str | None = None) -> Iterator[Tally]:
+    """Kill upserts and re-embeddings in a folder, and by two processes at a server; yield what became of it."""
+    _PROCESSES.set_forkserver_preload(_PRELOADED)
+    with tempfile.TemporaryDirectory() as folder:
+        if only != "server":
+            place = str(Path(folder) / "files")
+            ask(prepare, place)
+            for what in ("upsert", "reembed"):
+                yield measure(place, what, 1, kills, seed)
+        if only != "folder":
+            with run_server(Path(folder)) as port:
+                ask(prepare, port)
+                for what in ("upsert", "reembed"):
+                    yield measure(port, what, 2, kills, seed)
+
+
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -316,31 +340,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=["folder", "server"], help="one place alone")
     arguments = parser.parse_args()
-    _PROCESSES.set_forkserver_preload(_PRELOADED)
-    tallies: list[Tally] = []
-
-    def add(place: Place, processes: int) -> None:
-        for what in ("upsert", "reembed"):
-            tallies.append(measure(place, what, processes, arguments.kills, arguments.seed))
-            if not arguments.json:
-                t = tallies[-1]
-                print(
-                    f"{t.what}, {t.processes} at once: {t.kills} kills, {t.unfinished} rounds cut short, "
-                    f"{t.brought_back} records brought back, {len(t.faults)} faults",
-                    *t.faults[:5],
-                    sep="\n    ",
-                    flush=True,
-                )
-
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.only != "server":
-            place = str(Path(folder) / "files")
-            ask(prepare, place)
-            add(place, 1)
-        if arguments.only != "folder":
-            with run_server(Path(folder)) as port:
-                ask(prepare, port)
-                add(port, 2)
+    tallies = []
+    for tally in measure_all(arguments.kills, arguments.seed, arguments.only):
+        tallies.append(tally)
+        if not arguments.json:
+            print(tally, flush=True)
     if arguments.json:
         print(json.dumps([asdict(tally) for tally in tallies], indent=2))
     return int(any(tally.faults for tally in tallies))

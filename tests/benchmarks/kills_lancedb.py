@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lancedb
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, reembed, upsert
-from kills import BATCH, documents
+from kills_documents import BATCH, documents, measure_database
+from kills_rounds import Tally
+
+WHAT = "LanceDB"
 
 
 def make(folder: Path) -> None:
@@ -37,3 +41,10 @@ def read(folder: Path, name: str) -> list[tuple[str, str, str, int]]:
 
 def _said(metadata: dict[str, Any]) -> tuple[str, int]:
     return metadata["run"], metadata["n"]
+
+
+def measure_all(kills: int, seed: int) -> Iterator[Tally]:
+    """Kill upserts and re-embeddings, alone and beside another writer."""
+    import kills_lancedb
+
+    yield from measure_database(kills_lancedb, kills, seed)

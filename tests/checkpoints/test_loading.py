@@ -346,15 +346,18 @@ class TestQuantized:
 
     def test_tensors_that_do_not_fit_each_other(self, tmp_path: Path) -> None:
         path = "layers.0.mlp.up_proj"
-        broken: list[dict[str, Any]] = [{f"{path}.scales": mx.ones((64, 3))}, {f"{path}.biases": None}]
-        for i, change in enumerate(broken):
+        broken: list[tuple[dict[str, Any], str]] = [
+            ({f"{path}.scales": mx.ones((64, 3))}, "not an MLX quantization of 32 columns"),
+            ({f"{path}.biases": None}, rf"has {path}\.scales as float16, and no {path}\.biases"),
+        ]
+        for i, (change, message) in enumerate(broken):
 
             def apply(tensors: Tensors, change: dict[str, Any] = change) -> Tensors:
                 parts = {**tensors, **_quantized_parts(path, tensors[f"{path}.weight"]), **change}
                 return {k: v for k, v in parts.items() if v is not None}
 
             folder = copy_of("qwen3", tmp_path / str(i), apply)
-            with pytest.raises(ModelNotFoundError, match="not an MLX quantization of 32 columns"):
+            with pytest.raises(ModelNotFoundError, match=message):
                 load_model(read_checkpoint(folder))
 
 

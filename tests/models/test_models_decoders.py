@@ -315,6 +315,13 @@ class TestModelsOfMlxLm:
         assert missing == set()
 
 
+@needs_mlx_lm
+def test_what_mlx_lm_asserts_of_a_configuration_is_an_error_of_ours() -> None:
+    config = {**read_golden("granite").checkpoint.config, "vocab_size": 0}
+    with pytest.raises(ModelNotFoundError, match="mlx-lm's granite cannot be built"):
+        find_encoder("granite").from_config(config)
+
+
 @pytest.mark.parametrize("model_type", ["clip_text_model", "longformer"])
 def test_what_mlx_lm_lacks_too_is_no_reason_to_install_it(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -21,5 +21,5 @@ def test_every_document_is_there_once(
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     host = importlib.import_module("kills_lancedb")
-    kills = importlib.import_module("kills")
+    kills = importlib.import_module("kills_documents")
     kills.run_round(host, tmp_path, kind, writers=writers, share=random.uniform(earliest, earliest + 0.5))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import lancedb
@@ -13,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from host_helpers import run_python
+from host_helpers import PATIENCE_S, run_python
 from ray_fixtures import RunningCluster
 from typer.testing import CliRunner
 
@@ -153,6 +156,62 @@ def test_strict_command_says_why_it_stops(tmp_path: Path, minilm_dir: Path) -> N
     assert "Traceback" not in done.stderr
     assert json.loads((tmp_path / "docs.rejected.jsonl").read_text())["text"] == "two"
     assert not list(tmp_path.glob("db/*"))
+
+
+def processes_marked(mark: str) -> list[str]:
+    """Return the command lines of processes whose environment has a mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    ("number", "status", "moment"),
+    [(signal.SIGINT, 130, "writing"), (signal.SIGTERM, 143, "writing"), (signal.SIGTERM, 143, "starting")],
+)
+def test_a_signal_ends_the_run_cleanly_and_the_next_run_goes_on(
+    tmp_path: Path, number: signal.Signals, status: int, moment: str
+) -> None:
+    write_lines(tmp_path / "docs.jsonl", [{"id": f"d{i}", "text": f"text {i}"} for i in range(10_000)])
+    mark = f"AKIDB_TEST_MARK={tmp_path}"
+    env = {**environment(), "AKIDB_EMBEDDING__MODE": "mock", "AKIDB_TEST_MARK": str(tmp_path)}
+    command = [sys.executable, "-m", "akidb_mlx_plugin", "bulk", "--input", "docs.jsonl", "--to", "lancedb://db/docs"]
+    # A session of its own, whose group gets the signal as from a terminal.
+    running = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 3 * PATIENCE_S
+    while time.monotonic() < deadline and running.poll() is None:
+        started = any("raylet" in line or "gcs_server" in line for line in processes_marked(mark))
+        if (tmp_path / "db" / "docs.lance").exists() or (moment == "starting" and started):
+            break
+        time.sleep(0.05)
+    os.killpg(running.pid, number)
+    _, errors = running.communicate(timeout=3 * PATIENCE_S)
+    assert running.returncode == status, errors
+    assert "Traceback" not in errors
+    assert "***" not in errors
+    word = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
+    assert f"akidb-mlx: {word}; what was written to lancedb://db/docs stays, and the same command goes on" in errors
+    deadline = time.monotonic() + PATIENCE_S
+    while (left := processes_marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+    if number == signal.SIGINT:
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        ids = lancedb.connect(tmp_path / "db").open_table("docs").to_arrow()["id"].to_pylist()
+        assert sorted(ids) == sorted(f"d{i}" for i in range(10_000))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""SIGINT and SIGTERM while Ray is at work: one clean end, and none of its processes left behind."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+_LOOK_S = 0.05
+
+
+class StopSignals:
+    """Both signals as a KeyboardInterrupt, once, and held back where it would leave processes behind.
+
+    Attributes:
+        number: of the first signal that came; None: there was none.
+    """
+
+    def __init__(self) -> None:
+        """Note nothing yet."""
+        self.number: int | None = None
+        self._held = True
+        self._before: dict[signal.Signals, Any] = {}
+        # Its thread has to outlive what it starts: Linux ends Ray's processes with the thread that is their parent.
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._pool.shutdown()
+
+    def finish(self, call: Callable[[], Result]) -> Result:
+        """Return what a call returns, or raise what it raises; signals that come meanwhile are noted and wait.
+
+        Ray installs handlers of its own when it starts, one of which prints a stack trace. In another thread it can
+        install the least of them, and here ours are put back as long as it takes.
+        """
+        self.hold()
+        pending = self._pool.submit(call)
+        while not pending.done():
+            self._install()
+            wait([pending], _LOOK_S)
+        self._install()
+        return pending.result()
+
+    def release(self) -> None:
+        """Let signals interrupt from here on.
+
+        Raises:
+            KeyboardInterrupt: one has come already.
+        """
+        self._held = False
+        if self.number is not None:
+            raise KeyboardInterrupt
+
+    def hold(self) -> None:
+        """Hold signals back from here on."""
+        self._held = True
+
+    def _install(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.number is None:
+            self.number = number
+            if not self._held:
+                raise KeyboardInterrupt
