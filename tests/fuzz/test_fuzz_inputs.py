@@ -12,7 +12,7 @@ from fuzzing import TEXTS, VALUES, deep_values, fuzz
 from hypothesis import strategies as st
 
 from akidb_mlx_plugin.cli.embed_input import TextSource
-from akidb_mlx_plugin.cli.embed_output import find_writer, replacing
+from akidb_mlx_plugin.cli.embed_output import atomic_write, find_writer
 from akidb_mlx_plugin.errors import InvalidInputError
 
 _ROWS = st.dictionaries(st.sampled_from(["text", "id", "vector", ""]) | TEXTS, VALUES | deep_values(), max_size=4)
@@ -57,7 +57,7 @@ def parquet() -> bytes:
 
 def _embed(source: Path, file_format: Any, output: Path) -> None:
     """Do what the command does, with vectors of zeros."""
-    with TextSource(str(source), file_format, "text") as texts, replacing(output) as file:
+    with TextSource(str(source), file_format, "text") as texts, atomic_write(output) as file:
         writer = find_writer(output)(file, texts.schema, "vector")
         try:
             for rows in texts.read_chunks(2):

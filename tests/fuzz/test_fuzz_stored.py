@@ -12,14 +12,14 @@ import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection, upsert
 from akidb_mlx_chroma.metadata import plain_metadata
 from akidb_mlx_lancedb import MLXEmbeddings
-from akidb_mlx_lancedb.layout import read_layouts
-from akidb_mlx_plugin.stored import SETTINGS
+from akidb_mlx_lancedb.schema import read_table_schemas
 from fuzzing import SCALARS, TEXTS, VALUES, deep_values, fuzz
 from hypothesis import strategies as st
 
 from akidb_mlx_plugin import Document
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
+from akidb_mlx_plugin.stores.settings import SETTINGS
 
 _MODES = st.sampled_from(["mlx", "mock", "mock", "user_provided"]) | SCALARS
 _SETTINGS = st.one_of(
@@ -103,9 +103,9 @@ def test_schemas_of_tables(request: pytest.FixtureRequest) -> None:
         metadata = {key.encode("utf-8", "replace"): value.encode("utf-8", "replace") for key, value in stamps.items()}
         fields = [("id", pa.string()), ("text", pa.string()), ("vector", pa.list_(pa.float32(), 4))]
         schema = pa.schema(fields, metadata={**metadata, b"embedding_functions": functions})
-        for layout in read_layouts("docs", schema):
-            if layout.stored is not None:
-                _describe(MLXEmbeddings.from_stored(layout.stored).service)
+        for table in read_table_schemas("docs", schema):
+            if table.stored is not None:
+                _describe(MLXEmbeddings.from_stored(table.stored).service)
 
     fuzz(request, _TABLES, read, usual=200)
 
