@@ -16,7 +16,6 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.hub.registry import DEFAULT_MODEL
 from akidb_mlx_plugin.pooling_names import join_pooling
 
 Mode = Literal["mlx", "user_provided", "mock"]
@@ -25,6 +24,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 ENVIRONMENT_PREFIX = "AKIDB_EMBEDDING__"
 _CACHE_VARIABLE = "AKIDB_MODEL_CACHE_DIR"
+# A name of the registry.
+DEFAULT_MODEL = "qwen3-0.6b-4bit"
 
 # A value by its dotted key, with its source.
 Layer: TypeAlias = dict[str, tuple[Any, str]]

@@ -74,7 +74,7 @@ class EmbeddingService:
         model = _model_label(config)
         self._queue = BatchQueue(
             self._provider.embed_requests,
-            check=self._provider.check_request,
+            prepare=self._provider.prepare,
             batch_size=config.mlx.batch_size,
             batch_timeout_ms=config.mlx.batch_timeout_ms,
             max_texts=config.service.queue_size,

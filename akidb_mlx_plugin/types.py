@@ -39,6 +39,21 @@ class BatchEmbeddingRequest:
 
 
 @dataclass(frozen=True)
+class ResolvedRequest(BatchEmbeddingRequest):
+    """A request checked against a model and completed.
+
+    Attributes:
+        normalize: whether vectors are scaled to unit length.
+        dimension: length of the vectors.
+        prompt: what goes before each text; may be empty.
+    """
+
+    normalize: bool = True
+    dimension: int = 0
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
 class Usage:
     """The cost of a request.
 

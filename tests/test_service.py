@@ -100,7 +100,7 @@ class TestEmbedding:
     def test_user_provided_vectors(self) -> None:
         with (
             EmbeddingService(mode="user_provided", dimension=3) as service,
-            pytest.raises(InvalidInputError, match="give a vector"),
+            pytest.raises(InvalidInputError, match="provide a vector"),
         ):
             service.embed_batch(["a"])
 

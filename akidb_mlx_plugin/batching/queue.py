@@ -47,7 +47,7 @@ class BatchQueue:
         self,
         embed: EmbedRequests,
         *,
-        check: Callable[[BatchEmbeddingRequest], None] | None = None,
+        prepare: Callable[[BatchEmbeddingRequest], BatchEmbeddingRequest] | None = None,
         batch_size: int = 10,
         batch_timeout_ms: float = 50,
         max_texts: int = 10_000,
@@ -59,7 +59,7 @@ class BatchQueue:
 
         Args:
             embed: embeds several requests as one batch.
-            check: raises for a request that cannot be answered, before it can spoil a batch.
+            prepare: completes a request, and raises for one that cannot be answered, before it can spoil a batch.
             batch_size: most texts that are merged; a larger request goes in slices.
             batch_timeout_ms: about how long a slice takes while small requests arrive.
             max_texts: most texts that wait, of small requests and of large ones each; a request larger than that is
@@ -69,7 +69,7 @@ class BatchQueue:
             clock: replaces the system's clock in tests.
         """
         self._embed = embed
-        self._check = check or (lambda request: None)
+        self._prepare = prepare or (lambda request: request)
         self._batch_size = batch_size
         self._max_texts = max_texts
         self._deadline_s = math.inf if deadline_ms is None else deadline_ms / 1e3
@@ -119,16 +119,17 @@ class BatchQueue:
                 queue; None: the queue's.
             wait_for_room: let the request wait in line for room in a full queue instead of refusing it.
         Raises:
-            InvalidInputError: it failed the check, or the deadline is not above 0.
+            InvalidInputError: it cannot be answered, or the deadline is not above 0.
             ServiceUnavailableError: full, closed, or forked.
         """
         self._guard.enter()
-        pending = PendingRequest(request, self._clock.now(), self._time_allowed_s(request, deadline_ms))
+        submitted = self._clock.now()
+        allowed_s = self._time_allowed_s(request, deadline_ms)
         try:
-            self._check(request)
+            pending = PendingRequest(self._prepare(request), submitted, allowed_s)
             self._enqueue(pending, wait_for_room)
         except EmbeddingError as error:
-            self._observer.request_ended(request, self._clock.now() - pending.submitted, error)
+            self._observer.request_ended(request, self._clock.now() - submitted, error)
             raise
         pending.future.add_done_callback(partial(self._withdraw, pending))
         return pending.future

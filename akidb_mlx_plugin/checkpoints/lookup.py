@@ -6,33 +6,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub import models as hub
 from akidb_mlx_plugin.hub.registry import resolve
 from akidb_mlx_plugin.types import ModelInfo
 
+_DEFAULTS = LoadOptions()
 
-def find_checkpoint(
-    model: str | Path,
-    *,
-    cache_dir: Path | None = None,
-    max_cache_gb: float | None = None,
-    trusted: bool = True,
-    offline: bool | None = None,
-    pooling: str | Sequence[str] | None = None,
-) -> Checkpoint:
+
+def find_checkpoint(model: str | Path, options: LoadOptions = _DEFAULTS) -> Checkpoint:
     """Find a model, downloading it where needed, and read what its folder says.
 
-    Arguments are those of `ensure_model`; `pooling` is that of `read_checkpoint`.
+    Args:
+        model: a short name, "org/repo", or a checkpoint folder.
+        options: where it is kept, whether it may be downloaded, and its pooling.
+    Raises:
+        As `ensure_model` and `read_checkpoint`.
     """
     for last in (False, True):
         local = hub.ensure_model(
             model,
-            cache_dir=cache_dir,
-            max_cache_gb=max_cache_gb,
-            trusted=trusted,
-            offline=offline,
+            cache_dir=options.cache_dir,
+            max_cache_gb=options.max_cache_gb,
+            trusted=options.trusted,
+            offline=options.offline,
             check=check_settings,
         )
         known = local.snapshot
@@ -45,7 +44,7 @@ def find_checkpoint(
                 revision=known.revision if known else "",
                 # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
                 weights_digest=known.weights_digest if known else "",
-                pooling=pooling,
+                pooling=options.pooling,
             )
         except ModelNotFoundError:
             # Another process may have evicted it since it was found: fetch it again, once.
@@ -78,24 +77,20 @@ def download_model(
 
 def describe_model(
     model: str | Path,
+    options: LoadOptions = _DEFAULTS,
     *,
-    cache_dir: Path | None = None,
     dimension: int | None = None,
     normalize: bool | None = None,
     prompts: Mapping[str, str] | None = None,
     tasks: Mapping[str, str] | None = None,
-    pooling: str | Sequence[str] | None = None,
-    trusted: bool = True,
 ) -> ModelInfo:
     """Describe a model and the vector space these settings select; it is downloaded where needed, not loaded.
 
     Args:
-        model: a short name, "org/repo", or a checkpoint folder.
-        cache_dir, trusted: as `ensure_model`.
+        model, options: as `find_checkpoint`.
         dimension, normalize, prompts, tasks: as `Checkpoint.info`.
-        pooling: as `read_checkpoint`.
     """
-    checkpoint = find_checkpoint(model, cache_dir=cache_dir, trusted=trusted, pooling=pooling)
+    checkpoint = find_checkpoint(model, options)
     return checkpoint.info(dimension=dimension, normalize=normalize, prompts=prompts, tasks=tasks)
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from akidb_mlx_plugin.benchmarks.corpus import Docstring, popular_docstrings
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import print_rows, progress
 from akidb_mlx_plugin.config import EmbeddingConfig
@@ -20,6 +19,8 @@ from akidb_mlx_plugin.errors import EmbeddingError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from akidb_mlx_plugin.benchmarks.corpus import Docstring
 
 _QUESTIONS = (
     "how do I parse a date from a string",
@@ -53,6 +54,7 @@ def demo(
 
     Example: akidb-mlx demo 'how do I parse a date from a string'
     """
+    from akidb_mlx_plugin.benchmarks.corpus import popular_docstrings
     from akidb_mlx_plugin.checkpoints.lookup import download_model
     from akidb_mlx_plugin.hub.cache import default_cache_dir
 

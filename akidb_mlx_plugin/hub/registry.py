@@ -11,8 +11,6 @@ from pathlib import Path
 
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 
-DEFAULT_MODEL = "qwen3-0.6b-4bit"
-
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

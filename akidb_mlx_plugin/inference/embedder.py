@@ -8,17 +8,17 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.lookup import find_checkpoint
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub.locks import ModelInUse, mark_in_use
 from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
-from akidb_mlx_plugin.inference.job import EmbeddingJob, Place, ResolvedRequest
+from akidb_mlx_plugin.inference.job import EmbeddingJob, Place
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.runtime.devices import choose_device
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, ResolvedRequest
 from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough that memory stays flat.
@@ -64,36 +64,29 @@ class Embedder:
 
         Args:
             model: a short name, "org/repo", or a checkpoint folder.
-            device: "auto" (the GPU where there is one), "gpu" or "cpu".
-            dtype: number format of the weights, "auto", "float32", "bfloat16" or "float16"; see `load_model`.
-            cache_dir: where models are kept; None: `AKIDB_MODEL_CACHE_DIR` or ~/.cache/akidb/models.
-            max_cache_gb: after a download, evict the least recently used models above this.
-            trusted: False where the name comes from a stored collection; see `hub.ensure_model`.
-            offline: True: never download; None: as HF_HUB_OFFLINE says.
-            pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says.
+            device, dtype, cache_dir, max_cache_gb, trusted, offline, pooling: as the attributes of `LoadOptions`.
         Raises:
             ModelNotFoundError: no such model, or a checkpoint that cannot be loaded.
             DownloadError: it could not be fetched.
             InvalidInputError: no such device or pooling, or a name that is not allowed.
         """
+        options = LoadOptions(device, dtype, cache_dir, max_cache_gb, trusted, offline, pooling)
+        return cls.open(model, options)
+
+    @classmethod
+    def open(cls, model: str | Path, options: LoadOptions) -> Embedder:
+        """Load a model, downloading it first where needed; errors as `load`."""
         begun = time.perf_counter()
-        chosen = choose_device(device)
+        device = choose_device(options.device)
         with ExitStack() as parts:
-            checkpoint, in_use = _locate_for_use(
-                model,
-                cache_dir=cache_dir,
-                max_cache_gb=max_cache_gb,
-                trusted=trusted,
-                offline=offline,
-                pooling=pooling,
-            )
+            checkpoint, in_use = _find_for_use(model, options)
             parts.callback(in_use.close)
             tokenizer = load_text_tokenizer(checkpoint)
-            engine = Engine(checkpoint, chosen, dtype)
+            engine = Engine(checkpoint, device, options.dtype)
             parts.callback(engine.close)
             embedder = cls(checkpoint, tokenizer, engine, parts.pop_all())
         embedder.load_seconds = time.perf_counter() - begun
-        logger.info("loaded %s on %s in %.2f s", checkpoint.name, chosen, embedder.load_seconds)
+        logger.info("loaded %s on %s in %.2f s", checkpoint.name, device, embedder.load_seconds)
         return embedder
 
     def __enter__(self) -> Embedder:
@@ -224,15 +217,10 @@ class Embedder:
             )
 
 
-def _locate_for_use(model: str | Path, **options: Any) -> tuple[Checkpoint, ModelInUse]:
-    """Find the checkpoint and shield it from eviction by any process until the handle is closed.
-
-    Args:
-        model: as `Embedder.load`.
-        options: of `find_checkpoint`.
-    """
+def _find_for_use(model: str | Path, options: LoadOptions) -> tuple[Checkpoint, ModelInUse]:
+    """Find the checkpoint and shield it from eviction by any process until the handle is closed."""
     for last in (False, True):
-        checkpoint = find_checkpoint(model, **options)
+        checkpoint = find_checkpoint(model, options)
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:

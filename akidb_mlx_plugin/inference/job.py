@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, islice
 
 import numpy as np
 
 from akidb_mlx_plugin.inference.normalize import truncate_and_normalize
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Usage, Vector
+from akidb_mlx_plugin.types import BatchEmbeddingResponse, ResolvedRequest, Usage, Vector
 
 # A text by the index of its request and its own within that.
 Place = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ResolvedRequest(BatchEmbeddingRequest):
-    """A request checked against a model and completed.
-
-    Attributes:
-        normalize: whether vectors are scaled to unit length.
-        dimension: length of the vectors.
-        prompt: what goes before each text; may be empty.
-    """
-
-    normalize: bool = True
-    dimension: int = 0
-    prompt: str = ""
 
 
 class EmbeddingJob:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.hub.registry import resolve
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.pooling_names import join_pooling
 from akidb_mlx_plugin.runtime.devices import choose_device
 
 _Key = tuple[str, str, str, str, str]
+_DEFAULTS = LoadOptions()
 
 
 @dataclass
@@ -41,41 +42,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def acquire_embedder(
-    model: str | Path,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    cache_dir: Path | None = None,
-    max_cache_gb: float | None = None,
-    trusted: bool = True,
-    offline: bool | None = None,
-    pooling: str | Sequence[str] | None = None,
-) -> Embedder:
+def acquire_embedder(model: str | Path, options: LoadOptions = _DEFAULTS) -> Embedder:
     """Return the process's one embedder of a model, loading it for the first that asks; release it when done.
 
     Callers that ask while it loads wait for that one load. A load that fails is tried again by the next caller.
-    Arguments and errors are those of `Embedder.load`.
+    Arguments and errors are those of `Embedder.open`.
     """
     source = resolve(model)
-    chosen = "" if pooling is None else join_pooling(pooling)
-    key = (str(source.folder or source.repo), choose_device(device), dtype, str(cache_dir), chosen)
+    pooling = "" if options.pooling is None else join_pooling(options.pooling)
+    key = (
+        str(source.folder or source.repo),
+        choose_device(options.device),
+        options.dtype,
+        str(options.cache_dir),
+        pooling,
+    )
     with _lock:
         entry = _entries.setdefault(key, _Entry())
         entry.holders += 1
     try:
         with entry.loading:
             if entry.embedder is None:
-                entry.embedder = Embedder.load(
-                    model,
-                    device=device,
-                    dtype=dtype,
-                    cache_dir=cache_dir,
-                    max_cache_gb=max_cache_gb,
-                    trusted=trusted,
-                    offline=offline,
-                    pooling=pooling,
-                )
+                entry.embedder = Embedder.open(model, options)
             return entry.embedder
     except BaseException:
         _drop(key, entry)

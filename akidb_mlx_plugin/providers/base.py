@@ -39,6 +39,13 @@ class EmbeddingProvider(ABC):
         """Embed several requests, each with its own settings; as one batch where supported."""
         return [self.embed_batch(request) for request in requests]
 
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Raise InvalidInputError for what can be checked without computing; fast enough for an event loop."""
+    def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
+        """Check a request and complete it with defaults, as far as possible without computing.
+
+        Fast enough for an event loop. What it returns is embedded later, alone or in parts.
+
+        Raises:
+            InvalidInputError: the request cannot be answered.
+        """
         check_request(request)
+        return request

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, ResolvedRequest
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
+    from akidb_mlx_plugin.checkpoints.options import LoadOptions
     from akidb_mlx_plugin.inference.embedder import Embedder
 
 
@@ -48,12 +49,14 @@ class MLXProvider(EmbeddingProvider):
         """
         return self._load().embed_requests([self._with_defaults(request) for request in requests])
 
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
-        """Check a request against the model; while none is loaded, against what every model requires."""
-        if self._embedder is None:
-            check_request(request)
-        else:
-            self._embedder.resolve(self._with_defaults(request))
+    def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
+        """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
+        completed = self._with_defaults(request)
+        embedder = self._embedder
+        if embedder is None:
+            check_request(completed)
+            return completed
+        return embedder.resolve(completed)
 
     def model_info(self) -> ModelInfo:
         """Describe the model from its checkpoint, downloaded if needed, without loading the weights."""
@@ -64,13 +67,11 @@ class MLXProvider(EmbeddingProvider):
             tasks = {"query": self._config.query_task, "document": self._config.document_task}
             self._described = describe_model(
                 self._config.model,
-                cache_dir=self._config.cache_dir,
+                self._options(),
                 dimension=self._config.dimension,
                 normalize=self._config.normalize,
-                pooling=self._config.pooling,
                 prompts={kind: prompt for kind, prompt in prompts.items() if prompt is not None},
                 tasks={kind: task for kind, task in tasks.items() if task is not None},
-                trusted=self._trusted,
             )
         embedder = self._embedder
         if embedder is None:
@@ -109,20 +110,25 @@ class MLXProvider(EmbeddingProvider):
         try:
             from akidb_mlx_plugin.inference.shared import acquire_embedder
 
-            embedder = acquire_embedder(
-                self._config.model,
-                device=self._config.device,
-                dtype=self._config.dtype,
-                cache_dir=self._config.cache_dir,
-                max_cache_gb=self._config.max_cache_gb,
-                trusted=self._trusted,
-                pooling=self._config.pooling,
-            )
+            embedder = acquire_embedder(self._config.model, self._options())
         except Exception as error:
             self._failure = error
             raise
         self._failure = None
         return embedder
+
+    def _options(self) -> LoadOptions:
+        from akidb_mlx_plugin.checkpoints.options import LoadOptions
+
+        config = self._config
+        return LoadOptions(
+            device=config.device,
+            dtype=config.dtype,
+            cache_dir=config.cache_dir,
+            max_cache_gb=config.max_cache_gb,
+            trusted=self._trusted,
+            pooling=config.pooling,
+        )
 
     def _release_and_unlock(self) -> None:
         try:
@@ -135,6 +141,8 @@ class MLXProvider(EmbeddingProvider):
             release_embedder(embedder)
 
     def _with_defaults(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
+        if isinstance(request, ResolvedRequest):
+            return request
         config, query = self._config, request.kind == "query"
         prompt = config.query_prompt if query else config.document_prompt
         task = config.query_task if query else config.document_task

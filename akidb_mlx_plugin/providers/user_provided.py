@@ -27,9 +27,10 @@ class UserProvidedProvider(EmbeddingProvider):
             "or choose mode 'mlx'"
         )
 
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
+    def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Raise InvalidInputError, like `embed_batch`."""
         self.embed_batch(request)
+        return request
 
     def model_info(self) -> ModelInfo:
         """Describe the vectors as far as known; dimension 0 if unknown."""

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
 from akidb_mlx_lancedb.handles import find_table
+from akidb_mlx_lancedb.keys import key_literal
 from akidb_mlx_lancedb.schema import read_table_schema
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.index import BTree
@@ -262,7 +263,7 @@ def _drop_present(
     ids = rows[on].to_pylist()
     if not ids:
         return rows
-    quoted = ", ".join("'" + id_.replace("'", "''") + "'" for id_ in ids)
+    quoted = ", ".join(key_literal(id_, pa.string()) for id_ in ids)
     found = _open(uri, version, storage_options, lookup).to_table(columns=[on], filter=f"`{on}` IN ({quoted})")
     present = set(found[on].to_pylist())
     return rows.filter(pa.array(np.array([id_ not in present for id_ in ids], dtype=bool)))

@@ -135,7 +135,7 @@ class TestRoom:
         assert len(answer(small).embeddings) == 1
 
     def test_a_request_that_fails_the_check(self, engine: GatedEngine) -> None:
-        queue = BatchQueue(engine.embed_requests, check=engine.check_request)
+        queue = BatchQueue(engine.embed_requests, prepare=engine.prepare)
         with pytest.raises(InvalidInputError, match="no texts"):
             queue.submit(request())
         assert engine.batches == []

@@ -32,6 +32,7 @@ from akidb_mlx_plugin import (
     EmbeddingService,
     InvalidInputError,
 )
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.cli.embed import embed
 from akidb_mlx_plugin.cli.reembed import reembed
 from akidb_mlx_plugin.cli.search import search
@@ -109,7 +110,7 @@ class TestService:
     ) -> None:
         loaded = count_loads(monkeypatch)
         settings: list[Any] = [None, "cls", "cls+mean", ["cls", "mean"], ("cls", "mean"), "cls"]
-        held = [acquire_embedder(tiny_dir, pooling=pooling) for pooling in settings]
+        held = [acquire_embedder(tiny_dir, LoadOptions(pooling=pooling)) for pooling in settings]
         assert len(loaded) == 3
         assert [embedder.info().pooling for embedder in held] == ["mean", "cls", *["cls+mean"] * 3, "cls"]
         for embedder in held:

@@ -13,6 +13,7 @@ from golden_models import GOLDEN
 from loopback_hub import REPO, WEIGHTS, Hub
 
 from akidb_mlx_plugin.checkpoints.lookup import describe_model
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.errors import DownloadError
 from akidb_mlx_plugin.hub import download_model, ensure_model
 from akidb_mlx_plugin.hub.cache import cache_size_gb, list_cached_models
@@ -60,7 +61,7 @@ class TestInPlace:
 
     def test_its_fingerprint_is_that_of_a_download(self, old: Path, hub: Hub, tmp_path: Path) -> None:
         before = describe_model(REPO)
-        assert before.fingerprint == describe_model(REPO, cache_dir=tmp_path / "other").fingerprint
+        assert before.fingerprint == describe_model(REPO, LoadOptions(cache_dir=tmp_path / "other")).fingerprint
         migrate_cache()
         assert describe_model(REPO).fingerprint == before.fingerprint
 

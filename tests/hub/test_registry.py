@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from akidb_mlx_plugin.checkpoints.families import find_family
+from akidb_mlx_plugin.config import DEFAULT_MODEL
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.hub.registry import DEFAULT_MODEL, list_models, resolve
+from akidb_mlx_plugin.hub.registry import list_models, resolve
 
 
 def test_the_default_comes_first() -> None:

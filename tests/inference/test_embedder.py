@@ -27,6 +27,7 @@ from akidb_mlx_plugin import (
     InvalidInputError,
     ServiceUnavailableError,
 )
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.hub.cache import resolve_cache_dir
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.engine import Engine
@@ -43,7 +44,7 @@ TINY_TEXTS: list[str] = json.loads((TINY.parent / "texts.json").read_text())
 @pytest.fixture(scope="module")
 def minilm_embedder(minilm_dir: Path) -> Iterator[Embedder]:
     """The real MiniLM, shared with the services of other tests."""
-    embedder = acquire_embedder(MINILM, cache_dir=resolve_cache_dir(None))
+    embedder = acquire_embedder(MINILM, LoadOptions(cache_dir=resolve_cache_dir(None)))
     yield embedder
     release_embedder(embedder)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from queue_fakes import PATIENCE_S, request
 
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.config import EmbeddingConfig, MLXConfig
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.providers import EmbeddingProvider, MLXProvider, UserProvidedProvider, make_provider
@@ -80,7 +81,7 @@ def _path() -> dict[str, str]:
 class TestUserProvided:
     def test_a_text_is_refused_with_the_remedy(self) -> None:
         provider = UserProvidedProvider(dimension=3)
-        for ask in (provider.embed_batch, provider.check_request):
+        for ask in (provider.embed_batch, provider.prepare):
             with pytest.raises(InvalidInputError, match="provide a vector with every document and every query"):
                 ask(request("a"))
         provider.health_check()
@@ -103,9 +104,10 @@ class FakeEmbedder:
         self.requests += requests
         return [MockProvider(8).embed_batch(each) for each in requests]
 
-    def check_request(self, request: BatchEmbeddingRequest) -> None:
+    def resolve(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         if request.dimension not in (None, 8):
             raise InvalidInputError("no such dimension")
+        return request
 
     def info(self) -> ModelInfo:
         return ModelInfo("m", 8, 256, device="cpu", dtype="float32", parameters=5, fingerprint="of the checkpoint")
@@ -115,14 +117,14 @@ class Loader:
     """Stands for the process's models."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.asked: list[tuple[Any, LoadOptions]] = []
         self.released: list[object] = []
         self.error: Exception | None = None
         self.called = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
 
-    def acquire(self, model: str, **options: Any) -> FakeEmbedder:
+    def acquire(self, model: str, options: LoadOptions) -> FakeEmbedder:
         self.asked.append((model, options))
         self.called.set()
         assert self.gate.wait(PATIENCE_S)
@@ -143,13 +145,12 @@ class TestMLX:
     def test_loads_with_the_first_text_and_once(self, loader: Loader, tmp_path: Path) -> None:
         config = MLXConfig(model="minilm-l6-v2", cache_dir=tmp_path, device="cpu", max_cache_gb=3, pooling="mean")
         provider = MLXProvider(config, trusted=False)
-        provider.check_request(request("a"))
+        provider.prepare(request("a"))
         provider.health_check()
         assert (loader.asked, provider.load_seconds) == ([], None)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(provider.embed_batch, [request("a")] * 8))
-        options = {"device": "cpu", "dtype": "auto", "cache_dir": tmp_path, "max_cache_gb": 3, "trusted": False}
-        options["pooling"] = "mean"
+        options = LoadOptions(device="cpu", cache_dir=tmp_path, max_cache_gb=3, trusted=False, pooling="mean")
         assert loader.asked == [("minilm-l6-v2", options)]
         assert provider.load_seconds == 1.25
 
@@ -170,10 +171,10 @@ class TestMLX:
     def test_checks_with_the_model_once_it_is_there(self, loader: Loader) -> None:
         provider = MLXProvider(MLXConfig())
         odd = BatchEmbeddingRequest(["a"], dimension=9)
-        provider.check_request(odd)
+        provider.prepare(odd)
         provider.embed_batch(request("a"))
         with pytest.raises(InvalidInputError, match="no such dimension"):
-            provider.check_request(odd)
+            provider.prepare(odd)
 
     def test_a_failed_load_is_told_and_tried_again(self, loader: Loader) -> None:
         provider = MLXProvider(MLXConfig())

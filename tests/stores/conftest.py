@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import pytest
 from memory_store import CountingProvider, MemoryStore, counting_service
 
-from akidb_mlx_plugin import (
-    EmbeddingService,
-)
+from akidb_mlx_plugin import EmbeddingService
 
 
 @pytest.fixture

@@ -9,12 +9,7 @@ import time
 import pytest
 from memory_store import PATIENCE_S, CountingProvider, MemoryStore, texts
 
-from akidb_mlx_plugin import (
-    Document,
-    EmbeddingService,
-    InvalidInputError,
-    UpsertError,
-)
+from akidb_mlx_plugin import Document, EmbeddingService, InvalidInputError, UpsertError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
 from akidb_mlx_plugin.stores.upsert import Upsert
 

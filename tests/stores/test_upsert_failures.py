@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 from memory_store import DIMENSION, PATIENCE_S, CountingProvider, MemoryStore, texts
 
-from akidb_mlx_plugin import (
-    DimensionMismatchError,
-    Document,
-    InvalidInputError,
-    UpsertError,
-)
+from akidb_mlx_plugin import DimensionMismatchError, Document, InvalidInputError, UpsertError
 from akidb_mlx_plugin.stores.upsert import Upsert
 
 

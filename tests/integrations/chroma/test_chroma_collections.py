@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import chromadb
@@ -25,31 +24,11 @@ from chromadb.errors import InvalidArgumentError, NotFoundError
 from collection_helpers import EmbeddedByMock
 from host_helpers import nearest
 
-from akidb_mlx_plugin import (
-    DimensionMismatchError,
-    Document,
-    InvalidInputError,
-    UpsertError,
-)
+from akidb_mlx_plugin import DimensionMismatchError, Document, InvalidInputError, UpsertError
 
 pytest_plugins = ("host_fixtures", "hub_fixtures", "collection_fixtures")
 
 D = 8
-
-
-@pytest.fixture
-def mock() -> MLXEmbeddingFunction:
-    return MLXEmbeddingFunction(mode="mock", dimension=D)
-
-
-@pytest.fixture
-def docs(chroma: ClientAPI, name: str, mock: MLXEmbeddingFunction) -> chromadb.Collection:
-    return create_collection(chroma, name, mock)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> ClientAPI:
-    return chromadb.PersistentClient(tmp_path / "chroma")
 
 
 def read_all(collection: chromadb.Collection) -> dict[str, tuple[Any, ...]]:

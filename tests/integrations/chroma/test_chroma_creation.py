@@ -59,11 +59,6 @@ class Loader:
         return [f"content of {uri}" for uri in uris]
 
 
-@pytest.fixture
-def mock() -> MLXEmbeddingFunction:
-    return MLXEmbeddingFunction(mode="mock", dimension=D)
-
-
 class TestWhatStoresNoFunction:
     @pytest.mark.parametrize("is_filled", [False, True])
     def test_it_is_stored(self, chroma: ClientAPI, name: str, mock: MLXEmbeddingFunction, is_filled: bool) -> None:

@@ -265,7 +265,7 @@ class TestSettings:
         collection = chroma.create_collection(name, embedding_function=function)
         collection.add(ids=["a"], documents=["a text"], embeddings=[[1.0, 0.0]])
         assert collection.query(query_embeddings=[[1.0, 0.1]], n_results=1)["ids"] == [["a"]]
-        with pytest.raises(InvalidInputError, match="give a vector"):
+        with pytest.raises(InvalidInputError, match="provide a vector"):
             collection.add(ids=["b"], documents=["b"])
 
 

@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, aupsert, create_collection, get_collection, upsert
 from akidb_mlx_chroma.metadata import check_key, is_same_metadata, plain_metadata
-from chromadb.api import ClientAPI
 from chromadb.api.types import SparseVector
 from collection_helpers import EmbeddedByMock
 from host_helpers import run_python
@@ -178,11 +177,6 @@ REFUSED: list[tuple[Any, str]] = [
     (np.array(["2024-01-01"], dtype="datetime64[ns]"), "datetime64"),
     *((np.timedelta64(5, unit), "timedelta64") for unit in ("s", "us", "ns")),
 ]
-
-
-@pytest.fixture
-def docs(chroma: ClientAPI, name: str) -> chromadb.Collection:
-    return create_collection(chroma, name, MLXEmbeddingFunction(mode="mock", dimension=D))
 
 
 def types_of(value: Any) -> Any:

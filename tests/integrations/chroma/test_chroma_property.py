@@ -164,18 +164,20 @@ def run(client: ClientAPI, calls: list[tuple[Any, ...]]) -> None:
         check(collection, model)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(calls=st.lists(CALLS, min_size=1, max_size=8))
 def test_in_memory(calls: list[tuple[Any, ...]]) -> None:
     run(chromadb.EphemeralClient(), calls)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(calls=st.lists(CALLS, min_size=3, max_size=8))
 def test_on_disk(calls: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory) -> None:
     run(chromadb.PersistentClient(tmp_path_factory.getbasetemp() / "property"), calls)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(calls=st.lists(CALLS, min_size=3, max_size=8))
 def test_on_a_server(calls: list[tuple[Any, ...]], chroma_port: int) -> None:

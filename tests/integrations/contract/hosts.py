@@ -273,6 +273,13 @@ ask = lambda table, text: [hit["text"] for hit in table.search(text).limit(3).to
         return str(found[0]["id"])
 
 
+HOSTS: dict[str, type[ChromaHost | LanceHost]] = {
+    "chroma": ChromaHost,
+    "chroma-server": ChromaServerHost,
+    "lancedb": LanceHost,
+}
+
+
 class _Stranger(EmbeddingFunction[Documents]):
     """Has settings stored under our name that we would never store."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hosts import ChromaHost, Host, LanceHost
+from hosts import HOSTS, ChromaHost, Host
 
 from akidb_mlx_plugin import DimensionMismatchError, Document, EmbeddingService
 
@@ -23,13 +23,11 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(params=[("chroma", ChromaHost), ("lancedb", LanceHost)], ids=["chroma", "lancedb"])
+@pytest.fixture(params=["chroma", "lancedb"])
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
-    folder, kind = request.param
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
-    host: Host = kind(tmp_path / folder, 0)
-    return host
+    return HOSTS[request.param](tmp_path / request.param, 0)
 
 
 def test_every_document_is_there(old: Host, minilm: EmbeddingService) -> None:

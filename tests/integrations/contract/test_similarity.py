@@ -9,7 +9,6 @@ from typing import Any
 
 import akidb_mlx_chroma
 import akidb_mlx_lancedb
-import chromadb
 import lancedb
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from akidb_mlx_chroma import MLXEmbeddingFunction
 from akidb_mlx_lancedb import MLXEmbeddings
 from akidb_mlx_lancedb.schema import FUNCTIONS_KEY
 from chromadb.api import ClientAPI
-from chromadb.config import Settings
+from dot_products import QUESTION, TEXTS, lengths, make_raw, space_of
 from host_helpers import TINY, count_loads, run_python, vector_of
 from lancedb.pydantic import LanceModel, Vector
 from loopback_hub import Hub
@@ -27,62 +26,8 @@ from typer.testing import CliRunner
 from akidb_mlx_plugin import DimensionMismatchError, Document, EmbeddingService, InvalidInputError
 from akidb_mlx_plugin.checkpoints.lookup import find_similarity
 from akidb_mlx_plugin.cli.search import search
-from akidb_mlx_plugin.inference.embedder import Embedder
 
 pytest_plugins = ("host_fixtures", "hub_fixtures")
-
-TEXTS = {"a": "a", "b": "city of water", "c": "the city", "d": "the paper and the river of the city"}
-QUESTION = "a stone"
-
-
-def make_raw(folder: Path, similarity: str) -> None:
-    """Take the Normalize module out of a checkpoint, and say what it was trained to be compared by."""
-    modules = folder / "modules.json"
-    modules.write_text(
-        json.dumps([entry for entry in json.loads(modules.read_text()) if "Normalize" not in str(entry)])
-    )
-    file = folder / "config_sentence_transformers.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "similarity_fn_name": similarity}))
-
-
-def lengths(vectors: Any) -> Any:
-    return np.linalg.norm(vectors, axis=1)
-
-
-@pytest.fixture
-def dot_dir(tiny_dir: Path) -> Path:
-    """A tiny BERT for dot products, whose vectors have lengths of their own."""
-    make_raw(tiny_dir, "dot")
-    return tiny_dir
-
-
-@pytest.fixture
-def raw(dot_dir: Path) -> dict[str, Any]:
-    """What it makes of each text, and of the question."""
-    with Embedder.load(dot_dir) as embedder:
-        made = embedder.embed([*TEXTS.values(), QUESTION]).embeddings
-    assert (abs(lengths(made) - 1) > 0.1).all()
-    return dict(zip([*TEXTS, "question"], made, strict=True))
-
-
-@pytest.fixture
-def by_product(raw: dict[str, Any]) -> list[str]:
-    """The texts in the order of their dot products with the question, which is neither the cosine's nor l2's."""
-    question = raw["question"]
-    ranked = sorted(TEXTS, key=lambda key: -float(question @ raw[key]))
-    assert ranked != sorted(TEXTS, key=lambda key: -float(question @ raw[key] / np.linalg.norm(raw[key])))
-    assert ranked != sorted(TEXTS, key=lambda key: float(np.linalg.norm(question - raw[key])))
-    return ranked
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> ClientAPI:
-    # The settings of the command line: Chroma allows a process one client of each folder.
-    return chromadb.PersistentClient(tmp_path / "chroma", settings=Settings(anonymized_telemetry=False))
-
-
-def space_of(collection: chromadb.Collection) -> str:
-    return str(collection.configuration_json["hnsw"]["space"])
 
 
 class TestNormalization:

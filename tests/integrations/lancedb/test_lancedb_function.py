@@ -4,7 +4,6 @@
 
 import asyncio
 import json
-import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,61 +17,15 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from akidb_mlx_lancedb import MLXEmbeddings
-from host_helpers import DOCUMENTS, MINILM, SETTINGS, Embedded, count_loads, run_python
+from host_helpers import DOCUMENTS, MINILM, Embedded, run_python
 from lancedb.embeddings import get_registry
 from lancedb.index import FTS
 from lancedb.pydantic import LanceModel, Vector
+from lancedb_notes import FIELDS, ROWS, make, nearest, note_of
 
-from akidb_mlx_plugin import (
-    EmbeddingConfig,
-    EmbeddingService,
-    InvalidInputError,
-    ModelNotFoundError,
-    ServiceUnavailableError,
-)
-from akidb_mlx_plugin.inference.embedder import Embedder
+from akidb_mlx_plugin import EmbeddingConfig, EmbeddingService
 
 pytest_plugins = ("host_fixtures",)
-
-FIELDS = {("name" if key == "model" else key): value for key, value in SETTINGS.items()}
-ROWS = [{"key": key, "text": text} for key, text in DOCUMENTS.items()]
-
-
-def make(**settings: Any) -> MLXEmbeddings:
-    """Make a function as LanceDB's documentation does."""
-    made = get_registry().get("akidb-mlx").create(**settings)
-    assert isinstance(made, MLXEmbeddings)
-    return made
-
-
-def note_of(function: MLXEmbeddings) -> type[LanceModel]:
-    """Return the schema of a table whose texts the function embeds."""
-
-    class Note(LanceModel):
-        key: str
-        text: str | None = function.SourceField(default=None)
-        vector: Vector(function.ndims()) | None = function.VectorField(default=None)  # type: ignore[valid-type]
-
-    return Note
-
-
-@pytest.fixture
-def function(minilm: EmbeddingService) -> MLXEmbeddings:
-    """The function on the real MiniLM."""
-    return make(name=MINILM)
-
-
-@pytest.fixture
-def notes(tmp_path: Path, function: MLXEmbeddings) -> lancedb.table.Table:
-    """A table of three notes, embedded by LanceDB itself."""
-    table = lancedb.connect(tmp_path).create_table("notes", schema=note_of(function))
-    table.add(ROWS)
-    return table
-
-
-def nearest(table: lancedb.table.Table, text: str, **arguments: Any) -> str:
-    """Return the key of the note closest to a text."""
-    return str(table.search(text, **arguments).limit(1).to_list()[0]["key"])
 
 
 def vectors_of(table: lancedb.table.Table) -> dict[str, Any]:
@@ -242,6 +195,7 @@ class TestStored:
         assert rebuilt.safe_model_dump() == FIELDS
         assert rebuilt.model_dump(exclude={"max_retries"}) == FIELDS
 
+    @pytest.mark.slow
     def test_reopened_in_a_fresh_process(self, notes: lancedb.table.Table, tmp_path: Path) -> None:
         printed = run_python(
             """
@@ -258,6 +212,7 @@ class TestStored:
         assert found == "pasta"
         assert float(np.dot(vector, vectors_of(notes)["pasta"])) >= 0.99999
 
+    @pytest.mark.slow
     def test_reopened_without_the_package(self, notes: lancedb.table.Table, tmp_path: Path) -> None:
         printed = run_python(
             """
@@ -280,109 +235,3 @@ class TestStored:
         file.write_text("embedding: {mlx: {model: minilm-l6-v2, query_prompt: 'q: '}}")
         for config in (file, EmbeddingConfig.load(file)):
             assert MLXEmbeddings.from_config(config).safe_model_dump() == {**FIELDS, "query_prompt": "q: "}
-
-
-class TestMaking:
-    def test_a_thousand_functions_load_nothing(
-        self, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        loaded = count_loads(monkeypatch)
-        for i in range(1000):
-            function = make(name=tiny_dir, dimension=32, query_prompt=f"{i}: ")
-        table = lancedb.connect(tmp_path).create_table("thousand", schema=note_of(function))
-        table.add([{"key": "given", "vector": [0.5] * 32}])
-        assert loaded == []
-        table.add([{"key": "text", "text": "a text"}])
-        assert len(loaded) == 1
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"name": MINILM, "dimension": 0}, "dimension"),
-            ({"name": MINILM, "dimension": "384"}, "dimension"),
-            ({"name": MINILM, "mode": "pickle"}, "mode"),
-            ({"name": MINILM, "trust_remote_code": True}, "trust_remote_code"),
-            ({"model": MINILM}, "name="),
-            ({"name": "$var:model"}, "variables"),
-            ({"name": MINILM, "query_prompt": "$var:prompt:query: "}, "variables"),
-        ],
-    )
-    def test_unusable_settings_are_typed_errors(self, settings: dict[str, Any], message: str) -> None:
-        with pytest.raises(InvalidInputError, match=message):
-            make(**settings)
-
-    def test_an_unknown_model_is_refused_before_there_is_a_table(self) -> None:
-        with pytest.raises(ModelNotFoundError, match="did you mean 'minilm-l6-v2'"):
-            note_of(make(name="minilm-l6-v3"))
-
-    def test_equal_ones_are_equal(self) -> None:
-        assert make(name=MINILM) == make(name=MINILM)
-        assert hash(make(name=MINILM)) == hash(make(name=MINILM))
-        assert make(name=MINILM) != make(name=MINILM, normalize=False)
-
-    def test_direct_construction_embeds_the_same(self, function: MLXEmbeddings) -> None:
-        direct, created = (made.generate_embeddings(["soup"])[0] for made in (MLXEmbeddings(name=MINILM), function))
-        assert direct is not None
-        np.testing.assert_array_equal(direct, created)
-
-    def test_user_provided_mode_takes_vectors_and_refuses_texts(self, tmp_path: Path) -> None:
-        function = make(mode="user_provided", name="theirs", dimension=2)
-        table = lancedb.connect(tmp_path).create_table("theirs", schema=note_of(function))
-        table.add([{"key": "a", "text": "a text", "vector": [1.0, 0.0]}])
-        with pytest.raises(InvalidInputError, match="give a vector"):
-            table.search("a text")
-
-    def test_user_provided_mode_needs_a_width_for_a_column(self) -> None:
-        with pytest.raises(InvalidInputError, match="dimension="):
-            make(mode="user_provided").ndims()
-
-
-class TestErrors:
-    @pytest.fixture
-    def broken(self, notes: lancedb.table.Table, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-        """Break the model; the list gets an entry for each time it is asked."""
-        calls: list[object] = []
-
-        def fail(self: Embedder, requests: Any) -> Any:
-            calls.append(requests)
-            raise ServiceUnavailableError("out of order")
-
-        monkeypatch.setattr(Embedder, "embed_requests", fail)
-        return calls
-
-    def test_search_raises_it_as_it_is_and_once(self, notes: lancedb.table.Table, broken: list[object]) -> None:
-        with pytest.raises(ServiceUnavailableError, match=r"^out of order$"):
-            notes.search("spaghetti")
-        assert len(broken) == 1
-
-    async def test_so_does_async_search(self, notes: lancedb.table.Table, broken: list[object], tmp_path: Path) -> None:
-        table = await (await lancedb.connect_async(tmp_path)).open_table("notes")
-        with pytest.raises(ServiceUnavailableError, match=r"^out of order$"):
-            await table.search("spaghetti")
-        assert len(broken) == 1
-
-    @pytest.mark.parametrize("way", ["add", "merge_insert", "create_table"])
-    def test_a_write_names_it_asks_once_and_writes_nothing(
-        self,
-        notes: lancedb.table.Table,
-        broken: list[object],
-        way: str,
-        tmp_path: Path,
-        function: MLXEmbeddings,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        """LanceDB pulls a write's rows through Arrow's C interface, which keeps of an exception its text alone."""
-        rows = [{"key": "x", "text": "x"}]
-        writes = {
-            "add": lambda: notes.add(rows),
-            "merge_insert": lambda: notes.merge_insert("key").when_not_matched_insert_all().execute(rows),
-            "create_table": lambda: lancedb.connect(tmp_path).create_table("x", schema=note_of(function), data=rows),
-        }
-        with (
-            caplog.at_level(logging.WARNING),
-            pytest.raises(RuntimeError, match=r"(?s)out of order.*akidb_mlx_plugin\.errors\.ServiceUnavailableError"),
-        ):
-            writes[way]()
-        assert len(broken) == 1
-        assert "Retrying" not in caplog.text
-        assert notes.count_rows() == 3

@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "writers", "earliest"),
     [("upsert", 1, 0.0), ("upsert", 1, 0.5), ("upsert", 2, 0.2), ("reembed", 1, 0.2), ("reembed", 2, 0.2)],

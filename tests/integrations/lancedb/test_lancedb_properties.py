@@ -13,6 +13,7 @@ from typing import Any
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pytest
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, reembed, upsert
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -208,4 +209,4 @@ class TwoHandles(RuleBasedStateMachine):
 TwoHandles.TestCase.settings = settings(
     max_examples=40, stateful_step_count=8, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestTwoHandles = TwoHandles.TestCase
+TestTwoHandles = pytest.mark.slow(TwoHandles.TestCase)

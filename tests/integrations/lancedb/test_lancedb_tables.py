@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -31,21 +30,6 @@ from akidb_mlx_plugin.providers.mock import hash_texts
 pytest_plugins = ("host_fixtures", "hub_fixtures", "collection_fixtures")
 
 D = 8
-
-
-@pytest.fixture
-def mock() -> MLXEmbeddings:
-    return MLXEmbeddings.create(mode="mock", dimension=D)
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Any:
-    return lancedb.connect(tmp_path / "lance")
-
-
-@pytest.fixture
-def docs(db: Any, mock: MLXEmbeddings) -> Any:
-    return create_table(db, "docs", mock)
 
 
 def rows(table: Any) -> dict[str, dict[str, Any]]:

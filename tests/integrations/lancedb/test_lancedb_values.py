@@ -39,11 +39,6 @@ class Level(enum.IntEnum):
 
 
 @pytest.fixture
-def mock() -> MLXEmbeddings:
-    return MLXEmbeddings.create(mode="mock", dimension=D)
-
-
-@pytest.fixture
 def db() -> Any:
     return lancedb.connect("memory://")
 

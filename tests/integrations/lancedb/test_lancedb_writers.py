@@ -27,21 +27,6 @@ D = 8
 VECTOR = [1.0] * D
 
 
-@pytest.fixture
-def mock() -> MLXEmbeddings:
-    return MLXEmbeddings.create(mode="mock", dimension=D)
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Any:
-    return lancedb.connect(tmp_path / "lance")
-
-
-@pytest.fixture
-def docs(db: Any, mock: MLXEmbeddings) -> Any:
-    return create_table(db, "docs", mock)
-
-
 def texts(db: Any) -> list[tuple[str, str]]:
     return sorted((row["id"], row["text"]) for row in db.open_table("docs").to_arrow().to_pylist())
 
@@ -107,7 +92,7 @@ class TestOldHandles:
 
         monkeypatch.setattr(akidb_mlx_lancedb.store.LanceStore, "write", change)
         new = MLXEmbeddings.create(mode="mock", dimension=16)
-        with pytest.raises(UpsertError, match=r"1 of 2 documents.*'a' for one") as raised:
+        with pytest.raises(UpsertError, match=r"1 of 2 documents.*for example 'a'") as raised:
             reembed(docs, new, name="next")
         assert raised.value.not_written == ["a"]
         monkeypatch.undo()
@@ -204,6 +189,7 @@ for _ in range(5):
 
 
 class TestProcesses:
+    @pytest.mark.slow
     def test_two_with_the_same_new_ids(self, db: Any, docs: Any) -> None:
         other = subprocess.Popen(
             [sys.executable, "-c", _WRITER, db.uri],
