@@ -30,8 +30,8 @@ LISTING_PAGES = 100
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _AGENT = "akidb-mlx-plugin"
-# The commit and the ETag name files.
-_COMMIT = re.compile(r"[0-9A-Za-z]{7,64}")
+# The commit and the ETag name files. Of a commit in another form, huggingface_hub would ask once more what it means.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE_NAME = re.compile(r"(W/)?\"?\w[\w.-]*\"?")
 _XET_HASH = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[\x21-\x7e]+")

@@ -160,6 +160,7 @@ class TestRefusals:
             (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), ModelNotFoundError, "no revision 'main'"),
             (Fault(body=b"<html>"), DownloadError, "does not answer like a Hugging Face hub"),
             (Fault(body=b'{"sha": "../../x"}'), DownloadError, "does not answer like a Hugging Face hub"),
+            (Fault(body=b'{"sha": "main"}'), DownloadError, "does not answer like a Hugging Face hub"),
             (Fault(body=b'{"sha": 5}'), DownloadError, "does not answer like a Hugging Face hub"),
             (Fault(body=b"[" * 100_000), DownloadError, "does not answer like a Hugging Face hub"),
         ],
