@@ -104,6 +104,9 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
     _check_files(values, model_type)
     if values.get("additional_special_tokens") and not values.get("extra_special_tokens"):
         values["extra_special_tokens"] = values.pop("additional_special_tokens")
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        if not isinstance(values.get(key) or [], list | dict):
+            raise ModelNotFoundError(f"tokenizer_config.json: {key} is {values[key]!r}, not a list; {REMEDY}")
     saved = values.get("added_tokens_decoder")
     if isinstance(saved, dict):
         added = {_id(number): to_token("added_tokens_decoder", token) for number, token in saved.items()}

@@ -277,6 +277,12 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {"extra_special_tokens": [5]},
         "extra_special_tokens holds 5",
     ),
+    "extra tokens that are no list": (
+        "bert, cased",
+        "tokenizer_config.json",
+        {"extra_special_tokens": 7},
+        "extra_special_tokens is 7, not a list",
+    ),
     "no object of tokens": (
         "bert, cased",
         "tokenizer_config.json",
