@@ -31,6 +31,7 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 pytest_plugins = ("host_fixtures", "ray_fixtures")
 
 
+@pytest.mark.slow
 def test_dataset_gets_fixed_size_lists(minilm: EmbeddingService) -> None:
     rows = embed_dataset(corpus(20), MINILM, kind="query", concurrency=1).to_arrow_refs()
     table = pa.concat_tables(ray.get(rows))

@@ -45,6 +45,7 @@ from akidb_mlx_plugin import (
 pytest_plugins = ("host_fixtures", "ray_fixtures")
 
 
+@pytest.mark.slow
 def test_lancedb_table_gets_every_row_and_embeds_text_afterwards(tmp_path: Path, minilm: EmbeddingService) -> None:
     result = write_lancedb(
         corpus(), tmp_path, "docs", embedding_function=MLXEmbeddings.create(name=MINILM), concurrency=2, batch_size=64
@@ -71,6 +72,7 @@ def test_lancedb_table_gets_every_row_and_embeds_text_afterwards(tmp_path: Path,
     assert "new" in found
 
 
+@pytest.mark.slow
 def test_chroma_collection_gets_every_row_and_embeds_text_afterwards(
     chroma_port: int, tmp_path: Path, minilm: EmbeddingService
 ) -> None:
@@ -191,7 +193,9 @@ def test_what_ended_a_run_is_said(tmp_path: Path) -> None:
         raise KeyError("the disk is gone")
 
     ds = corpus(3).map_batches(fail, batch_format="pyarrow")
-    with pytest.raises(EmbeddingError, match=r"table 'docs': the run ended early: KeyError.*the disk is gone.*goes on"):
+    with pytest.raises(
+        EmbeddingError, match=r"table 'docs': the run ended early: KeyError.*the disk is gone.*continues from there"
+    ):
         write_lancedb(ds, tmp_path, "docs", embedding_function=MLXEmbeddings.create(**MOCK))
 
 
