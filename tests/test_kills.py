@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "processes"), [("download", 2), ("embed", 1), ("clean", 1)])
+@pytest.mark.parametrize(("kind", "processes"), [("download", 1), ("embed", 1), ("clean", 1)])
 def test_what_is_there_is_whole_and_the_next_run_makes_the_rest(
     kind: str, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

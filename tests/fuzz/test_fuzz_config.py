@@ -51,7 +51,7 @@ def test_files(request: pytest.FixtureRequest, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_bytes(content)
         EmbeddingConfig.load(tmp_path / "config.yaml")
 
-    fuzz(request, _FILES, load, usual=200)
+    fuzz(request, _FILES, load, usual=150)
 
 
 def _bomb(levels: int) -> str:
@@ -86,7 +86,7 @@ def test_environments(request: pytest.FixtureRequest) -> None:
         with patch.dict(os.environ, {key.replace("=", ""): value.replace("\0", "") for key, value in clean.items()}):
             EmbeddingConfig.load()
 
-    fuzz(request, _ENVIRONMENTS, load, usual=200)
+    fuzz(request, _ENVIRONMENTS, load, usual=150)
 
 
 def test_brackets_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

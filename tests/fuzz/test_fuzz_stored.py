@@ -49,7 +49,7 @@ def test_settings_in_chroma(request: pytest.FixtureRequest) -> None:
         _describe(function.service)
         function.validate_config_update(config, function.get_config())
 
-    fuzz(request, _SETTINGS, build, usual=200)
+    fuzz(request, _SETTINGS, build, usual=150)
 
 
 def test_settings_in_lancedb(request: pytest.FixtureRequest) -> None:
@@ -59,7 +59,7 @@ def test_settings_in_lancedb(request: pytest.FixtureRequest) -> None:
         else:
             raise InvalidInputError("a table's layout has refused it")
 
-    fuzz(request, _SETTINGS, build, usual=200)
+    fuzz(request, _SETTINGS, build, usual=150)
 
 
 _COLUMNS = st.sampled_from(["id", "text", "vector", "nosuch"]) | SCALARS
@@ -108,7 +108,7 @@ def test_schemas_of_tables(request: pytest.FixtureRequest) -> None:
             if table.stored is not None:
                 _describe(MLXEmbeddings.from_stored(table.stored).service)
 
-    fuzz(request, _TABLES, read, usual=200)
+    fuzz(request, _TABLES, read, usual=150)
 
 
 _METADATA = st.dictionaries(
@@ -143,4 +143,4 @@ def test_metadata_of_collections(request: pytest.FixtureRequest) -> None:
 def test_metadata_of_documents(request: pytest.FixtureRequest) -> None:
     odd = st.sampled_from([object(), b"x", 1j, {1, 2}, range(3), float]) | VALUES | deep_values()
     metadata = st.dictionaries(TEXTS, odd, max_size=3)
-    fuzz(request, metadata, lambda given: plain_metadata(Document("a", "text", metadata=given)), usual=200)
+    fuzz(request, metadata, lambda given: plain_metadata(Document("a", "text", metadata=given)), usual=150)

@@ -41,7 +41,7 @@ def test_texts(request: pytest.FixtureRequest, embedders: list[Embedder]) -> Non
         assert vectors.shape[0] == len(texts)
         assert np.isfinite(vectors).all()
 
-    fuzz(request, st.tuples(st.integers(0, len(_NAMES) - 1), _TEXTS, st.booleans()), embed, usual=60)
+    fuzz(request, st.tuples(st.integers(0, len(_NAMES) - 1), _TEXTS, st.booleans()), embed, usual=40)
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "x" * 10_000 + "\ud83d"])
