@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import Hub
 
-from akidb_mlx_plugin.hub import failures
+from akidb_mlx_plugin.hub import retries
 
 
 class Child:
@@ -59,7 +59,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "AKIDB_ALLOWED_MODELS"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(failures, "BACKOFF_S", 0.01)
+        monkeypatch.setattr(retries, "BACKOFF_S", 0.01)
         yield server
 
 

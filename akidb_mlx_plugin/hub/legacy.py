@@ -8,12 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from akidb_mlx_plugin.hub.files import FileEntry
-
-if TYPE_CHECKING:
-    from akidb_mlx_plugin.hub.snapshots import Snapshot
+from akidb_mlx_plugin.hub.files import FileEntry, Snapshot
 
 MANIFEST_NAME = "akidb-model.json"
 INCOMPLETE = ".incomplete-"
@@ -30,8 +27,6 @@ def folders(cache_dir: Path, repo: str = "*--*") -> Iterator[Path]:
 
 def read(folder: Path) -> tuple[Snapshot, dict[str, float]] | None:
     """Read a model of the old layout and the revisions that led to it, with the times; None where there is none."""
-    from akidb_mlx_plugin.hub.snapshots import Snapshot
-
     if folder.name.startswith(INCOMPLETE):
         return None
     record = folder / MANIFEST_NAME

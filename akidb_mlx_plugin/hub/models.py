@@ -14,11 +14,11 @@ from akidb_mlx_plugin.hub.cache import resolve_cache_dir
 from akidb_mlx_plugin.hub.client import is_offline
 from akidb_mlx_plugin.hub.download import SettingsCheck, SnapshotRequest, download_snapshot
 from akidb_mlx_plugin.hub.eviction import cleanup_cache
-from akidb_mlx_plugin.hub.failures import TransientError
-from akidb_mlx_plugin.hub.files import CHECKPOINT_FILES, digest_of_folder
+from akidb_mlx_plugin.hub.files import CHECKPOINT_FILES, Snapshot, digest_of_folder
 from akidb_mlx_plugin.hub.locks import touch
 from akidb_mlx_plugin.hub.registry import ModelSource, ModelSpec, resolve
-from akidb_mlx_plugin.hub.snapshots import Snapshot, find_cached
+from akidb_mlx_plugin.hub.retries import TransientError
+from akidb_mlx_plugin.hub.snapshots import find_cached
 
 _log = logging.getLogger(__name__)
 

