@@ -82,7 +82,7 @@ def convert_checkpoint(source: Path, target: Path, recipe: Recipe) -> Conversion
 
 def _write_weights(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> tuple[int, int]:
     """Write model.safetensors; return the numbers of matrices that were quantized and that could not be."""
-    encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
+    encoder = find_encoder(checkpoint.model_type, checkpoint.config).from_config(checkpoint.config)
     tensors = _read_weights(checkpoint.folder)
     if quantized_paths(tensors):
         raise ModelNotFoundError(f"{checkpoint.root} is already quantized; convert the original")
@@ -173,7 +173,7 @@ def _settings(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     """Return config.json with the quantization, by module where it differs, under both names that mlx-lm writes."""
     quantization = _described(recipe.layers)
     if recipe.tables != recipe.layers:
-        encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
+        encoder = find_encoder(checkpoint.model_type, checkpoint.config).from_config(checkpoint.config)
         tables = [name for name, module in encoder.named_modules() if isinstance(module, nn.Embedding)]
         quantization |= {name: _described(recipe.tables) or False for name in tables}
     stored = read_json(checkpoint.folder / "config.json")

@@ -178,7 +178,7 @@ def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_qu
     check_modes(checkpoint.pooling)
     check_method(checkpoint.config)
     cpu = in_cpu_layout(device)
-    architecture = find_encoder(checkpoint.model_type)
+    architecture = find_encoder(checkpoint.model_type, checkpoint.config)
     tensors: dict[str, mx.array] = {}
     for file in find_weight_files(checkpoint.folder):
         tensors.update(read_tensors(file))

@@ -31,6 +31,7 @@ class Architecture:
         offset_positions: whether position ids start after the padding id, which leaves that many fewer for tokens.
         text_config: whether it is one of several towers, with its settings in `text_config`.
         code: names in the `auto_map` of published checkpoints that this encoder computes: a class, or "file.Class".
+        alibi: module and class for checkpoints of this `model_type` with ALiBi or another feed-forward network.
         projection: name of a linear layer without a bias that some checkpoints have after their last norm; its width
             is `num_labels`.
     """
@@ -43,6 +44,7 @@ class Architecture:
     offset_positions: bool = False
     text_config: bool = False
     code: tuple[str, ...] = ()
+    alibi: tuple[str, str] | None = None
     projection: str | None = None
 
 
@@ -63,7 +65,7 @@ _EMBEDDING_GEMMA2 = Architecture(
 )
 ARCHITECTURES = {
     "albert": Architecture("albert", "AlbertEncoder"),
-    "bert": Architecture("bert", "BertEncoder", code=("JinaBertModel",)),
+    "bert": Architecture("bert", "BertEncoder", code=("JinaBertModel",), alibi=("jina_bert", "JinaBertEncoder")),
     "bidirectional_pplx_qwen3": Architecture("qwen3", "Qwen3Encoder"),
     "camembert": Architecture("roberta", "RobertaEncoder", offset_positions=True),
     "distilbert": Architecture("distilbert", "DistilBertEncoder", hidden_size="dim"),

@@ -172,11 +172,6 @@ class BertEncoder(Encoder):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Encoder:
-        if config.get("position_embedding_type") == "alibi" or config.get("feed_forward_type"):
-            # Imported here: it imports this module.
-            from akidb_mlx_plugin.models.jina_bert import JinaBertEncoder
-
-            return JinaBertEncoder.from_config(config)
         return cls(ModelArgs.from_config(config))
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

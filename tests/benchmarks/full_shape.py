@@ -86,7 +86,7 @@ def make_full_shape(name: str, folder: Path, seed: int = 0) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(seed)
     tensors: dict[str, mx.array] = {}
-    for path, value in tree_flatten(find_encoder(config["model_type"]).from_config(config).parameters()):
+    for path, value in tree_flatten(find_encoder(config["model_type"], config).from_config(config).parameters()):
         if value.ndim == 2:
             tensors |= _random_matrix(f"model.{path.removesuffix('.weight')}", value.shape, dtype, rng)
         else:

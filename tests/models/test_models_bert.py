@@ -136,7 +136,7 @@ def test_t5_overflows_float16() -> None:
 class TestLeftovers:
     def _check(self, name: str, added: dict[str, mx.array], rename: str = "") -> None:
         checkpoint = read_golden(name).checkpoint
-        encoder = find_encoder(checkpoint.model_type).from_config(checkpoint.config)
+        encoder = find_encoder(checkpoint.model_type, checkpoint.config).from_config(checkpoint.config)
         tensors = read_tensors(checkpoint.folder / "model.safetensors")
         tensors = {rename + key: value for key, value in tensors.items()}
         load_strictly(encoder, encoder.sanitize({**tensors, **added}), name, {})
