@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from processes import run_python as run_python
 
+from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.stores import settings as stored
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
@@ -37,13 +38,13 @@ class Embedded(list[BatchEmbeddingRequest]):
 def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Return a list that gets an entry whenever a model is loaded."""
     loaded: list[object] = []
-    load = Embedder.load
+    load = Embedder.open
 
-    def record(model: str, **settings: Any) -> Embedder:
+    def record(model: str, options: LoadOptions) -> Embedder:
         loaded.append(model)
-        return load(model, **settings)
+        return load(model, options)
 
-    monkeypatch.setattr(Embedder, "load", record)
+    monkeypatch.setattr(Embedder, "open", record)
     return loaded
 
 

@@ -97,9 +97,9 @@ class TestService:
     def test_an_unknown_mode_is_refused_with_the_known_ones(self, tiny_dir: Path) -> None:
         with pytest.raises(InvalidInputError, match=r"mlx.pooling = 'last' \(argument\).* cls, max, mean, .*lasttoken"):
             EmbeddingService(tiny_dir, pooling="last")
-        for load in (Embedder.load, acquire_embedder):
+        for load in (Embedder.open, acquire_embedder):
             with pytest.raises(InvalidInputError, match=r"cls, max, mean, .*lasttoken"):
-                load(tiny_dir, pooling="last")
+                load(tiny_dir, LoadOptions(pooling="last"))
 
     def test_goes_with_no_whole_configuration(self) -> None:
         with pytest.raises(InvalidInputError, match="pooling"):

@@ -145,6 +145,7 @@ class TestCommands:
             )
 
 
+@pytest.mark.slow
 def test_load_on_the_real_model_answers_everything(tmp_path: Path, corpus: Path, minilm_dir: Path) -> None:
     run(tmp_path, corpus, "load", "--qps", "20", "--seconds", "3", "--model", str(minilm_dir), "--batch-size", "4")
     report = read_report(tmp_path, "load")
@@ -166,6 +167,7 @@ def test_an_interrupt_ends_a_measurement_with_what_there_is() -> None:
     ("command", "module", "name"),
     [(["load", "--seconds", "60"], "load", "OpenLoop.run"), (["soak", "--minutes", "1"], "soak", "Traffic.start")],
 )
+@pytest.mark.slow
 def test_ctrl_c_writes_the_results_and_exits_130(
     tmp_path: Path, corpus: Path, command: list[str], module: str, name: str
 ) -> None:

@@ -95,7 +95,7 @@ def test_chroma_folders(chroma_folder: Path, tmp_path: Path, damage: Callable[[P
 def test_a_chroma_folder_with_another_dimension(chroma_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(chroma_folder, tmp_path / "damaged")
     execute("UPDATE collections SET dimension = 9")(folder)
-    assert "brought 9" in refusal("search", "x", "--chroma", folder, "--collection", "docs")
+    assert "had 9" in refusal("search", "x", "--chroma", folder, "--collection", "docs")
 
 
 @pytest.mark.parametrize("pattern", ["docs.lance/data/*", "docs.lance/_versions/*"])

@@ -29,6 +29,7 @@ def run(*arguments: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.slow
 def test_finds_strptime_in_both_databases(tmp_path: Path) -> None:
     rows = run("--path", str(tmp_path), QUESTION)
     for database in ("Chroma", "LanceDB"):
@@ -38,6 +39,7 @@ def test_finds_strptime_in_both_databases(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.slow
 def test_both_databases_agree_on_names_and_scores(tmp_path: Path) -> None:
     rows = run("--path", str(tmp_path))
     chroma, lancedb = ([row for row in rows if row["database"] == name] for name in ("Chroma", "LanceDB"))

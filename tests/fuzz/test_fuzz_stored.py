@@ -124,7 +124,7 @@ def _writable(value: Any) -> Any:
 
 
 def test_metadata_of_collections(request: pytest.FixtureRequest) -> None:
-    client = chromadb.EphemeralClient(chromadb.Settings(anonymized_telemetry=False))
+    client = chromadb.EphemeralClient()
     function = MLXEmbeddingFunction(mode="mock", dimension=4)
 
     # One for all: Chroma keeps the memory of those that are deleted.

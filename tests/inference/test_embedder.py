@@ -73,6 +73,7 @@ def worst_cosine(vectors: Any, others: Any) -> float:
 
 
 class TestNumbers:
+    @pytest.mark.slow
     def test_of_sentence_transformers(self, minilm_embedder: Embedder) -> None:
         """Over 500 real texts of 1 to 400 tokens, mixed in one call."""
         expected = np.load(GOLDEN / "minilm_vectors.npz")["vectors"]

@@ -121,6 +121,7 @@ class TestEnd:
         gc.collect()
         assert mx.get_active_memory() <= before
 
+    @pytest.mark.slow
     def test_a_process_that_embedded_from_threads_ends_well(self, minilm_dir: Path) -> None:
         """20 times in 20, with embedders closed and not, and threads that are still at it."""
         code = """

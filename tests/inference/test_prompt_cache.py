@@ -197,7 +197,7 @@ class TestTokens:
     def test_of_a_prefix_are_refused_by_an_encoder_that_has_none(self, load: Load) -> None:
         embedder = load("bert")
         assert embedder._engine.model is not None
-        with pytest.raises(NotImplementedError, match="BertEncoder computes every text whole"):
+        with pytest.raises(NotImplementedError, match="BertEncoder does not support a prefix"):
             embedder._engine.model.encoder.compute_prefix(Tokens(mx.array([1]), mx.array([0]), (Block(0, 1, 1),)))
 
     @pytest.mark.parametrize("mode", ["mean", "weightedmean"])

@@ -105,6 +105,7 @@ class TestAgainstSentenceTransformers:
         vectors = embed(golden.checkpoint, load_model(golden.checkpoint), golden.texts, packing=pack_padded)
         assert farthest(vectors, golden.vectors["document"]) < 1e-5
 
+    @pytest.mark.slow
     def test_the_real_minilm(self, minilm: EmbeddingService) -> None:
         texts = json.loads(gzip.decompress((GOLDEN / "minilm_texts.json.gz").read_bytes()))
         with np.load(GOLDEN / "minilm_vectors.npz") as arrays:

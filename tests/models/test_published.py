@@ -192,24 +192,24 @@ REFUSED = {
         {"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]},
         "jinaai/xlm-roberta-flash-implementation--modeling_lora.XLMRobertaLoRA",
         modules("custom_st.Transformer", f"{_ST}.Pooling", f"{_ST}.Normalize"),
-        "code of its own (modeling_lora.XLMRobertaLoRA), which this package does not run; it applies an adapter (LoRA) "
-        "for each task; merge that of your task into jinaai/jina-embeddings-v3-hf (peft's merge_and_unload, then "
+        "custom code (modeling_lora.XLMRobertaLoRA), which this package does not run; it applies an adapter (LoRA) "
+        "for each task; merge the one for your task into jinaai/jina-embeddings-v3-hf (peft's merge_and_unload, then "
         "save_pretrained)",
     ),
     "jinaai/jina-embeddings-v5-text-small": (
         {"model_type": "jina_embeddings_v5", "architectures": ["JinaEmbeddingsV5Model"]},
         "modeling_jina_embeddings_v5.JinaEmbeddingsV5Model",
         modules("custom_st.Transformer", f"{_ST}.Pooling", f"{_ST}.Normalize"),
-        "code of its own (modeling_jina_embeddings_v5.JinaEmbeddingsV5Model), which this package does not run; it "
-        "applies an adapter (LoRA) for each task; take a repository with the adapter merged, such as "
+        "custom code (modeling_jina_embeddings_v5.JinaEmbeddingsV5Model), which this package does not run; it "
+        "applies an adapter (LoRA) for each task; use a repository with the adapter merged, such as "
         "jinaai/jina-embeddings-v5-text-small-retrieval or jinaai/jina-embeddings-v5-text-nano-retrieval",
     ),
     "perplexity-ai/pplx-embed-v1-0.6b": (
         {"model_type": "bidirectional_pplx_qwen3", "architectures": ["PPLXQwen3Model"]},
         "modeling.PPLXQwen3Model",
         modules(f"{_ST}.Transformer", f"{_ST}.Pooling", "st_quantize.FlexibleQuantizer"),
-        "code of its own (modeling.PPLXQwen3Model), which this package does not run; its modules round vectors to 8 "
-        "bits by code of the checkpoint's own too (st_quantize)",
+        "custom code (modeling.PPLXQwen3Model), which this package does not run; its modules also run custom code "
+        "(st_quantize), which rounds vectors to 8 bits",
     ),
 }
 
@@ -222,7 +222,7 @@ def test_what_is_refused_says_why_before_any_weights_are_there(repo: str, tmp_pa
     for read in (check_settings, read_checkpoint):
         with pytest.raises(ModelNotFoundError) as refusal:
             read(tmp_path)
-        assert str(refusal.value) == (f"{tmp_path / 'config.json'} has auto_map: the model is computed by {sentence}")
+        assert str(refusal.value) == (f"{tmp_path / 'config.json'} has auto_map: the model needs {sentence}")
 
 
 def test_pickles_alone_are_refused_with_a_way_out(tmp_path: Path) -> None:

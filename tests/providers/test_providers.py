@@ -213,11 +213,11 @@ class TestMLX:
         assert len(loader.released) == 1
 
     def test_info_comes_from_the_checkpoint(self, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-        described: list[dict[str, Any]] = []
+        described: list[tuple[LoadOptions, dict[str, Any]]] = []
 
-        def describe(model: str, **options: Any) -> ModelInfo:
-            described.append(options)
-            return ModelInfo(model, options["dimension"], 256, fingerprint="with my prompts")
+        def describe(model: str, options: LoadOptions, **settings: Any) -> ModelInfo:
+            described.append((options, settings))
+            return ModelInfo(model, settings["dimension"], 256, fingerprint="with my prompts")
 
         monkeypatch.setattr("akidb_mlx_plugin.checkpoints.lookup.describe_model", describe)
         provider = MLXProvider(MLXConfig(model="m", dimension=4, document_prompt="D: ", pooling="cls"))
@@ -225,7 +225,8 @@ class TestMLX:
         provider.embed_batch(request("a"))
         info = provider.model_info()
         assert (info.dimension, info.device, info.parameters, info.fingerprint) == (4, "cpu", 5, "with my prompts")
-        assert [(options["prompts"], options["pooling"]) for options in described] == [({"document": "D: "}, "cls")]
+        ((options, settings),) = described
+        assert (settings["prompts"], options.pooling) == ({"document": "D: "}, "cls")
 
 
 @pytest.mark.parametrize(
