@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from akidb_mlx_plugin.benchmarks.process import descriptor_count, resident_bytes, thread_count
+from akidb_mlx_plugin.benchmarks.process import descriptor_count, thread_count
+from akidb_mlx_plugin.runtime.memory import resident_bytes
 
 # The first 5 of 20 minutes are for settling; the same fraction of a shorter run.
 _SETTLING_S = 300.0

@@ -10,6 +10,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from akidb_mlx_plugin.runtime.cores import core_count
+
 _PACKAGES = ("mlx", "numpy", "tokenizers")
 
 
@@ -17,7 +19,7 @@ def describe_machine() -> dict[str, str | int | float]:
     """Return processor, cores, memory, system, versions and, once MLX is loaded, its BLAS."""
     machine: dict[str, str | int | float] = {
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": core_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -34,10 +36,6 @@ def describe_machine() -> dict[str, str | int | float]:
         machine["blas"] = str(load_blas())
         machine["device"] = choose_device("auto")
     return machine
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

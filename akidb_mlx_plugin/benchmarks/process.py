@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,14 +12,6 @@ from pathlib import Path
 _STATUS = Path("/proc/self/status")
 _TASKS = Path("/proc/self/task")
 _DESCRIPTORS = Path("/proc/self/fd")
-
-
-def resident_bytes() -> int:
-    """Return the memory in use."""
-    if _STATUS.exists():
-        return _status_bytes("VmRSS")
-    listing = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=False)
-    return int(listing.stdout.strip() or 0) * 1024
 
 
 def peak_bytes() -> int:

@@ -67,7 +67,7 @@ def throughput(
     documents = read_texts(corpus)
     with open_subject(config, documents[:_WARM_UP]) as subject:
         measured = measure_throughput(subject.provider, documents, sizes, runs=runs, per_call=batch_size)
-        found, interrupted = collect(measured, len(sizes) * runs, "runs")
+        found, interrupted = collect(measured, len(sizes) * runs)
     settings = describe_settings(config, threads, corpus) | {"texts": sizes, "runs": runs, "batch_size": batch_size}
     publish(report_throughput(found, settings, interrupted), draw_throughput, output, json)
 
@@ -97,7 +97,7 @@ def latency(
     documents = read_texts(corpus)
     with open_subject(config, documents[:_WARM_UP]) as subject:
         measured = measure_latency(subject, documents, lengths, repeats=repeats)
-        found, interrupted = collect(measured, len(lengths), "lengths")
+        found, interrupted = collect(measured, len(lengths))
     settings = describe_settings(config, threads, corpus) | {"tokens": lengths, "repeats": repeats}
     publish(report_latency(found, settings, interrupted), draw_latency, output, json)
 
@@ -127,16 +127,17 @@ def load(
     """
     from akidb_mlx_plugin.benchmarks.load import OpenLoop, poisson_arrivals, uniform_arrivals
     from akidb_mlx_plugin.benchmarks.plots import draw_load
-    from akidb_mlx_plugin.benchmarks.process import peak_bytes, resident_bytes
+    from akidb_mlx_plugin.benchmarks.process import peak_bytes
     from akidb_mlx_plugin.benchmarks.subject import open_subject
     from akidb_mlx_plugin.benchmarks.tables import report_load
     from akidb_mlx_plugin.benchmarks.texts import first_lines
+    from akidb_mlx_plugin.runtime.memory import resident_bytes
 
     config = prepare(model, device, threads, batch_size, batch_timeout_ms)
     documents = read_texts(corpus)
     queries = documents if whole else first_lines(documents)
     due_s = (uniform_arrivals if arrivals == "uniform" else poisson_arrivals)(qps, seconds)
-    with open_subject(config, queries[:_WARM_UP]) as subject, measuring_bar("requests") as bar:
+    with open_subject(config, queries[:_WARM_UP]) as subject, measuring_bar() as bar:
         task = bar.add_task("load", total=len(due_s))
         memory_bytes = {"start": resident_bytes()}
         record = OpenLoop(
@@ -180,7 +181,7 @@ def soak(
 
     config = prepare(model, device, threads)
     documents = read_texts(corpus)
-    with open_subject(config, documents[:_WARM_UP]) as subject, measuring_bar("seconds") as bar:
+    with open_subject(config, documents[:_WARM_UP]) as subject, measuring_bar() as bar:
         task = bar.add_task("soak", total=round(minutes * 60))
         record = run_soak(
             subject.service,
@@ -230,7 +231,7 @@ def tune(
     arriving = Workload(first_lines(documents), take_texts(documents, bulk), qps, seconds)
     with open_subject(config, documents[:_WARM_UP]):
         measured = sweep(config, arriving, batch_sizes=sizes, timeouts_ms=waits_ms)
-        found, interrupted = collect(measured, len(sizes) * len(waits_ms), "pairs")
+        found, interrupted = collect(measured, len(sizes) * len(waits_ms))
     settings = describe_settings(config, threads, corpus) | {"qps": qps, "seconds": seconds, "bulk": bulk}
     settings |= {"batch_size": sizes, "batch_timeout_ms": waits_ms}
     report = report_tune(found, settings, interrupted)

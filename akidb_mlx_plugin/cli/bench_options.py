@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from akidb_mlx_plugin.cli.output import print_error, print_rows, progress
+from akidb_mlx_plugin.cli.output import print_error, print_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,19 +81,18 @@ def describe_settings(config: EmbeddingConfig, threads: int | None, corpus: Path
     }
 
 
-def measuring_bar(unit: str) -> Progress:
+def measuring_bar() -> Progress:
     """Return a progress bar that redraws rarely, so as not to disturb the measurement."""
-    bar = progress(unit)
-    bar.live.refresh_per_second = 1
-    bar.disable = not sys.stderr.isatty()
-    return bar
+    from akidb_mlx_plugin.progress import make_progress
+
+    return make_progress(transient=True, refresh_per_second=1)
 
 
 def read_texts(corpus: Path | None) -> list[str]:
     """Return the corpus, showing a bar: reading the standard library takes some seconds."""
     from akidb_mlx_plugin.benchmarks.texts import read_corpus
 
-    with measuring_bar("texts") as bar:
+    with measuring_bar() as bar:
         bar.add_task("reading the corpus", total=None)
         return read_corpus(corpus)
 
@@ -113,10 +112,10 @@ def parse_numbers(text: str, option: str, kind: type[_Number]) -> list[_Number]:
     return numbers
 
 
-def collect(results: Iterator[_Found], total: int, unit: str) -> tuple[list[_Found], bool]:
+def collect(results: Iterator[_Found], total: int) -> tuple[list[_Found], bool]:
     """Return a benchmark's results, showing a bar, and whether the user ended it early."""
     found: list[_Found] = []
-    with measuring_bar(unit) as bar:
+    with measuring_bar() as bar:
         task = bar.add_task("measuring", total=total)
         try:
             for result in results:

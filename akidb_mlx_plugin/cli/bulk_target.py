@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from akidb_mlx_plugin.cli.databases import CHROMA_PORT
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from akidb_mlx_ray.pipeline import BulkStore
 
-_CHROMA_PORT = 8000
 _FORMS = "lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE or chroma://HOST:PORT/NAME"
 
 
@@ -72,7 +72,7 @@ def parse_target(address: str) -> LanceAddress | ChromaAddress:
     if scheme == "chroma" and name and uri:
         server = urlsplit(f"http://{uri}")
         try:
-            port = server.port or _CHROMA_PORT
+            port = server.port or CHROMA_PORT
         except ValueError as error:
             raise InvalidInputError(f"--to {address}: {error}") from error
         if server.hostname:

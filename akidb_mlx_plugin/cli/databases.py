@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
-_CHROMA_PORT = 8000
+CHROMA_PORT = 8000
 _URI = re.compile(r"[a-z][a-z0-9+]*://")
 # Longest error message kept: a server may answer with a whole page.
 _LONGEST_MESSAGE = 300
@@ -76,7 +76,7 @@ def open_chroma(source: str) -> Any:
         raise InvalidInputError(f"a Chroma server's address is http://host:port, got {source!r}")
     with host_errors(source):
         return chromadb.HttpClient(
-            address.hostname, address.port or _CHROMA_PORT, ssl=address.scheme == "https", settings=settings
+            address.hostname, address.port or CHROMA_PORT, ssl=address.scheme == "https", settings=settings
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from akidb_mlx_plugin.cli.model_options import PoolingOption
-from akidb_mlx_plugin.cli.output import print_rows, progress
+from akidb_mlx_plugin.cli.output import print_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError
 
@@ -66,7 +66,9 @@ def demo(
     corpus = popular_docstrings(_TEXTS)
     config = EmbeddingConfig.from_arguments(model, pooling=pooling)
     stores = [_open_chroma(folder / "chroma", version, config), _open_lancedb(folder / "lancedb", version, config)]
-    with progress() as bar:
+    from akidb_mlx_plugin.progress import make_progress
+
+    with make_progress(transient=True) as bar:
         for store in stores:
             _fill(store, corpus, bar)
     questions, count = ((question,), _HITS) if question else (_QUESTIONS, _HITS_BUILT_IN)

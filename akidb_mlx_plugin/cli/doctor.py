@@ -65,8 +65,9 @@ def _packages() -> Iterator[_Finding]:
 
 def _device() -> Iterator[_Finding]:
     from akidb_mlx_plugin.runtime.blas import REMEDY, load_blas
+    from akidb_mlx_plugin.runtime.cores import core_count
     from akidb_mlx_plugin.runtime.devices import choose_device
-    from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
+    from akidb_mlx_plugin.runtime.workers import WorkerPool
 
     device = choose_device("auto")
     yield _Finding("device", f"{device}, {core_count()} cores")

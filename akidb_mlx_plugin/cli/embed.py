@@ -14,7 +14,7 @@ import typer
 from akidb_mlx_plugin.cli.embed_input import TextSource
 from akidb_mlx_plugin.cli.embed_output import VectorWriter, atomic_write, find_writer
 from akidb_mlx_plugin.cli.model_options import PoolingOption
-from akidb_mlx_plugin.cli.output import JsonOption, print_rows, progress
+from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.types import Kind
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def embed(
 
 def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer: VectorWriter) -> _Total:
     total = _Total()
-    with progress() as bar:
+    from akidb_mlx_plugin.progress import make_progress
+
+    with make_progress(transient=True) as bar:
         task = bar.add_task("embedding", total=texts.total)
         for rows in texts.read_chunks(_CHUNK):
             response = service.embed_batch([row[texts.text_field] for row in rows], kind=kind)

@@ -19,9 +19,6 @@ from akidb_mlx_plugin.types import Vector
 
 Rows = Sequence[dict[str, Any]]
 
-# Room for the header of an .npy file, which has the number of rows and is written last.
-_NPY_HEADER = 128
-
 
 class VectorWriter(ABC):
     """Writes rows and their vectors chunk by chunk; close it before its file, also after an error."""
@@ -70,19 +67,20 @@ class NpyWriter(VectorWriter):
     def write(self, rows: Rows, vectors: Vector) -> None:
         """Append vectors."""
         if not self._count:
-            self._file.write(b" " * _NPY_HEADER)
+            self._write_header(vectors.shape[1])
         self._count += len(vectors)
         self._file.write(vectors.astype("<f4", copy=False).tobytes())
 
     def finish(self, dimension: int) -> None:
-        """Write the header into the space reserved for it.
-
-        Source: numpy.lib.format, version 1.0.
-        """
-        shape = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({self._count}, {dimension}), }}"
+        """Write the number of rows into the header; NumPy leaves room there for any."""
         self._file.seek(0)
-        self._file.write(b"\x93NUMPY\x01\x00" + (_NPY_HEADER - 10).to_bytes(2, "little"))
-        self._file.write(shape.ljust(_NPY_HEADER - 11).encode("ascii") + b"\n")
+        self._write_header(dimension)
+
+    def _write_header(self, dimension: int) -> None:
+        from numpy.lib import format as npy
+
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, dimension)}
+        npy.write_array_header_1_0(self._file, header)
 
 
 class JsonlWriter(VectorWriter):

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -75,19 +74,3 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, titl
 
 def _cell(value: Any) -> str:
     return "" if value is None else printable(str(value))
-
-
-def progress(unit: str = "texts") -> Progress:
-    """Return a progress bar on standard error, with count and time left."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        # In a pipe even an invisible bar would leave an empty line.
-        disable=not sys.stderr.isatty(),
-    )

@@ -19,9 +19,10 @@ from akidb_mlx_plugin.inference.prompts import Ids, PromptStore, Start
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.pooling import pool
+from akidb_mlx_plugin.runtime.cores import core_count
 from akidb_mlx_plugin.runtime.devices import pass_tokens
 from akidb_mlx_plugin.runtime.memory import check_batch
-from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
+from akidb_mlx_plugin.runtime.workers import WorkerPool
 from akidb_mlx_plugin.types import Vector
 
 # Tokens of one forward pass on a CPU: activations should stay near the cache. A GPU's are `pass_tokens`.

@@ -23,22 +23,12 @@ import mlx.core as mx
 
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.runtime.blas import check_product, load_blas, set_blas_threads
+from akidb_mlx_plugin.runtime.cores import core_count
 from akidb_mlx_plugin.runtime.fork import ForkGuard
 
 _JOIN_SECONDS = 10.0
 # Freed buffers that MLX keeps for the next batch on a GPU; without a limit every new shape would add its own for good.
 _GPU_POOL_BYTES = 1 << 30
-
-
-def core_count() -> int:
-    """Return the number of processors this process may use.
-
-    At most `OMP_NUM_THREADS` of those in its affinity mask: Ray and other launchers of many processes on one machine
-    set that variable to each process's share.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return min(cores, int(share)) if share.isascii() and share.isdigit() and int(share) else cores
 
 
 @dataclass(frozen=True)

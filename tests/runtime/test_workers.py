@@ -18,7 +18,8 @@ from queue_fakes import PATIENCE_S
 
 from akidb_mlx_plugin import ServiceUnavailableError
 from akidb_mlx_plugin.runtime import workers
-from akidb_mlx_plugin.runtime.workers import WorkerPool, core_count
+from akidb_mlx_plugin.runtime.cores import core_count
+from akidb_mlx_plugin.runtime.workers import WorkerPool
 
 
 @pytest.fixture
