@@ -160,11 +160,11 @@ def test_an_interrupt_ends_a_measurement_with_what_there_is() -> None:
         yield 2
         raise KeyboardInterrupt
 
-    assert collect(results(), 5, "runs") == ([1, 2], True)
+    assert collect(results(), 5) == ([1, 2], True)
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "name"),
+    ("command", "module"),
     [(["load", "--seconds", "60"], "load", "OpenLoop.run"), (["soak", "--minutes", "1"], "soak", "Traffic.start")],
 )
 @pytest.mark.slow
