@@ -164,7 +164,7 @@ def test_an_interrupt_ends_a_measurement_with_what_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "module"),
+    ("command", "module", "name"),
     [(["load", "--seconds", "60"], "load", "OpenLoop.run"), (["soak", "--minutes", "1"], "soak", "Traffic.start")],
 )
 @pytest.mark.slow
