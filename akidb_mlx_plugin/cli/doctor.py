@@ -64,6 +64,7 @@ def _packages() -> Iterator[_Finding]:
 
 
 def _device() -> Iterator[_Finding]:
+    from akidb_mlx_plugin.cli.doctor_gpu import check_gpu
     from akidb_mlx_plugin.runtime.blas import REMEDY, load_blas
     from akidb_mlx_plugin.runtime.cores import core_count
     from akidb_mlx_plugin.runtime.devices import choose_device
@@ -75,6 +76,8 @@ def _device() -> Iterator[_Finding]:
     pool = WorkerPool(device, 1)
     try:
         gflops = float(pool.submit(_measure_gflops).result())
+        if device == "gpu":
+            yield from (_Finding(*finding) for finding in check_gpu(pool))
     finally:
         pool.close()
     slow = device == "cpu" and gflops < _SLOW_GFLOPS
