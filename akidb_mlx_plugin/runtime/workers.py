@@ -24,7 +24,7 @@ import mlx.core as mx
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.runtime.blas import check_product, load_blas, set_blas_threads
 from akidb_mlx_plugin.runtime.cores import core_count
-from akidb_mlx_plugin.runtime.fork import ForkGuard
+from akidb_mlx_plugin.runtime.fork import FORK_BARRIER, ForkGuard
 
 _JOIN_SECONDS = 10.0
 # Freed buffers that MLX keeps for the next batch on a GPU; without a limit every new shape would add its own for good.
@@ -140,7 +140,11 @@ class WorkerPool:
         begun: deque[tuple[_Piece, Any]] = deque()
         with mx.stream(stream):
             if self._device == mx.cpu:
-                check_product()
+                FORK_BARRIER.enter()
+                try:
+                    check_product()
+                finally:
+                    FORK_BARRIER.leave()
             while self._run_next(index, begun):
                 pass
         mx.synchronize(stream)
@@ -180,12 +184,15 @@ class WorkerPool:
             self._count_finished()
             return
         self._divide_cores()
+        # Until its result is there: MLX computes on a thread of its own meanwhile.
+        FORK_BARRIER.enter()
         if piece.collect is None:
             self._resolve(piece, piece.work)
             return
         try:
             begun.append((piece, piece.work()))
         except BaseException as error:
+            FORK_BARRIER.leave()
             self._count_finished()
             piece.future.set_exception(error)
 
@@ -195,6 +202,7 @@ class WorkerPool:
             resolve = partial(piece.future.set_result, finish())
         except BaseException as error:
             resolve = partial(piece.future.set_exception, error)
+        FORK_BARRIER.leave()
         # First, because a callback may submit more work at once, which must not share the cores with finished work.
         self._count_finished()
         resolve()

@@ -278,6 +278,40 @@ class TestClosing:
         )
         assert printed == "done\n"
 
+    def test_forks_amid_products_do_not_hang(self) -> None:
+        """OpenBLAS ends its threads at a fork, and a product that waits for them would wait for ever."""
+        printed = run_python(
+            """
+            import os, signal, threading
+            import mlx.core as mx
+            from akidb_mlx_plugin.runtime.workers import WorkerPool
+            signal.alarm(60)
+            pool = WorkerPool("cpu", 2)
+            done = threading.Event()
+            def multiply():
+                x = mx.ones((300, 300))
+                for _ in range(20):
+                    x = x @ x / 300
+                return x
+            def load():
+                while not done.is_set():
+                    pool.submit(multiply, collect=mx.eval).result()
+            callers = [threading.Thread(target=load) for _ in range(3)]
+            for caller in callers:
+                caller.start()
+            for _ in range(40):
+                child = os.fork()
+                if child == 0:
+                    os._exit(0)
+                os.waitpid(child, 0)
+            done.set()
+            for caller in callers:
+                caller.join()
+            print(pool.submit(lambda: "alive").result())
+            """
+        )
+        assert printed == "alive\n"
+
     def test_a_forked_child_is_refused_and_exits(self) -> None:
         printed = run_python(
             """
