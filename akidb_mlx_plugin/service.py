@@ -52,9 +52,9 @@ class EmbeddingService:
             dimension: length of the vectors.
             normalize: whether to scale vectors to unit length. Defaults to the configuration, else to the checkpoint.
             pooling: how token vectors become one, overriding the checkpoint: one of `POOLING_MODES`, or several as a
-                list or as "cls+mean".
+                list or "cls+mean".
             device: "auto", "gpu" or "cpu".
-            trusted: False where the model's name comes from a stored collection; see `MLXProvider`.
+            trusted: False if the model's name comes from a stored collection; see `MLXProvider`.
             provider: replaces the provider that the configuration names; closed with the service.
             clock: replaces the system's clock in tests.
         Raises:
@@ -86,7 +86,7 @@ class EmbeddingService:
         watch(self._queue, self._provider, model=model, cache_dir=cache_dir)
         _queues.add(self._queue)
         self._when_forgotten = weakref.finalize(self, _close_in_background, self._queue, self._provider)
-        # When the interpreter exits no thread can be started any more; `_close_all` closes the queue then.
+        # No thread can start once the interpreter exits; `_close_all` closes the queue then.
         self._when_forgotten.atexit = False
 
     @classmethod
@@ -125,7 +125,7 @@ class EmbeddingService:
 
     @property
     def config(self) -> EmbeddingConfig:
-        """The configuration it was made from."""
+        """The configuration it was made with."""
         return self._config
 
     @property
@@ -175,7 +175,7 @@ class EmbeddingService:
         """Queue one text or several and return at once. Arguments and errors are those of `embed_batch`.
 
         Returns:
-            A future of the response, with one row per text. Cancelling it withdraws the request, even while the model
+            A future of the response, with one row per text. Canceling it withdraws the request, even while the model
             is working on it. Its callbacks run on the service's own thread and should be quick.
         """
         texts = [text] if isinstance(text, str) else text
@@ -192,10 +192,10 @@ class EmbeddingService:
         prompt: str | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
-        """Queue texts like `submit`, but let them wait in line for room in a full queue instead of being refused.
+        """Queue texts like `submit`, but wait in line for room in a full queue instead of being refused.
 
-        For bulk work, which can wait where a search cannot. Returns at once as well: waiting for the future waits for
-        room too, and cancelling it leaves the line. The deadline counts from the moment there is room.
+        For bulk work, which can wait where a search cannot. This also returns at once: waiting for the future includes
+        waiting for room, and canceling it leaves the line. The deadline counts from the moment there is room.
         """
         texts = [text] if isinstance(text, str) else text
         request = _make_request(texts, kind, normalize, dimension, prompt)
@@ -213,7 +213,7 @@ class EmbeddingService:
     ) -> BatchEmbeddingResponse:
         """Embed texts without blocking the event loop. Arguments and errors are those of `embed_batch`.
 
-        Cancelling the task withdraws the request.
+        Canceling the task withdraws the request.
         """
         request = _make_request(texts, kind, normalize, dimension, prompt)
         return await self._queue.aembed(request, deadline_ms=deadline_ms)
@@ -244,7 +244,7 @@ class EmbeddingService:
         if not isinstance(expected, int) or isinstance(expected, bool) or expected < 1:
             raise InvalidInputError(f"a collection's dimension must be a positive whole number, got {expected!r}")
         info = self.model_info()
-        # 0: the user provides the vectors and has not said how long they are.
+        # 0: the user provides the vectors and has not given their length.
         if info.dimension not in (0, expected):
             raise DimensionMismatchError(
                 f"the collection holds vectors of {expected} dimensions and {info.model} makes {info.dimension}; "
@@ -258,16 +258,16 @@ class EmbeddingService:
 
         Args:
             drain: whether to answer waiting requests first; otherwise they fail with `ServiceUnavailableError`.
-            timeout_s: requests still pending after that time fail as well.
+            timeout_s: requests still pending after this time fail as well.
         """
         self._when_forgotten.detach()
         _close(self._queue, self._provider, drain, timeout_s)
 
 
 def shared_service(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingService:
-    """Return the one service of this process for a configuration; loads nothing.
+    """Return this process's only service for a configuration; loads nothing.
 
-    For the adapters, which their hosts rebuild with every write. It need not be closed.
+    For the adapters' functions, which their hosts rebuild with every write. It need not be closed.
 
     Args:
         config: equal configurations share a service.
@@ -276,7 +276,7 @@ def shared_service(config: EmbeddingConfig, *, trusted: bool = True) -> Embeddin
     key = (config, trusted)
     service = _shared.get(key)
     if service is None or service.closed:
-        # No lock, which a fork could leave held: if two are made at the same time one is kept, and making one is free.
+        # No lock, which a fork could leave held: of two made at the same time one is kept, and making one is free.
         _shared.pop(key, None)
         service = _shared.setdefault(key, EmbeddingService(config, trusted=trusted))
     return service
@@ -309,7 +309,7 @@ def _close(queue: BatchQueue, provider: EmbeddingProvider, drain: bool, timeout_
 
 
 def _close_in_background(queue: BatchQueue, provider: EmbeddingProvider) -> None:
-    """Close on a thread of its own: the garbage collector calls this anywhere, perhaps where locks are held."""
+    """Close on a separate thread: the garbage collector calls this anywhere, perhaps while locks are held."""
     if queue.in_use:
         threading.Thread(target=_close, args=(queue, provider, True, 30.0), daemon=True).start()
 

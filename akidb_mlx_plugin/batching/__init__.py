@@ -1,1 +1,1 @@
-"""Many callers, one batch: the queue, who goes next, what is pending, deadlines."""
+"""Many callers, one batch: the queue, scheduling, pending requests, deadlines."""

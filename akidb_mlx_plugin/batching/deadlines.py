@@ -12,11 +12,11 @@ class Clock:
     """Time as the queue sees it; tests replace it with their own."""
 
     def now(self) -> float:
-        """Return the seconds of a clock that never goes back."""
+        """Return the seconds of a monotonic clock."""
         return time.monotonic()
 
     def wait(self, condition: threading.Condition, timeout_s: float | None) -> None:
-        """Wait for a notification, at most for the given time; the caller holds the condition."""
+        """Wait for a notification, at most the given time; the caller holds the condition."""
         condition.wait(timeout_s)
 
 
@@ -45,7 +45,7 @@ class DeadlineTimer:
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="akidb-mlx-deadlines", daemon=True)
             self._thread.start()
-        # The thread is not woken for a later deadline, which with one limit for all is every deadline but the first.
+        # A later deadline does not wake the thread; with one limit for all, that is every deadline but the first.
         if deadline < self._due:
             self._due = deadline
             self._changed.notify()
@@ -55,7 +55,7 @@ class DeadlineTimer:
         return threading.current_thread() is self._thread
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         with self._changed:
             self._stopped = True
             thread = self._thread

@@ -1,4 +1,4 @@
-"""What a queue reports of its batches and requests."""
+"""What a queue reports about its batches and requests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest
 
 @dataclass(frozen=True)
 class BatchStats:
-    """One batch that came back.
+    """One finished batch.
 
     Attributes:
         texts: how many it held.
-        waits_s: for each request that began with this batch, how long it had waited.
+        waits_s: how long each request that began with this batch had waited.
         run_s: how long the engine took.
     """
 
@@ -24,10 +24,10 @@ class BatchStats:
 
 
 class QueueObserver:
-    """Is told what happens, on the thread where it happens; does nothing unless overridden."""
+    """Receives events on the thread where they happen; does nothing unless overridden."""
 
     def batch_ended(self, stats: BatchStats) -> None:
-        """Receive a batch that came back, with vectors or with an error."""
+        """Receive a finished batch, whether it succeeded or failed."""
 
     def request_ended(self, request: BatchEmbeddingRequest, seconds: float, outcome: Outcome) -> None:
         """Receive a request that was answered, failed (the outcome is its error) or was cancelled (None)."""

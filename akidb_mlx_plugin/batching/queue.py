@@ -26,21 +26,21 @@ logger = logging.getLogger(__name__)
 
 
 class QueueFullError(ServiceUnavailableError):
-    """A request found no room: as many texts are waiting as may wait."""
+    """The queue has no room for a request."""
 
 
 class BatchQueue:
-    """Merges the requests of many callers into batches and runs one batch at a time.
+    """Merges requests from many callers into batches and runs one batch at a time.
 
-    An idle engine starts at once with whatever is waiting; while it runs, requests gather into batches of up to
-    `batch_size` texts. Only a large request can hold them up for longer than a batch takes: it goes in slices, of about
+    An idle engine starts at once on whatever is waiting; while it runs, requests gather into batches of up to
+    `batch_size` texts. Only a large request can delay them for longer than a batch: it is cut into slices, of about
     `batch_timeout_ms` each while small requests arrive.
 
     One lock guards everything. Each pending request is resolved exactly once: whoever takes it out of `_pending` under
-    the lock resolves it afterwards, without the lock, because the callbacks of its caller run then.
+    the lock resolves it afterwards, without the lock, because that runs its caller's callbacks.
 
-    Any thread may call. Threads start with the first request; they are daemons, so that a queue that was never closed
-    does not keep the interpreter alive. A process forked after that lacks them, and every request there is refused.
+    Any thread may call. Threads start with the first request; they are daemons, so an unclosed queue does not keep the
+    interpreter alive. A process forked after that lacks them, and every request there is refused.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class BatchQueue:
 
         Args:
             embed: embeds several requests as one batch.
-            prepare: completes a request, and raises for one that cannot be answered, before it can spoil a batch.
-            batch_size: most texts that are merged; a larger request goes in slices.
+            prepare: completes a request, and raises for one that cannot be answered, before it can fail a batch.
+            batch_size: most texts to merge; a larger request is cut into slices.
             batch_timeout_ms: about how long a slice takes while small requests arrive.
-            max_texts: most texts that wait, of small requests and of large ones each; a request larger than that is
-                accepted if no other one waits.
-            deadline_ms: for a request of one batch; a larger one has as many times that as it holds batches.
-            observer: is told about batches and requests.
+            max_texts: most texts that may wait, counted separately for small and large requests; a request larger than
+                that is accepted if no other one waits.
+            deadline_ms: for a request of one batch; a larger one gets that much per batch.
+            observer: receives batches and requests.
             clock: replaces the system's clock in tests.
         """
         self._embed = embed
@@ -87,7 +87,7 @@ class BatchQueue:
 
     @property
     def waiting_texts(self) -> int:
-        """Number of texts that have not gone to the engine yet, without those that wait for room."""
+        """Number of texts not yet sent to the engine, except those that wait for room."""
         return self._scheduler.waiting_texts
 
     @property
@@ -97,7 +97,7 @@ class BatchQueue:
 
     @property
     def in_use(self) -> bool:
-        """Whether there are threads to end, in this process."""
+        """Whether there are threads to stop, in this process."""
         return self._worker.is_started and not self._closing and not self.is_foreign
 
     @property
@@ -110,14 +110,14 @@ class BatchQueue:
     ) -> Future[BatchEmbeddingResponse]:
         """Queue a request and return at once.
 
-        Cancelling the future withdraws the request: what has not gone to the engine is not embedded, and what comes
-        back is dropped.
+        Canceling the future withdraws the request: texts not yet sent to the engine are not embedded, and results are
+        dropped.
 
         Args:
             request: what to embed.
             deadline_ms: time until the caller gets `ServiceUnavailableError`, counted from when the request enters the
-                queue; None: the queue's.
-            wait_for_room: let the request wait in line for room in a full queue instead of refusing it.
+                queue. Defaults to the queue's.
+            wait_for_room: wait in line for room in a full queue instead of being refused.
         Raises:
             InvalidInputError: it cannot be answered, or the deadline is not above 0.
             ServiceUnavailableError: full, closed, or forked.
@@ -148,7 +148,7 @@ class BatchQueue:
     async def aembed(
         self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None
     ) -> BatchEmbeddingResponse:
-        """Queue a request and await it; cancelling the task withdraws it."""
+        """Queue a request and await it; canceling the task withdraws it."""
         return await asyncio.wrap_future(self.submit(request, deadline_ms=deadline_ms))
 
     def health_check(self) -> None:
@@ -171,13 +171,13 @@ class BatchQueue:
             )
 
     def close(self, *, drain: bool = True, timeout_s: float = 30.0) -> bool:
-        """Stop accepting requests and end the threads.
+        """Stop accepting requests and stop the threads.
 
         Args:
             drain: whether to answer waiting requests first; otherwise they fail with `ServiceUnavailableError`.
-            timeout_s: requests still pending after that time fail as well.
+            timeout_s: requests still pending after this time fail as well.
         Returns:
-            Whether the thread has ended; False while the model has not come back.
+            Whether the thread has ended; False if the model has not come back.
         """
         if self.is_foreign:
             return True
@@ -196,7 +196,7 @@ class BatchQueue:
         return ended
 
     def when_ended(self, action: Callable[[], None]) -> None:
-        """Run something once a closed queue's thread has ended: at once, or as the last thing it does."""
+        """Run an action once a closed queue's thread has ended: at once, or as its last step."""
         self._worker.when_ended(action)
 
     def _enqueue(self, pending: PendingRequest, wait_for_room: bool) -> None:
@@ -214,12 +214,12 @@ class BatchQueue:
             self._changed.notify()
 
     def _admit(self) -> None:
-        """Let requests enter that there is room for; the caller holds the lock."""
+        """Admit the requests that there is room for; the caller holds the lock."""
         for pending in self._scheduler.admit(self._clock.now()):
             self._timer.schedule(pending.expires)
 
     def _take(self, wanted: Iterable[PendingRequest]) -> list[PendingRequest]:
-        """Take out those requests that are still pending; the caller must resolve them."""
+        """Take out the requests that are still pending; the caller must resolve them."""
         with self._lock:
             taken = [pending for pending in wanted if pending in self._pending]
             self._pending.difference_update(taken)
@@ -229,10 +229,10 @@ class BatchQueue:
             return taken
 
     def _resolve(self, taken: Iterable[PendingRequest], outcome: Outcome) -> None:
-        """Give requests that were taken their outcome, without the lock: callbacks of their callers run here.
+        """Give taken requests their outcome, without the lock: their callers' callbacks run here.
 
-        What a callback raises is logged once all are resolved, because a SystemExit on the worker's thread would cost
-        the other callers their batch. On the main thread it may be the user's interrupt, and is raised again.
+        A callback's error is logged once all are resolved, because a SystemExit on the worker's thread would cost the
+        other callers their batch. On the main thread it may be the user's interrupt, and is re-raised.
         """
         raised: BaseException | None = None
         for pending in taken:
@@ -258,14 +258,14 @@ class BatchQueue:
                     pending.future.set_result(outcome)
 
     def _withdraw(self, pending: PendingRequest, future: Future[BatchEmbeddingResponse]) -> None:
-        """Withdraw a request whose future was cancelled; called by every future that is done."""
+        """Withdraw a request whose future was canceled; called by every finished future."""
         if future.cancelled() and not self.is_foreign:
-            # `concurrent.futures.wait` counts a cancelled future as done only after this.
+            # `concurrent.futures.wait` counts a canceled future as done only after this.
             future.set_running_or_notify_cancel()
             self._resolve(self._take([pending]), None)
 
     def _expire(self) -> None:
-        """Fail what is past its deadline, and schedule the next deadline; called by the timer."""
+        """Fail requests past their deadline, and schedule the next deadline; called by the timer."""
         with self._lock:
             now = self._clock.now()
             expired = self._take(pending for pending in self._pending if pending.expires <= now)
@@ -284,7 +284,7 @@ class BatchQueue:
         try:
             self._run(slices)
         except BaseException as error:
-            # The worker dies of it.
+            # This kills the worker.
             self._overdue_at = math.inf
             unavailable = ServiceUnavailableError(f"the embedding worker died of {error!r} in this batch; try again")
             unavailable.__cause__ = error
@@ -294,7 +294,7 @@ class BatchQueue:
 
     def _run(self, slices: list[RequestSlice]) -> None:
         started = self._clock.now()
-        # A slice has the time of a batch, however long its request may take.
+        # A slice gets the time of a batch, however long its request may take.
         self._overdue_at = min(max(part.pending.expires for part in slices), started + self._deadline_s)
         waits_s = tuple(part.pending.start(started) for part in slices if part.pending.started is None)
         error: Exception | None = None
@@ -312,7 +312,7 @@ class BatchQueue:
         if error is None:
             self._deliver(slices, responses)
         elif isinstance(error, InvalidInputError) and len(slices) > 1:
-            # Refused by the model, not by the check beforehand: only the request that caused it must fail.
+            # Refused by the model after passing `prepare`: only the request that caused it must fail.
             for part in slices:
                 self._run([part])
         else:

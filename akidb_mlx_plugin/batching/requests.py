@@ -1,4 +1,4 @@
-"""A request on its way through the queue: what of it has gone to the engine, and what has come back."""
+"""A request on its way through the queue: what was sent to the engine, and what has come back."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from akidb_mlx_plugin.errors import EmbeddingError, ServiceUnavailableError
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Usage, Vector
 
-# How a request ends: vectors, an error, or None where its caller cancelled it.
+# How a request ends: vectors, an error, or None if its caller canceled it.
 Outcome = BatchEmbeddingResponse | Exception | None
 
 
 class DeadlineExceededError(ServiceUnavailableError):
-    """A request was not answered in the time it was given."""
+    """A request was not answered within its deadline."""
 
 
 # The classes have no generated repr: it would put texts into logs.
@@ -26,13 +26,12 @@ class PendingRequest:
 
     Attributes:
         request: what to embed.
-        submitted: when it entered the queue, in seconds of the queue's clock; where it had to wait for room, when
-            there was room.
+        submitted: when it entered the queue, after any wait for room, in seconds of the queue's clock.
         allowed_s: how long it may take from then on.
         expires: when its caller stops waiting; infinite while it waits for room.
         future: where the caller waits.
-        started: when its first text went to the engine.
-        sent: how many of its texts went to the engine.
+        started: when its first text was sent to the engine.
+        sent: how many of its texts were sent to the engine.
     """
 
     request: BatchEmbeddingRequest
@@ -50,16 +49,16 @@ class PendingRequest:
 
     @property
     def waiting(self) -> int:
-        """Number of texts that have not gone to the engine yet."""
+        """Number of texts not yet sent to the engine."""
         return len(self.request.inputs) - self.sent
 
     def enter(self, now: float) -> None:
-        """Note that it enters the queue now."""
+        """Record that it enters the queue now."""
         self.submitted = now
         self.expires = now + self.allowed_s
 
     def start(self, now: float) -> float:
-        """Note that its first text goes to the engine; return how long it has waited."""
+        """Record that its first text is sent to the engine; return how long it has waited."""
         self.started = now
         return now - self.submitted
 
@@ -86,7 +85,7 @@ class PendingRequest:
         return RequestSlice(self, self.request, None)
 
     def deadline_error(self) -> DeadlineExceededError:
-        """Return what its caller gets when its time is up."""
+        """Return the error its caller gets when its time is up."""
         if self.started is None:
             where = "it was still waiting in the queue; send fewer at a time, or allow more by deadline_ms"
         else:
@@ -99,7 +98,7 @@ class PendingRequest:
         """Copy the vectors of a slice to their rows.
 
         Returns:
-            The response to the whole request, once nothing is missing.
+            The response to the whole request, once complete.
         Raises:
             EmbeddingError: not one vector per text.
         """

@@ -1,8 +1,8 @@
-"""Which requests the engine gets next, and how they become batches. No threads, no locks.
+"""Choose which requests the engine gets next, and form batches of them. No threads, no locks.
 
-Small requests are merged in the order they came. A request of more than `batch_size` texts goes in slices, longest
-texts first, so that the texts of a slice are of similar length and pack well. Slices and batches of small requests
-alternate, and so do the large requests among themselves.
+Small requests are merged in order of arrival. A request of more than `batch_size` texts is cut into slices, longest
+texts first, so that a slice's texts are of similar length and pack well. Slices alternate with batches of small
+requests, and large requests take turns.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from akidb_mlx_plugin.batching.requests import PendingRequest, RequestSlice
 
 # Limits of a slice while no small request is waiting: enough to keep a GPU busy, about a second of MiniLM on two cores.
-# Fixed, not timed, so that the same large request is cut, and therefore rounded, the same way every time.
+# Fixed, not timed, so that a large request is always cut, and therefore rounded, the same way.
 SLICE_TEXTS = 512
 SLICE_CHARACTERS = 16_384
-# Once a small request had to wait for a slice, slices are kept short for this long: more may follow.
+# Once a small request has had to wait for a slice, slices stay short for this long: more may follow.
 _SHORT_SLICES_S = 10.0
 
 
@@ -27,8 +27,8 @@ class _Backlog:
 
     Attributes:
         requests: those that wait for the engine, next first.
-        texts: how many texts of theirs have not gone to the engine.
-        line: those that wait for room here, first come first.
+        texts: how many of their texts have not been sent to the engine.
+        line: those that wait for room, in order of arrival.
     """
 
     requests: deque[PendingRequest] = field(default_factory=deque)
@@ -37,15 +37,15 @@ class _Backlog:
 
 
 class Scheduler:
-    """The requests that wait. Not thread-safe: the queue holds its lock."""
+    """Waiting requests. Not thread-safe: the queue holds its lock."""
 
     def __init__(self, batch_size: int, batch_timeout_s: float, max_texts: int) -> None:
         """Start empty.
 
         Args:
-            batch_size: most texts of small requests in a batch; a larger request goes in slices.
+            batch_size: most texts of small requests in a batch; a larger request is cut into slices.
             batch_timeout_s: about how long a slice takes while small requests arrive.
-            max_texts: most texts that wait, of small requests and of large ones each.
+            max_texts: most texts that may wait, counted separately for small and large requests.
         """
         self._batch_size = batch_size
         self._batch_timeout_s = batch_timeout_s
@@ -59,7 +59,7 @@ class Scheduler:
 
     @property
     def waiting_texts(self) -> int:
-        """Number of texts that have not gone to the engine yet, without those that wait for room."""
+        """Number of texts not yet sent to the engine, except those that wait for room."""
         return self._small.texts + self._large.texts
 
     def has_room(self, pending: PendingRequest) -> bool:
@@ -68,11 +68,11 @@ class Scheduler:
         return not backlog.line and self._fits(backlog, pending)
 
     def add(self, pending: PendingRequest) -> None:
-        """Put a request at the end of the line for room; `admit` does the rest."""
+        """Append a request to the line for room; `admit` does the rest."""
         self._backlog_of(pending).line.append(pending)
 
     def admit(self, now: float) -> list[PendingRequest]:
-        """Let those enter for whom there is room, and return them."""
+        """Admit the requests that there is room for, and return them."""
         admitted: list[PendingRequest] = []
         for backlog in (self._small, self._large):
             while backlog.line and self._fits(backlog, backlog.line[0]):
@@ -86,7 +86,7 @@ class Scheduler:
         return admitted
 
     def remove(self, pending: PendingRequest) -> None:
-        """Drop what of a request is waiting; one that has gone to the engine entirely is not here any more."""
+        """Drop the waiting part of a request; one sent entirely to the engine is no longer here."""
         if not pending.waiting:
             return
         backlog = self._backlog_of(pending)
@@ -97,7 +97,7 @@ class Scheduler:
             backlog.texts -= pending.waiting
 
     def next_batch(self, now: float) -> list[RequestSlice]:
-        """Return what goes to the engine next; empty if nothing waits."""
+        """Return the next batch for the engine; empty if nothing waits."""
         from_small = bool(self._small.requests) and (self._small_goes_next or not self._large.requests)
         self._small_goes_next = not from_small
         slices = self._merge_small() if from_small else self._cut_large(now)
@@ -105,7 +105,7 @@ class Scheduler:
         return slices
 
     def finish(self, slices: list[RequestSlice], seconds: float) -> None:
-        """Learn from a batch that has come back how many characters the engine embeds in a second."""
+        """Update the engine's characters per second from a finished batch."""
         if self._slice_runs and seconds > 0:
             self._characters_per_s = sum(len(text) for part in slices for text in part.request.inputs) / seconds
         self._slice_runs = False
@@ -135,7 +135,7 @@ class Scheduler:
         return self._large if len(pending.request.inputs) > self._batch_size else self._small
 
     def _fits(self, backlog: _Backlog, pending: PendingRequest) -> bool:
-        """A request that is larger than the limit fits where no other one waits."""
+        """Return whether a request fits; one larger than the limit fits if no other one waits."""
         return not backlog.texts or backlog.texts + pending.waiting <= self._max_texts
 
     def _slice_limits(self, now: float) -> tuple[float, int]:

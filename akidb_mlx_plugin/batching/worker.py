@@ -1,4 +1,4 @@
-"""The thread that runs a queue's batches; one that dies is replaced."""
+"""The thread that runs a queue's batches; replaced if it dies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class BatchWorker:
 
         Args:
             changed: the queue's condition, notified when the thread ends.
-            run_next: runs a batch, and returns False when there will be no more.
-            has_work: whether a thread that dies must be replaced at once, not with the next request.
+            run_next: runs a batch; returns False when there will be no more.
+            has_work: whether a dead thread must be replaced at once, not with the next request.
         """
         self._changed = changed
         self._run_next = run_next
@@ -39,13 +39,13 @@ class BatchWorker:
         return threading.current_thread() is self._thread
 
     def ensure_started(self) -> None:
-        """Start the thread where there is none; the caller holds the lock."""
+        """Start the thread if there is none; the caller holds the lock."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, name="akidb-mlx-batches", daemon=True)
             self._thread.start()
 
     def pop_death(self) -> BaseException | None:
-        """Return what a thread has died of since the last call."""
+        """Return the error that killed a thread since the last call, if any."""
         death, self._death = self._death, None
         return death
 
@@ -54,7 +54,7 @@ class BatchWorker:
         return self.is_current_thread() or self._changed.wait_for(lambda: self._thread is None, timeout_s)
 
     def when_ended(self, action: Callable[[], None]) -> None:
-        """Run something after the thread has ended: at once, or as the last thing it does."""
+        """Run an action after the thread has ended: at once, or as its last step."""
         with self._changed:
             if self._thread is not None:
                 self._when_ended = action

@@ -1,4 +1,4 @@
-"""The fingerprint: identifies a vector space; stored with a collection and compared when it is reopened."""
+"""The fingerprint of a vector space, stored with a collection and compared when it is reopened."""
 
 from __future__ import annotations
 

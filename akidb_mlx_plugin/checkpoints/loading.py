@@ -1,4 +1,4 @@
-"""Load a checkpoint's tensors into an encoder: strictly, in the dtype that suits the device best."""
+"""Load a checkpoint's tensors into an encoder, strictly, in the dtype that best suits the device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from akidb_mlx_plugin.runtime.memory import available_memory, check_memory
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-# One part in this many of the memory left by the weights may go to second copies, which make queries faster.
+# One part in this many of the memory left after the weights may hold second copies, which make queries faster.
 _SPARE_PART = 4
 
 
@@ -55,7 +55,7 @@ class LoadedModel:
         dense: layers after pooling, including their activations.
         parameters: number of weights.
         dtype: dtype it computes in, and the bits of any quantized weights.
-        nbytes: bytes of memory that the weights take.
+        nbytes: memory that the weights take, in bytes.
     """
 
     encoder: Encoder
@@ -68,16 +68,16 @@ class LoadedModel:
 def load_model(
     checkpoint: Checkpoint, *, device: str | None = None, dtype: str = "auto", keep_quantized: bool | None = None
 ) -> LoadedModel:
-    """Load a checkpoint; call it on the thread that will compute, with its default device set.
+    """Load a checkpoint; call on the thread that will compute, with its default device set.
 
     Args:
         checkpoint: what to load.
-        device: "cpu" or "gpu", for the choices below; None: this thread's.
-        dtype: "float32", "bfloat16" or "float16"; "auto": float32 on a CPU, which has no other fast format. On a GPU
-            weights in float32 or float16 are computed in float16, others in bfloat16, or in float16 too where the GPU
-            has no bfloat16 of its own (M1 and M2); in bfloat16 where the architecture overflows float16.
-        keep_quantized: whether quantized weights stay so; None: on a GPU, and for embedding tables. A CPU multiplies
-            plain matrices 30 times faster.
+        device: "cpu" or "gpu", for the choices below. Defaults to this thread's.
+        dtype: "float32", "bfloat16", "float16" or "auto": float32 on a CPU, which has no other fast dtype. On a GPU
+            weights in float32 or float16 are computed in float16, others in bfloat16, or in float16 too if the GPU
+            has no native bfloat16 (M1 and M2); in bfloat16 if the architecture overflows float16.
+        keep_quantized: whether quantized weights stay so. By default they do on a GPU, and in embedding tables. A CPU
+            multiplies plain matrices 30 times faster.
     Raises:
         ModelNotFoundError: unsupported architecture or setting, a damaged file, a missing or unknown tensor.
         InvalidInputError: no such dtype, or one in which the model would overflow.
@@ -88,8 +88,8 @@ def load_model(
     check_memory(model.nbytes, checkpoint.name)
     if not in_cpu_layout(device) and not is_emulated():
         check_memory(model.nbytes, checkpoint.name, available=_available_on_gpu())
-    # Evaluated here: a lazy array can be evaluated only by the thread that made it. One by one, so that the inputs of a
-    # matrix are freed before the next is read.
+    # Evaluated here: only the thread that made a lazy array can evaluate it. One by one, so that a matrix's inputs are
+    # freed before the next is read.
     for module in (model.encoder, *model.dense):
         for _, value in tree_flatten(module.parameters()):
             mx.eval(value)
@@ -122,7 +122,7 @@ def estimate_memory(
 
 @contextmanager
 def _damage_reported(folder: Path) -> Iterator[None]:
-    """Turn errors of Python and MLX, caused by contradictory settings or weights, into one that names the folder.
+    """Turn Python's and MLX's errors for contradictory settings or weights into one that names the folder.
 
     Raises:
         ModelNotFoundError: such an error occurred.
@@ -139,7 +139,7 @@ def _damage_reported(folder: Path) -> Iterator[None]:
 
 
 def _check_computes(model: LoadedModel, checkpoint: Checkpoint) -> None:
-    """Compute two tokens, so that a model that cannot be computed fails now and not with the first text."""
+    """Compute two tokens, so that a broken model fails now and not with the first text."""
     batch = TokenBatch(np.zeros(2, np.int32), np.arange(2, dtype=np.int32), (Block(0, 1, 2),), (0,))
     vector = pool(model.encoder(Tokens.from_batch(batch)), batch.blocks, checkpoint.pooling)
     for layer in model.dense:
@@ -150,7 +150,7 @@ def _check_computes(model: LoadedModel, checkpoint: Checkpoint) -> None:
 
 
 def _spare_bytes(needed: int) -> int:
-    """Return the memory available for second copies of weights; 0 where the BLAS cannot use them."""
+    """Return the bytes available for second copies of weights; 0 if the BLAS cannot use them."""
     return max(0, (available_memory() or 0) - needed) // _SPARE_PART if load_blas().small_kernels else 0
 
 
@@ -159,18 +159,18 @@ def _count_bytes(*modules: nn.Module) -> int:
 
 
 def _available_on_gpu() -> int | None:
-    """Return how much more memory the GPU can use at full speed; None where MLX does not report it."""
+    """Return how many more bytes the GPU can use at full speed; None if MLX does not report it."""
     limit = mx.device_info().get("max_recommended_working_set_size")
     return None if limit is None else max(0, int(limit) - mx.get_active_memory())
 
 
 def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:
-    """Return the model with every array lazy: only headers have been read."""
+    """Return the model with all arrays lazy: only headers have been read."""
     try:
         return _build_parts(checkpoint, device, dtype, keep_quantized)
     finally:
-        # Modules start with random weights, and each advances this thread's random state. Steps never evaluated stay in
-        # memory as a growing graph for the life of the thread.
+        # Modules start with random weights, and each advances this thread's random state. Unevaluated steps would stay
+        # in memory as a growing graph for the life of the thread.
         mx.eval(*mx.random.state)  # type: ignore[misc]
 
 
@@ -227,7 +227,7 @@ def _take_quantized(module: nn.Module, weights: dict[str, mx.array], *, keep: bo
         if target is None or "weight" not in target:
             continue  # an unknown tensor: `load_strictly` reports it
         scheme = scheme_of(path, weights, target.weight.shape[-1])
-        # Of a table only few rows are looked up: dequantizing those costs less than reading the others.
+        # Only a few rows of a table are looked up: dequantizing those costs less than reading the others.
         bits.add(scheme.bits)
         if keep or isinstance(target, nn.Embedding):
             kept[path] = scheme
@@ -256,7 +256,7 @@ def _choose_dtype(
 
 
 def _cast(module: nn.Module, dtype: mx.Dtype, *, keep_tables: bool) -> None:
-    """Cast floating-point parameters to one dtype; a plain embedding table may stay in a narrower one."""
+    """Cast floating-point parameters to one dtype; a plain embedding table may keep a narrower one."""
     for _, part in module.named_modules():
         table = isinstance(part, nn.Embedding) and keep_tables
         for name, value in part.items():

@@ -17,7 +17,7 @@ _DEFAULTS = LoadOptions()
 
 
 def find_checkpoint(model: str | Path, options: LoadOptions = _DEFAULTS) -> Checkpoint:
-    """Find a model, downloading it where needed, and read what its folder says.
+    """Find a model, downloading it if needed, and read its settings.
 
     Args:
         model: a short name, "org/repo", or a checkpoint folder.
@@ -42,12 +42,12 @@ def find_checkpoint(model: str | Path, options: LoadOptions = _DEFAULTS) -> Chec
                 spec=local.spec,
                 repo=local.repo,
                 revision=known.revision if known else "",
-                # A folder of the user's own is hashed when its fingerprint is asked for, and not before.
+                # A user's own folder is hashed only when its fingerprint is needed.
                 weights_digest=known.weights_digest if known else "",
                 pooling=options.pooling,
             )
         except ModelNotFoundError:
-            # Another process may have evicted it since it was found: fetch it again, once.
+            # Another process may have evicted it since it was found: fetch it again, but only once.
             if last or known is None or not known.damaged_files():
                 raise
     raise AssertionError("unreachable")
@@ -63,7 +63,7 @@ def download_model(
 ) -> Path:
     """Make a model available in the cache with every byte verified; arguments and errors as in `hub.models`.
 
-    One that this package cannot compute is refused before its weights are downloaded.
+    An unsupported model is refused before its weights are downloaded.
     """
     return hub.download_model(
         model,
@@ -84,11 +84,11 @@ def describe_model(
     prompts: Mapping[str, str] | None = None,
     tasks: Mapping[str, str] | None = None,
 ) -> ModelInfo:
-    """Describe a model and the vector space these settings select; it is downloaded where needed, not loaded.
+    """Describe a model and the vector space these settings select; downloads it if needed, loads nothing.
 
     Args:
-        model, options: as `find_checkpoint`.
-        dimension, normalize, prompts, tasks: as `Checkpoint.info`.
+        model, options: as for `find_checkpoint`.
+        dimension, normalize, prompts, tasks: as for `Checkpoint.info`.
     """
     checkpoint = find_checkpoint(model, options)
     return checkpoint.info(dimension=dimension, normalize=normalize, prompts=prompts, tasks=tasks)
@@ -101,15 +101,14 @@ def find_similarity(
     normalize: bool | None = None,
     pooling: str | Sequence[str] | None = None,
 ) -> str | None:
-    """Return what a model's vectors are to be compared by, as far as this machine knows; downloads and loads nothing.
+    """Return the similarity for a model's vectors, as far as this machine knows; downloads and loads nothing.
 
     Args:
         model: a short name, "org/repo", or a checkpoint folder.
-        cache_dir: as `ensure_model`.
-        normalize, pooling: as `describe_model`.
+        cache_dir: as for `ensure_model`.
+        normalize, pooling: as for `describe_model`.
     Returns:
-        "cosine" where the vectors have unit length, else what the checkpoint says; None: it is not here, or cannot be
-        read.
+        "cosine" for vectors of unit length, else what the checkpoint says; None if it is not here, or unreadable.
     """
     if normalize:
         return "cosine"

@@ -1,4 +1,4 @@
-"""How a model is found and loaded, on its way from the configuration to the weights."""
+"""How a model is found and loaded."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Everything that decides which weights are loaded, and how, apart from the model's name.
+    """Everything but the model's name that decides which weights are loaded, and how.
 
     Attributes:
-        device: "auto" (the GPU where there is one), "gpu" or "cpu".
-        dtype: number format of the weights, "auto", "float32", "bfloat16" or "float16"; see `load_model`.
-        cache_dir: where models are kept; None: `AKIDB_MODEL_CACHE_DIR` or ~/.cache/akidb/models.
-        max_cache_gb: after a download, evict the least recently used models above this.
+        device: "auto" (the GPU if there is one), "gpu" or "cpu".
+        dtype: of the weights: "auto", "float32", "bfloat16" or "float16"; see `load_model`.
+        cache_dir: where models are kept. Defaults to `AKIDB_MODEL_CACHE_DIR`, else ~/.cache/akidb/models.
+        max_cache_gb: after a download, evict the least recently used models above this size.
         trusted: False if the name comes from a stored collection; see `ensure_model`.
-        offline: True: never download; None: as HF_HUB_OFFLINE says.
-        pooling: how token vectors become one, such as "mean" or "cls+mean"; None: as the checkpoint says.
+        offline: True to never download. Defaults to HF_HUB_OFFLINE.
+        pooling: how token vectors become one, such as "mean" or "cls+mean". Defaults to the checkpoint's.
     """
 
     device: str = "auto"

@@ -13,24 +13,24 @@ from mlx.utils import tree_flatten, tree_unflatten
 from akidb_mlx_plugin.checkpoints.safetensors import TensorInfo, read_header
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
-# NumPy dtypes for those of a safetensors file; NumPy has no bfloat16.
+# NumPy dtypes for those in a safetensors file; NumPy has no bfloat16.
 _NUMPY_FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"}
 _NUMPY_FORMATS |= {f"{kind.upper()}{size * 8}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
-# What the names of tensors end with that hold numbers, whatever the architecture; "w1" and "w2" are those of experts.
+# Last part of the names of tensors that hold numbers, in any architecture; "w1" and "w2" are the experts'.
 _WEIGHTS = ("weight", "bias", "biases", "gamma", "beta", "w1", "w2")
 
 
 def read_tensors(file: Path) -> dict[str, mx.array]:
-    """Return a safetensors file's tensors, lazily; float64 as float32.
+    """Return a safetensors file's tensors, lazily; float64 becomes float32.
 
     Raises:
-        ModelNotFoundError: it is damaged, or a tensor has a format that means nothing here; the tensor is named.
+        ModelNotFoundError: it is damaged, or a tensor has an unsupported dtype; the tensor is named.
     """
-    # MLX would notice a truncated file only once it reads that far.
+    # MLX would notice a truncated file only on reading that far.
     header = read_header(file)
     for name, info in header.items():
-        # MLX names no tensor when it refuses a format, and takes float8 for whole numbers.
+        # MLX names no tensor when it refuses a dtype, and takes float8 for integers.
         if info.dtype not in _NUMPY_FORMATS and info.dtype != "C64":
             raise _unreadable(file, name, info)
     if any(info.dtype == "F64" for info in header.values()):
@@ -63,20 +63,20 @@ def _unreadable(file: Path, name: str, info: TensorInfo) -> ModelNotFoundError:
 
 
 def check_formats(tensors: Mapping[str, mx.array], origin: str) -> None:
-    """Check that weights and biases are numbers, and that the parts of quantized matrices have the formats of such.
+    """Check that weights and biases are numbers, and that the parts of quantized matrices have valid dtypes.
 
     Args:
-        tensors: by their names in the checkpoint, before any is renamed or cut into parts.
+        tensors: by their names in the checkpoint, before any is renamed or split.
         origin: where they come from, for the message.
     Raises:
-        ModelNotFoundError: one has another format; it is named.
+        ModelNotFoundError: one has another dtype; it is named.
     """
     for name, value in tensors.items():
         path, _, part = name.rpartition(".")
         if part == "weight" and f"{path}.scales" in tensors:
             fits = value.dtype == mx.uint32
         elif part == "scales":
-            # Affine scales are numbers with biases beside them; those of the other modes are bytes without.
+            # Affine scales are numbers and have biases; other modes' scales are bytes and have none.
             affine = f"{path}.biases" in tensors
             fits = _is_float(value) if affine else value.dtype == mx.uint8
             if not fits and not affine and _is_float(value):
@@ -94,7 +94,7 @@ def _is_float(tensor: mx.array) -> bool:
 
 
 def original_names(weights: Mapping[str, mx.array], tensors: Mapping[str, mx.array]) -> dict[str, str]:
-    """Return the checkpoint's names of sanitized tensors, for those that were only renamed."""
+    """Return the checkpoint's names of sanitized tensors that were only renamed."""
     stored = {id(value): name for name, value in tensors.items()}
     return {name: stored[id(value)] for name, value in weights.items() if id(value) in stored}
 
@@ -106,7 +106,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, mx.array], origin: st
         module: the module to fill.
         weights: by the module's names.
         origin: where they come from, for the message.
-        names: their names in the checkpoint, where different.
+        names: their names in the checkpoint, if different.
     Raises:
         ModelNotFoundError: a tensor is missing, unknown, or has the wrong shape; it is named.
     """

@@ -1,4 +1,4 @@
-"""`akidb-mlx bulk`: a corpus into a table or collection, by many workers."""
+"""`akidb-mlx bulk`: embed a corpus into a table or collection, with many workers."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def bulk(
             signals.release()
             made = run_through_client(job) if (address or "").startswith("ray://") else job.run()
         except BaseException:
-            # Whatever it has led to in Ray.
+            # Whatever error it caused in Ray.
             if signals.number is None:
                 raise
             print_error(f"{_describe_stop(signals.number)}; {_describe_rest(job, to)}")
@@ -137,29 +137,29 @@ def _start_ray(address: str | None, workers: int, cpus: float | None, signals: S
 
     import ray
 
-    # Ray sends what it learns of its use to its makers unless told otherwise.
+    # Ray sends usage statistics to its makers unless told otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
-        # One more than the workers take, for reading and writing beside them.
+        # One more than the workers take, for reading and writing.
         needed = math.ceil(workers * (cpus or 1)) + 1
         quiet |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
     else:
         _check_answers(address)
     try:
-        # "local": Ray would else take a cluster that somebody has started here.
+        # "local": otherwise Ray would join a cluster that somebody has started here.
         signals.finish(lambda: ray.init(address or "local", **quiet))
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if address else ""
         raise EmbeddingError(f"no Ray cluster at {address or 'this machine'}: {error}{hint}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
-    # Errors are said by the command, in one line.
+    # The command reports errors itself, in one line.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address where nobody listens: Ray would try again for many minutes."""
+    """Refuse an address where nothing listens: Ray would retry for many minutes."""
     import socket
 
     server = urlsplit(address if "://" in address else f"ray://{address}")
@@ -172,10 +172,10 @@ def _check_answers(address: str) -> None:
 
 
 def _find_files(patterns: list[str]) -> list[str]:
-    """Return the files that patterns name.
+    """Return the files that match the patterns.
 
     Raises:
-        InvalidInputError: there are none, or of two formats.
+        InvalidInputError: there are none, or two formats.
     """
     paths = [path for pattern in patterns for path in _expand(pattern)]
     if len({_format_of(path) for path in paths}) > 1:
@@ -204,7 +204,7 @@ def _format_of(path: str) -> str:
 
 
 def _check_apart(rejects: Path, paths: list[str]) -> Path:
-    """Refuse a side file that is read from."""
+    """Refuse a side file that is also an input."""
     place = rejects.resolve()
     for path in paths:
         if place == Path(path).resolve() or (place.exists() and Path(path).resolve() in place.parents):

@@ -1,4 +1,4 @@
-"""What `akidb-mlx bulk` does once it has a cluster: here, or as a task of the cluster."""
+"""What `akidb-mlx bulk` runs once it has a cluster: here, or as a task in the cluster."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BulkJob:
-    """All that a run needs to know, wherever it is driven from.
+    """Everything a run needs to know, wherever it is driven from.
 
     Attributes:
         paths: files of one format, absolute or in an object store.
-        is_jsonl: that format; else it is Parquet.
+        is_jsonl: whether that format is JSON lines; else it is Parquet.
         target: where the rows go.
-        model, dimension, pooling: of the vectors; None: the target's own, or as configured.
+        model, dimension, pooling: of the vectors. Default to the target's own, else the configuration's.
         on, text_column, vector_column: where a row's parts are.
-        columns: what is read; None: everything.
+        columns: what to read. Defaults to everything.
         workers: the actors that embed.
-        strict, rejects: as `write_lancedb`.
-        dry_run: plan the run in place of doing it.
+        strict, rejects: as for `write_lancedb`.
+        dry_run: plan the run instead of running it.
     """
 
     paths: list[str]
@@ -59,8 +59,8 @@ class BulkJob:
     dry_run: bool
 
     def run(self) -> Estimate | BulkResult:
-        """Do it, in the cluster that is connected; raises as `write_lancedb`."""
-        # First, because the input takes long to look through.
+        """Run the job in the connected cluster; raises as `write_lancedb`."""
+        # First, because reading through the input takes long.
         given = (self.model, self.dimension, self.pooling)
         config = None
         if any(value is not None for value in given):
@@ -94,10 +94,10 @@ def _read_parquet(paths: list[str]) -> Dataset:
 
 
 def run_through_client(job: BulkJob) -> Estimate | BulkResult:
-    """Do it in a task of the cluster: Ray Data cannot be driven through ray://, from a machine outside.
+    """Run the job as a task in the cluster: Ray Data cannot be driven from outside, through ray://.
 
-    The side file comes back from there. Folders are those of this machine, which the nodes have to see as well, and
-    settings are those of this machine's environment.
+    The side file is returned from there. Folders are this machine's, which the nodes must see too, and settings come
+    from this machine's environment.
 
     Raises:
         EmbeddingError: the cluster could not run it; and as `BulkJob.run`.
@@ -125,7 +125,7 @@ def run_through_client(job: BulkJob) -> Estimate | BulkResult:
 def _run_apart(
     job: BulkJob, settings: Mapping[str, str]
 ) -> tuple[Estimate | BulkResult | EmbeddingError, bytes | None]:
-    """Return what a job made under the settings of an environment, or its error, and what is in its side file."""
+    """Return a job's result under an environment's settings, or its error, and the content of its side file."""
     for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
         del os.environ[name]
     os.environ.update(settings)
@@ -135,7 +135,7 @@ def _run_apart(
         try:
             outcome = replace(job, rejects=path).run()
         except EmbeddingError as error:
-            # Its message is read where the file has the name that was asked for.
+            # Its message is read where the file has the requested name.
             error.args = tuple(str(part).replace(str(path), str(job.rejects)) for part in error.args)
             outcome = error.with_traceback(None)
         return outcome, path.read_bytes() if path.exists() else None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while Ray is at work: one clean end, and none of its processes left behind."""
+"""SIGINT and SIGTERM while Ray works: one clean end, with none of its processes left behind."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _LOOK_S = 0.05
 
 
 class StopSignals:
-    """Both signals as a KeyboardInterrupt, once, and held back where it would leave processes behind.
+    """Turns both signals into one KeyboardInterrupt, held back while it would leave processes behind.
 
     Attributes:
-        number: of the first signal that came; None: there was none.
+        number: of the first signal received; None if there was none.
     """
 
     def __init__(self) -> None:
-        """Note nothing yet."""
+        """Start without a signal."""
         self.number: int | None = None
         self._held = True
         self._before: dict[signal.Signals, Any] = {}
-        # Its thread has to outlive what it starts: Linux ends Ray's processes with the thread that is their parent.
+        # Its thread must outlive what it starts: Linux ends Ray's processes with their parent thread.
         self._pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> StopSignals:
@@ -38,10 +38,10 @@ class StopSignals:
         self._pool.shutdown()
 
     def finish(self, call: Callable[[], Result]) -> Result:
-        """Return what a call returns, or raise what it raises; signals that come meanwhile are noted and wait.
+        """Return what a call returns, or raise what it raises, deferring signals meanwhile.
 
-        Ray installs handlers of its own when it starts, one of which prints a stack trace. In another thread it can
-        install the least of them, and here ours are put back as long as it takes.
+        Ray installs its own handlers when it starts, one of which prints a stack trace. In another thread it can
+        install the fewest, and ours are put back here for as long as it takes.
         """
         self.hold()
         pending = self._pool.submit(call)
@@ -52,17 +52,17 @@ class StopSignals:
         return pending.result()
 
     def release(self) -> None:
-        """Let signals interrupt from here on.
+        """Let signals interrupt from now on.
 
         Raises:
-            KeyboardInterrupt: one has come already.
+            KeyboardInterrupt: one was received already.
         """
         self._held = False
         if self.number is not None:
             raise KeyboardInterrupt
 
     def hold(self) -> None:
-        """Hold signals back from here on."""
+        """Hold signals back from now on."""
         self._held = True
 
     def _install(self) -> None:

@@ -1,4 +1,4 @@
-"""Where `akidb-mlx bulk` writes to, as one address."""
+"""The address that `akidb-mlx bulk` writes to."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class LanceAddress:
     name: str
 
     def absolute(self) -> LanceAddress:
-        """Return it as it is found from every folder."""
+        """Return the address with a path valid from any folder."""
         return self if "://" in self.uri else LanceAddress(str(Path(self.uri).expanduser().resolve()), self.name)
 
     def open(self, config: EmbeddingConfig | None, *, on: str, text_column: str, vector_column: str) -> BulkStore:
-        """Return the table, which may not exist yet, with a configuration's function; None: its own, or the default."""
+        """Return the table, which may not exist yet, with a configuration's function, else its own or the default."""
         from akidb_mlx_lancedb import MLXEmbeddings
         from akidb_mlx_ray.lancedb import BulkTable
 
@@ -46,11 +46,11 @@ class ChromaAddress:
     name: str
 
     def absolute(self) -> ChromaAddress:
-        """Return it; a server is found from everywhere."""
+        """Return it unchanged; a server's address is valid anywhere."""
         return self
 
     def open(self, config: EmbeddingConfig | None, *, on: str, text_column: str, vector_column: str) -> BulkStore:
-        """Return the collection, as `LanceAddress.open`."""
+        """Return the collection; as `LanceAddress.open`."""
         from akidb_mlx_chroma import MLXEmbeddingFunction
         from akidb_mlx_ray.chroma import BulkCollection, Server
 
@@ -63,7 +63,7 @@ def parse_target(address: str) -> LanceAddress | ChromaAddress:
     """Return what an address names.
 
     Raises:
-        InvalidInputError: it is none.
+        InvalidInputError: it is not a valid address.
     """
     scheme, _, rest = address.partition("://")
     uri, _, name = rest.rstrip("/").rpartition("/")

@@ -28,7 +28,7 @@ app = typer.Typer(help="See and shrink the model cache.", no_args_is_help=True)
 
 
 def human_size(size_bytes: float) -> str:
-    """Return a size as people read it, in powers of 1000 as disks and hubs count."""
+    """Return a human-readable size, in powers of 1000 as disks and hubs count."""
     power = 0
     while size_bytes >= 999.5 and power < 4:
         size_bytes /= 1000
@@ -99,7 +99,7 @@ def migrate(cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> No
 
 
 def _row(model: CachedModel, as_json: bool) -> dict[str, Any]:
-    """Return a model as a row: for people sizes and times as they read them, for programs as they parse them."""
+    """Return a model as a row, with sizes and times for people to read or programs to parse."""
     state = "partial" if model.partial else "whole"
     if as_json:
         size_and_time = {"size_bytes": model.size_bytes, "last_used": model.last_used.isoformat()}

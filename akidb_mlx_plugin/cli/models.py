@@ -1,4 +1,4 @@
-"""`akidb-mlx models`: which models there are, and which of them are here."""
+"""`akidb-mlx models`: which models there are, and which are on this machine."""
 
 from __future__ import annotations
 

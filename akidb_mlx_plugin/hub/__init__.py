@@ -1,4 +1,4 @@
-"""Models from a Hugging Face hub: where they come from, where they lie, and which of their files are needed."""
+"""Models from a Hugging Face hub: where they come from, where they are stored, and which files are needed."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalModel", "download_model", "ensure_model"]
 
-# The registry is imported by every adapter, and needs none of these.
+# Every adapter imports the registry, which needs none of these.
 __getattr__ = import_when_asked(__name__, dict.fromkeys(__all__, "models"))

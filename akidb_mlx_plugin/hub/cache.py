@@ -1,4 +1,4 @@
-"""The model cache as a whole: what is there, and what it takes."""
+"""The model cache as a whole: its models and its size."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class CachedModel:
     """A model in the cache.
 
     Attributes:
-        name: its short name, or its repository where it has none.
+        name: short name, or the repository if it has none.
         repo: Hugging Face repository.
-        revision: commit, or digest of the weights for a mirror; "" for what is left of a download.
-        folder: where it lies.
-        size_bytes: what its files take.
-        last_used: when it was last loaded or asked for (UTC).
-        in_use: some process, this one included, holds it with `mark_in_use`, or is downloading it.
-        partial: what is left of a download that was not finished.
+        revision: commit, or digest of the weights for a mirror; "" for an unfinished download.
+        folder: where it is stored.
+        size_bytes: total size of its files.
+        last_used: when it was last loaded or requested (UTC).
+        in_use: any process, this one included, holds it with `mark_in_use` or is downloading it.
+        partial: an unfinished download.
         shared: in the machine's Hugging Face cache, where this package removes nothing.
-        snapshot: its files; None for what is left of a download.
+        snapshot: its files; None for an unfinished download.
     """
 
     name: str
@@ -55,12 +55,12 @@ class CachedModel:
 
 
 def default_cache_dir() -> Path:
-    """Return the cache's folder: AKIDB_MODEL_CACHE_DIR as it is set now, else ~/.cache/akidb/models."""
+    """Return the cache's folder: AKIDB_MODEL_CACHE_DIR as currently set, else ~/.cache/akidb/models."""
     return resolve_cache_dir(os.environ.get("AKIDB_MODEL_CACHE_DIR", "").strip() or "~/.cache/akidb/models")
 
 
 def resolve_cache_dir(cache_dir: str | Path | None) -> Path:
-    """Return the absolute folder that a caller's `cache_dir` means; None: the default.
+    """Return the absolute folder for a caller's `cache_dir`; None means the default.
 
     Raises:
         InvalidInputError: it begins with "~", and there is no home directory.
@@ -76,16 +76,16 @@ def resolve_cache_dir(cache_dir: str | Path | None) -> Path:
 
 
 def list_cached_models(cache_dir: str | Path | None = None, *, include_partial: bool = False) -> list[CachedModel]:
-    """Return the models in the cache, the least recently used first.
+    """Return the models in the cache, least recently used first.
 
     Args:
-        cache_dir: None: the default cache.
-        include_partial: list what is left of unfinished downloads too.
+        cache_dir: defaults to `default_cache_dir()`.
+        include_partial: include unfinished downloads.
     """
     root = resolve_cache_dir(cache_dir)
     models = []
     for snapshot in _snapshots(root):
-        # A model may be evicted by another process while it is being looked at.
+        # Another process may evict a model meanwhile.
         with suppress(FileNotFoundError):
             models.append(_describe(snapshot))
     models += _partials(root) if include_partial else []
@@ -93,7 +93,7 @@ def list_cached_models(cache_dir: str | Path | None = None, *, include_partial: 
 
 
 def list_shared_models() -> list[CachedModel]:
-    """Return the models of the machine's Hugging Face cache that are whole, by name."""
+    """Return the complete models in the machine's Hugging Face cache, sorted by name."""
     models = []
     for folder in shared_cache_dir().glob("models--*/snapshots/*"):
         repo = _repo_of(folder.parent.parent)
@@ -105,16 +105,16 @@ def list_shared_models() -> list[CachedModel]:
 
 
 def cache_size_gb(cache_dir: str | Path | None = None) -> float:
-    """Return what the cache takes on disk, unfinished downloads included, in GB of 10^9 bytes."""
+    """Return the cache's size on disk in GB of 10^9 bytes, unfinished downloads included."""
     root = resolve_cache_dir(cache_dir)
-    # Asks for no lock, unlike a listing: a cleanup elsewhere would take whoever measures for a user.
+    # Takes no lock, unlike a listing: a concurrent cleanup would mistake this for use.
     if _is_shared(root):
         return sum(snapshot.size_bytes for snapshot in _snapshots(root)) / _GB
     return sum(map(_size_bytes, [*root.glob("models--*"), *legacy.folders(root)])) / _GB
 
 
 def _is_shared(root: Path) -> bool:
-    """Return whether the cache is the machine's Hugging Face cache too: what has no record is another tool's then."""
+    """Return whether this is also the machine's Hugging Face cache, where files without a record are other tools'."""
     return root.resolve() == shared_cache_dir().resolve()
 
 
@@ -128,7 +128,7 @@ def _snapshots(root: Path) -> Iterator[Snapshot]:
 
 
 def _partials(root: Path) -> Iterator[CachedModel]:
-    """Yield what is left of downloads: of a repository all that belongs to no model."""
+    """Yield unfinished downloads: everything in a repository that belongs to no model."""
     rests = {folder: [folder] for folder in legacy.folders(root) if legacy.read(folder) is None}
     if not _is_shared(root):
         rests |= {repo: rest for repo in root.glob("models--*") if (rest := rest_of(repo))}
@@ -148,7 +148,7 @@ def _partials(root: Path) -> Iterator[CachedModel]:
 
 
 def rest_of(repo: Path) -> list[Path]:
-    """Return what of a repository's folder belongs to no model."""
+    """Return everything in a repository's folder that belongs to no model."""
     folders = list(repo.glob("snapshots/*"))
     rest = [folder for folder in folders if not record_of(folder).is_file()]
     if len(rest) == len(folders):
@@ -180,7 +180,7 @@ def _short_name(repo: str) -> str:
 
 
 def _size_bytes(path: Path) -> int:
-    """Return what a file or folder takes; a link takes nothing, and what vanishes meanwhile neither."""
+    """Return the size of a file or folder; links, and files that vanish meanwhile, count as nothing."""
     total = 0
     for file in [path, *path.rglob("*")]:
         with suppress(FileNotFoundError):

@@ -1,7 +1,7 @@
-"""Ask a Hugging Face hub through huggingface_hub, within bounds, and put its refusals into words.
+"""Query a Hugging Face hub through huggingface_hub, within limits, and explain its refusals.
 
-huggingface_hub downloads the files. Its listings are not used: they have no end that a hub must come to, and take the
-token wherever the next page is.
+huggingface_hub downloads the files. Its listings are not used: they are unbounded, and send the token wherever the next
+page is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, InvalidInputE
 from akidb_mlx_plugin.hub.files import FileEntry, parse_files
 from akidb_mlx_plugin.hub.retries import RefusedError, explain, with_retries, within_deadline
 
-# How long a hub may take for its first answer.
+# Timeout for a hub's first response.
 ANSWER_S = 8.0
 LISTING_S = 30.0
 LISTING_BYTES = 32 << 20
@@ -30,7 +30,7 @@ LISTING_PAGES = 100
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _AGENT = "akidb-mlx-plugin"
-# The commit and the ETag name files. Of a commit in another form, huggingface_hub would ask once more what it means.
+# The commit and the ETag become file names. huggingface_hub would look up a commit in any other form again.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE_NAME = re.compile(r"(W/)?\"?\w[\w.-]*\"?")
 _XET_HASH = re.compile(r"[0-9a-f]{64}")
@@ -40,7 +40,7 @@ _TRUE = {"1", "ON", "YES", "TRUE"}
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub's address, without the password that may stand in it, and the headers to send."""
+    """A hub's address, without any password in it, and the headers to send."""
 
     endpoint: str
     headers: Mapping[str, str] = field(repr=False)
@@ -53,7 +53,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class RemoteSnapshot:
-    """A repository at one commit: its files as huggingface_hub notes them, and as this package does."""
+    """A repository at one commit: its files as huggingface_hub records them, and as this package does."""
 
     commit: str
     listing: Mapping[str, Mapping[str, Any]]
@@ -61,12 +61,12 @@ class RemoteSnapshot:
 
 
 def is_offline() -> bool:
-    """Return whether the hub's own variables, as they are set now, forbid requests."""
+    """Return whether the hub's own variables, as currently set, forbid requests."""
     return (os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "").upper() in _TRUE
 
 
 def find_hub() -> Hub:
-    """Return the hub: HF_ENDPOINT as it is set now, else the public one, with the token or the password for it.
+    """Return the hub: HF_ENDPOINT as currently set, else the public one, with its token or password.
 
     Raises:
         InvalidInputError: HF_ENDPOINT is not an http address.
@@ -88,7 +88,7 @@ def find_hub() -> Hub:
         headers["authorization"] = f"Basic {base64.b64encode(unquote(credentials).encode()).decode()}"
     elif token:
         if not _TOKEN.fullmatch(token):
-            # The HTTP library would refuse it too, and print it.
+            # The HTTP library would refuse it too, but print it.
             raise DownloadError("HF_TOKEN holds characters that no token has; copy it again")
         headers["authorization"] = f"Bearer {token}"
     return Hub(endpoint, headers)
@@ -97,7 +97,7 @@ def find_hub() -> Hub:
 def _is_address(text: str) -> bool:
     try:
         address = urlsplit(text)
-        # An invalid port is noticed when it is asked for.
+        # An invalid port raises only when it is read.
         return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
     except ValueError:
         return False
@@ -109,7 +109,7 @@ def list_remote(hub: Hub, repo: str, revision: str) -> RemoteSnapshot:
     Raises:
         ModelNotFoundError: no such repository or revision.
         TransientError: the hub cannot be reached, or cannot answer now.
-        DownloadError: the hub refuses, or does not answer like one.
+        DownloadError: the hub refuses, or its answer is malformed.
     """
     api = f"{hub.endpoint}/api/models/{repo}"
 
@@ -145,10 +145,10 @@ def list_remote(hub: Hub, repo: str, revision: str) -> RemoteSnapshot:
 def download_files(
     hub: Hub, repo: str, commit: str, files: Sequence[FileEntry], cache_dir: Path, *, show_progress: bool
 ) -> None:
-    """Have huggingface_hub download files into a cache; each is there at its full size then, its content unverified.
+    """Download files into a cache with huggingface_hub, each at its full size but with its content unverified.
 
     Raises:
-        As `list_remote`, and OSError for the disk.
+        As `list_remote`, and OSError from the disk.
     """
     from huggingface_hub import snapshot_download
 
@@ -170,15 +170,15 @@ def download_files(
 
 
 def _bar_class(size_bytes: int, host: str, shown: bool) -> type:
-    """Return the progress bar for a download; it also stops a file that does not end."""
+    """Return the progress bar for a download; it also stops an endless file."""
     from huggingface_hub.utils.tqdm import tqdm
 
-    # Attempts that were cut count again.
+    # Interrupted attempts count again.
     most = 2 * size_bytes + (64 << 20)
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            # None: shown on a terminal.
+            # None shows it on a terminal only.
             super().__init__(*arguments, **{**options, "disable": None if shown else True})  # type: ignore[no-untyped-call]
             self.counted = 0.0
 
@@ -192,7 +192,7 @@ def _bar_class(size_bytes: int, host: str, shown: bool) -> type:
 
 
 def _fence_session() -> None:
-    """Check the answers to this package's requests before huggingface_hub acts on them; those to others pass."""
+    """Check the responses to this package's requests, and no others, before huggingface_hub acts on them."""
     from huggingface_hub import get_session
 
     hooks = get_session().event_hooks["response"]
@@ -201,7 +201,7 @@ def _fence_session() -> None:
 
 
 def _check_answer(response: Any) -> None:
-    """Stop at a refusal, and at an ETag that is not a file's name: huggingface_hub writes where it points."""
+    """Raise for a refusal, and for an ETag that is not a file name: huggingface_hub writes where it points."""
     if not response.request.headers.get("user-agent", "").startswith(_AGENT):
         return
     if response.status_code >= 400:
@@ -214,7 +214,7 @@ def _check_answer(response: Any) -> None:
 
 
 class _Limits:
-    """What a listing may take in all."""
+    """Limits on a whole listing."""
 
     def __init__(self) -> None:
         self._until = time.monotonic() + LISTING_S
@@ -222,7 +222,7 @@ class _Limits:
         self._pages = LISTING_PAGES
 
     def spend(self, *, size_bytes: int = 0, pages: int = 0) -> None:
-        """Count a part of it, and raise DownloadError where it is too much."""
+        """Count part of a listing; raise DownloadError beyond the limits."""
         self._bytes -= size_bytes
         self._pages -= pages
         if min(self._bytes, self._pages) < 0 or time.monotonic() > self._until:
@@ -252,10 +252,10 @@ def _get_json(hub: Hub, url: str, limits: _Limits) -> tuple[Any, str | None]:
 
 
 def _as_listed(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a file of the hub's listing as huggingface_hub notes it."""
+    """Return a file of the hub's listing in huggingface_hub's form."""
     noted = {"size": entry["size"], "blob_id": entry["oid"]}
     if lfs := entry.get("lfs"):
         noted |= {"lfs_sha256": lfs["oid"].removeprefix("sha256:"), "lfs_size": lfs["size"]}
-    # With another one, huggingface_hub would ask for the listing again.
+    # With any other hash, huggingface_hub would request the listing again.
     xet = entry.get("xetHash")
     return noted | ({"xet_hash": xet} if isinstance(xet, str) and _XET_HASH.fullmatch(xet) else {})

@@ -1,4 +1,4 @@
-"""The disk under the cache: whether it has room, and what to say when it fails."""
+"""The cache's disk: check for space and explain errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from akidb_mlx_plugin.errors import DownloadError
 
-# Room for listings and for what else the file system needs.
+# Room for listings and file system overhead.
 _SPARE_BYTES = 16 << 20
 
 
@@ -16,7 +16,7 @@ def check_free_space(folder: Path, needed_bytes: int, name: str) -> None:
     """Refuse a download that the disk has no room for.
 
     Raises:
-        DownloadError: with both sizes.
+        DownloadError: too little space; it gives both sizes.
     """
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(place).free
@@ -28,7 +28,7 @@ def check_free_space(folder: Path, needed_bytes: int, name: str) -> None:
 
 
 def disk_error(error: OSError, folder: Path) -> DownloadError:
-    """Say what to do about an error of the file system."""
+    """Return an error that says what to do about a file system error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(f"the disk of {folder} is full; make room ('akidb-mlx cache clean' removes models)")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

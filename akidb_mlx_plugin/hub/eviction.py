@@ -1,4 +1,4 @@
-"""What may go from the model cache, and removing it: the least recently used first, and nothing that is in use."""
+"""Evict models from the cache: least recently used first, never one in use."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def cleanup_cache(
     dry_run: bool = False,
     keep: Collection[str | Path] = (),
 ) -> list[CachedModel]:
-    """Remove models, the least recently used first, until the cache is no larger than allowed.
+    """Remove models, least recently used first, until the cache fits its limit.
 
-    A model that any process uses, or is downloading, stays, even if the cache then remains too large.
+    A model that any process uses or is downloading stays, even if the cache then remains too large.
 
     Args:
-        max_gb: allowed size in GB of 10^9 bytes, 0 for none of it; None: no limit, nothing is removed.
-        cache_dir: None: the default cache.
-        dry_run: only tell what would go.
-        keep: names, repositories or folders that stay whatever their age.
+        max_gb: allowed size in GB of 10^9 bytes; 0 empties the cache, None removes nothing.
+        cache_dir: defaults to `default_cache_dir()`.
+        dry_run: only return what would be removed.
+        keep: names, repositories or folders to keep whatever their age.
     Returns:
-        What was removed, unfinished downloads among it.
+        What was removed, including unfinished downloads.
     Raises:
         InvalidInputError: a limit below zero, or not a number.
     """
@@ -57,7 +57,7 @@ def cleanup_cache(
 
 
 def remove_model(repo: str, *, cache_dir: str | Path | None = None) -> tuple[list[CachedModel], list[CachedModel]]:
-    """Remove all that the cache has of a repository.
+    """Remove everything the cache has of a repository.
 
     Returns:
         What was removed, and what stays because it is in use or cannot be removed.
@@ -73,7 +73,7 @@ def remove_model(repo: str, *, cache_dir: str | Path | None = None) -> tuple[lis
 
 @contextmanager
 def _changing(root: Path) -> Iterator[None]:
-    """One change of the cache at a time: two that look at the same model would each take the other for its user."""
+    """Allow one change of the cache at a time: two would each take the other for a user of the model."""
     lock = file_lock(root, "cleanup")
     try:
         lock.acquire()
@@ -97,7 +97,7 @@ def _remove_oldest(root: Path, max_bytes: float, keep: set[str | Path], dry_run:
             continue
         if dry_run or _evict(root, model):
             removed.append(model)
-            # Two commits of a repository may have files in common, which stay with the other.
+            # Two commits of a repository may share files, which stay with the other.
             excess = excess - model.size_bytes if dry_run else cache_size_gb(root) * _GB - max_bytes
     if excess > 0 and not dry_run:
         _log.warning(
@@ -109,14 +109,14 @@ def _remove_oldest(root: Path, max_bytes: float, keep: set[str | Path], dry_run:
 
 
 def _is_removable(root: Path, model: CachedModel) -> bool:
-    # What is linked into the cache lies elsewhere, and is not the cache's to remove.
+    # Anything linked into the cache is stored elsewhere, and is not the cache's to remove.
     depth = len(model.folder.relative_to(root).parts)
     return not model.in_use and not any(path.is_symlink() for path in (model.folder, *model.folder.parents)[:depth])
 
 
 def _evict(root: Path, model: CachedModel) -> bool:
-    """Remove a model unless someone has begun to use or download it; True if it is gone."""
-    # What is left of a download may have been a model until it was found damaged, and be in use as such.
+    """Remove a model unless it is now in use or being downloaded; return whether it is gone."""
+    # An unfinished download may be a model that was found damaged, and still be in use.
     folders = [model.folder] if not model.partial else list(model.folder.glob("snapshots/*"))
     try:
         with ExitStack() as stack:
@@ -133,7 +133,7 @@ def _evict(root: Path, model: CachedModel) -> bool:
     except (Timeout, FileNotFoundError):
         return False
     except OSError as error:
-        # Of somebody else, in a shared cache: what is next in age may go instead.
+        # Another user's, in a shared cache; try the next oldest instead.
         _log.warning("cannot remove %s from the model cache: %s", model.folder, error.strerror or error)
         return False
     _log.info("removed %s from the model cache", model.folder)
@@ -141,9 +141,9 @@ def _evict(root: Path, model: CachedModel) -> bool:
 
 
 def _delete_revision(root: Path, folder: Path) -> None:
-    """Remove a snapshot, and of its blobs those that no other snapshot has.
+    """Remove a snapshot, and the blobs that no other snapshot has.
 
-    Without its record, which goes first, what an interruption leaves is no model.
+    Its record is removed first, so that what an interruption leaves is not a model.
     """
     from huggingface_hub import scan_cache_dir
 
@@ -151,12 +151,12 @@ def _delete_revision(root: Path, folder: Path) -> None:
     record_of(folder).unlink(missing_ok=True)
     (repo / "trees" / f"{folder.name}.json").unlink(missing_ok=True)
     scan = scan_cache_dir(root)
-    # A fork has the commits of its origin, and only one of them is meant.
+    # A fork shares its origin's commits, and only one of the two is meant.
     mine = frozenset(entry for entry in scan.repos if entry.repo_path.name == repo.name)
     if any(revision.commit_hash == folder.name for entry in mine for revision in entry.revisions):
         replace(scan, repos=mine).delete_revisions(folder.name).execute()
     else:
-        # A link without its blob, or a branch without its commit: huggingface_hub passes the repository over.
+        # A link without its blob, or a branch without its commit: huggingface_hub skips the repository.
         shutil.rmtree(folder)
     if folder.exists():
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

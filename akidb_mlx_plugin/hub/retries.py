@@ -1,4 +1,4 @@
-"""What goes wrong with a hub: retried, waited for no longer, or put into words that say what to do."""
+"""Failures of a hub: retry them, time out, or explain what to do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError, ModelNotFoundError
 
 ATTEMPTS = 3
-# The first wait before a new attempt; it doubles.
+# First wait between attempts; it doubles.
 BACKOFF_S = 1.0
-# A server that asks for more patience than this is reported instead of waited for.
+# A server that asks for a longer wait is reported instead.
 LONGEST_WAIT_S = 60.0
 
 _MAY_PASS = {408, 425, 429}
-# `"api";r=0;t=55`: no request is left, the window ends in 55 seconds. Source: huggingface.co/docs/hub/rate-limits.
+# `"api";r=0;t=55`: no requests are left, the window ends in 55 seconds. Source: huggingface.co/docs/hub/rate-limits.
 _RATE_LIMIT = re.compile(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 
 T = TypeVar("T")
@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 
 
 class TransientError(DownloadError):
-    """A download failed for a reason that may pass by itself.
+    """A download failed for a reason that may be temporary.
 
     Attributes:
-        wait_s: how long the server asks to wait; None: it does not say.
-        unreachable: no answer came; it is not asked again.
+        wait_s: how long the server asks to wait; None if it does not say.
+        unreachable: no answer came; not retried.
     """
 
     def __init__(self, message: str, *, wait_s: float | None = None, unreachable: bool = False) -> None:
@@ -45,7 +45,7 @@ class TransientError(DownloadError):
 
 
 class RefusedError(Exception):
-    """An answer of 400 and above, before huggingface_hub waits for as long as it says."""
+    """A status of 400 or above, raised before huggingface_hub waits as long as the response says."""
 
     def __init__(self, response: Any) -> None:
         super().__init__(response.status_code)
@@ -53,7 +53,7 @@ class RefusedError(Exception):
 
 
 def with_retries(action: Callable[[], T]) -> T:
-    """Retry transient failures, `ATTEMPTS` times in all, with growing waits between.
+    """Run an action up to `ATTEMPTS` times, retrying transient failures after growing waits.
 
     Raises:
         TransientError: the last one, with the number of attempts.
@@ -73,13 +73,13 @@ def with_retries(action: Callable[[], T]) -> T:
 
 
 def within_deadline(seconds: float, action: Callable[[], T], message: str) -> T:
-    """Run an action, but wait no longer than this for it.
+    """Run an action, but wait only so many seconds for it.
 
-    A connect timeout holds for each of a host's addresses in turn, and a name lookup has none at all; only
-    a thread that is left behind bounds both.
+    A connect timeout applies to each of a host's addresses in turn, and a name lookup has none; only abandoning a
+    thread bounds both.
 
     Raises:
-        TransientError: the time is up; it says `message`.
+        TransientError: the time is up; its text is `message`.
     """
     future: Future[T] = Future()
 
@@ -99,7 +99,7 @@ def within_deadline(seconds: float, action: Callable[[], T], message: str) -> T:
 
 
 def explain(error: Exception, endpoint: str, repo: str, revision: str) -> Exception:
-    """Return what to raise for a failure of a request: an error that says what to do, or one of the disk itself."""
+    """Return what to raise for a failed request: an error that says what to do, or the disk's own."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     host = urlsplit(endpoint).netloc
@@ -121,7 +121,7 @@ def explain(error: Exception, endpoint: str, repo: str, revision: str) -> Except
         if isinstance(cause, http.HTTPError | http.InvalidURL):
             return DownloadError(f"{host} cannot be used for {repo}: {cause}")
     if isinstance(error, OSError) and error.errno is None and not type(error).__module__.startswith("huggingface_hub"):
-        # The consistency check of huggingface_hub.
+        # huggingface_hub's consistency check.
         return TransientError(f"a file of {repo} did not arrive at its full size from {host}")
     if type(error).__module__.startswith("huggingface_hub"):
         return DownloadError(f"{host} does not answer like a Hugging Face hub: {error}; check HF_ENDPOINT")
@@ -135,7 +135,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _refusal(response: Any, endpoint: str, repo: str, revision: str) -> EmbeddingError:
-    """Turn an answer of 400 and above into the error that says what to do about it."""
+    """Turn a status of 400 or above into an error that says what to do."""
     host = urlsplit(endpoint).netloc
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     if code == "GatedRepo":
@@ -166,7 +166,7 @@ def _refusal(response: Any, endpoint: str, repo: str, revision: str) -> Embeddin
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds a server asks to wait, by Retry-After (a number or a date) or RateLimit."""
+    """Return the seconds a server asks to wait, from Retry-After (a number or a date) or RateLimit."""
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)

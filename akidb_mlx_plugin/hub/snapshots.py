@@ -1,4 +1,4 @@
-"""Snapshots on disk, in the layout that huggingface_hub keeps: finding one and telling whether it is whole.
+"""Snapshots on disk, in huggingface_hub's layout: find one and check that it is complete.
 
     <cache>/                            AKIDB_MODEL_CACHE_DIR, else ~/.cache/akidb/models
       models--<org>--<name>/            one repository
@@ -9,7 +9,7 @@
         akidb/<commit>.json             the files of a model, all verified; its time is when the model was last used
       .locks/                           one lock per repository (downloads) and per model (use)
 
-The machine's ordinary Hugging Face cache looks the same but for `akidb/`. It is read and never written.
+The machine's ordinary Hugging Face cache looks the same except for `akidb/`. It is only read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def repo_folder(cache_dir: Path, repo: str) -> Path:
 
 
 def shared_cache_dir() -> Path:
-    """Return the folder of the machine's Hugging Face cache, by the variables as they are set now."""
+    """Return the folder of the machine's Hugging Face cache, from the environment as currently set."""
     names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
     folder = next((os.environ[name] for name in names if os.environ.get(name)), None)
     if folder is None:
@@ -59,10 +59,10 @@ def shared_cache_dir() -> Path:
 
 
 def find_cached(request: SnapshotRequest, *, deep: bool = False, lenient: bool = False) -> Snapshot | None:
-    """Return a snapshot that is whole: from the cache, else from the machine's Hugging Face cache.
+    """Return a complete snapshot from the cache, else from the machine's Hugging Face cache.
 
     Args:
-        request: which.
+        request: which snapshot.
         deep: read every byte.
         lenient: as in `read_shared`.
     """
@@ -80,7 +80,7 @@ def find_cached(request: SnapshotRequest, *, deep: bool = False, lenient: bool =
 
 
 def own_snapshot(request: SnapshotRequest) -> Snapshot | None:
-    """Return the cache's own snapshot of a revision, whole or not."""
+    """Return the cache's own snapshot of a revision, complete or not."""
     return next(_own_candidates(request), None)
 
 
@@ -101,7 +101,7 @@ def _own_candidates(request: SnapshotRequest) -> Iterator[Snapshot]:
 
 
 def _snapshot_folders(repo: Path, revision: str) -> Iterator[Path]:
-    """Yield the folder that a revision, a commit or the beginning of one leads to."""
+    """Yield the folder that a revision, a commit or the start of one leads to."""
     with suppress(OSError, ValueError):
         commit = (repo / "refs" / revision).read_text(encoding="utf-8").strip()
         if _NAME.fullmatch(commit) and (repo / "snapshots" / commit).is_dir():
@@ -112,7 +112,7 @@ def _snapshot_folders(repo: Path, revision: str) -> Iterator[Path]:
 
 
 def read_own(repo: str, folder: Path) -> Snapshot | None:
-    """Return a snapshot of this package's cache; None where nothing was noted of it, as while it is downloaded."""
+    """Return a snapshot in this package's cache; None without a record, as during its download."""
     record = folder.parent.parent / RECORDS / f"{folder.name}.json"
     if listing := read_listing(record):
         return Snapshot(repo, folder.name, folder, str(listing[0].get("source", "")), listing[1], record)
@@ -120,16 +120,16 @@ def read_own(repo: str, folder: Path) -> Snapshot | None:
 
 
 def read_shared(repo: str, folder: Path, *, card_needed: bool = True, lenient: bool = False) -> Snapshot | None:
-    """Return a snapshot of the machine's Hugging Face cache; None where it may not have all that a model needs.
+    """Return a snapshot in the machine's Hugging Face cache; None if it may lack something the model needs.
 
-    Other tools download what they need, and some keep no listing of what there is. Then a snapshot must be
-    consistent in itself: every shard of its index, every folder of its pipeline.
+    Other tools download only what they need, and some keep no listing. Then a snapshot must be consistent in itself:
+    every shard of its index, every folder of its pipeline.
 
     Args:
         repo: Hugging Face repository.
         folder: the snapshot.
-        card_needed: whether the repository's name alone leaves open what the model is.
-        lenient: do without the card, which may name another model whose prompts and pooling are meant, and without
+        card_needed: whether the repository's name alone does not identify the model.
+        lenient: do without the card, which may name another model whose prompts and pooling apply, and without
             proof that there is no modules.json.
     """
     if listing := read_listing(folder.parent.parent / "trees" / f"{folder.name}.json"):
@@ -156,7 +156,7 @@ def _lacks_pieces(folder: Path, paths: set[str], *, known: bool, lenient: bool) 
         bare = ("Normalize", "StaticEmbedding")
         places = [module["path"] for module in modules if not module["type"].endswith(bare)]
         missing = {f"{place}/config.json".lstrip("/") for place in places} - paths
-        # Converters leave folders out; a model that is known by name does without.
+        # Converters leave folders out; a model known by name does without them.
         if missing and (not known or "config.json" in missing):
             return True
         first = modules[0]["path"]
@@ -172,15 +172,15 @@ def _lacks_pieces(folder: Path, paths: set[str], *, known: bool, lenient: bool) 
 
 
 def _entry_of(folder: Path, path: str) -> FileEntry:
-    """Describe a file of a snapshot without a listing: by its blob's name, and by what its own header says."""
+    """Describe a file of a snapshot without a listing, from its blob's name and its own header."""
     file = folder / path
-    # The first link alone: a blob may itself be a link to where huggingface_hub shares blobs among repositories.
+    # The first link only: a blob may itself link to where huggingface_hub shares blobs among repositories.
     blob = Path(os.readlink(file)).name if file.is_symlink() else ""
     return FileEntry(path, _expected_size(file), blob if is_digest(blob) else "")
 
 
 def _expected_size(file: Path) -> int:
-    """Return the size that a file should have by itself, as safetensors say; -1 for one that cannot be read."""
+    """Return the size that a file should have, for safetensors by its header; -1 if it cannot be read."""
     try:
         if file.suffix != ".safetensors":
             return file.stat().st_size

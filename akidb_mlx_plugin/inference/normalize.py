@@ -9,7 +9,7 @@ from akidb_mlx_plugin.types import Vector
 
 
 def truncate_and_normalize(vectors: Vector, dimension: int, *, normalize: bool) -> Vector:
-    """Keep the leading components of each vector, and optionally scale it to unit length.
+    """Keep each vector's leading components, and optionally scale it to unit length.
 
     Args:
         vectors: (N, D) float32.

@@ -1,8 +1,8 @@
 """Token rows of many texts laid out for one forward pass: padding-free on a CPU, padded rectangles on a GPU.
 
 A `TokenBatch` is a list of rectangular blocks laid end to end on one token axis. Linear layers see all tokens in one
-matmul; attention runs block by block. On a CPU a block holds texts of exactly one length, so nothing is padded and
-nothing masked. On a GPU every block costs kernels of its own, so texts of similar length share one.
+matmul; attention runs block by block. On a CPU a block holds texts of exactly one length, so nothing is padded or
+masked. On a GPU every block costs extra kernels, so texts of similar length share one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from akidb_mlx_plugin.nn.batch import Block, TokenBatch
 
-# What a block costs a GPU beside its tokens, in tokens: about five kernels a layer of some 3.6 µs each, against the
+# What a block costs a GPU besides its tokens, in tokens: about five kernels a layer of some 3.6 µs each, against the
 # time of a token on chips that compute 3,000 to 49,000 a second (a derived figure; no GPU was measured).
 _BLOCK_PRICE = 8
-# A GPU's matrix product computes tiles of so many rows, and reuses buffers of equal size.
+# A GPU's matrix product computes tiles of this many rows, and reuses buffers of equal size.
 _TILE = 32
 
 
 def pack_exact(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[TokenBatch]:
-    """Pack rows of equal length side by side, longest first, without any padding.
+    """Pack rows of equal length together, longest first, without any padding.
 
     Args:
         rows: token ids of each text, at least one each.
@@ -44,13 +44,13 @@ def pack_exact(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[Tok
 
 
 def pack_padded(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[TokenBatch]:
-    """Pack rows of similar length into rectangles, several to a batch, longest first.
+    """Pack rows of similar length into rectangles, several per batch, longest first.
 
-    The token axis is filled up to a multiple of 32, unless there is one row only.
+    The token axis is filled up to a multiple of 32, unless there is only one row.
 
     Args:
         rows: token ids of each text, at least one each.
-        token_budget: most tokens in a batch, padding not counted; a longer row makes a batch of its own.
+        token_budget: most tokens in a batch, padding not counted; a longer row gets its own batch.
     Yields:
         Batches that together hold every row once.
     """
@@ -77,16 +77,16 @@ def pack_padded(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[To
 
 
 def _cut(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Cut rows into the blocks that cost least together, by dynamic programming.
+    """Cut rows into the cheapest blocks, by dynamic programming.
 
-    A block costs its rows times its longest row, and a price of its own.
+    A block costs its rows times its longest row, plus a fixed price.
 
     Args:
-        lengths: of the rows, (N,), in falling order.
+        lengths: (N,) of the rows, in descending order.
     Returns:
         First row and one past the last of each block.
     """
-    # A block begins where the length falls: rows of one length belong together.
+    # A block begins where the length drops: rows of one length stay together.
     starts = np.concatenate([[0], np.flatnonzero(np.diff(lengths)) + 1, [len(lengths)]])
     longest = lengths[starts[:-1]]
     best = np.zeros(len(starts))
@@ -103,7 +103,7 @@ def _cut(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _split_by_budget(rows: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
-    """Yield the indexes of rows, longest first, so many at a time that their tokens stay within the budget."""
+    """Yield indexes of rows, longest first, in groups whose tokens stay within the budget."""
     chosen: list[int] = []
     spent = 0
     for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):

@@ -1,4 +1,4 @@
-"""The models in memory, one of each for the whole process."""
+"""The models in memory, shared by the whole process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEFAULTS = LoadOptions()
 
 @dataclass
 class _Entry:
-    """A model that is loaded or being loaded, and how many hold it."""
+    """A model that is loaded or loading, and its number of holders."""
 
     loading: threading.Lock = field(default_factory=threading.Lock)
     embedder: Embedder | None = None
@@ -31,7 +31,7 @@ _lock = threading.Lock()
 
 
 def _renew_locks() -> None:
-    """Replace, in a forked child, the locks that a thread of the parent may have held and nobody would release."""
+    """Replace, in a forked child, locks that a parent's thread may have held and nobody would release."""
     global _lock
     _lock = threading.Lock()
     for entry in _entries.values():
@@ -43,9 +43,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def acquire_embedder(model: str | Path, options: LoadOptions = _DEFAULTS) -> Embedder:
-    """Return the process's one embedder of a model, loading it for the first that asks; release it when done.
+    """Return the process's only embedder of a model, loading it for the first caller; release it when done.
 
-    Callers that ask while it loads wait for that one load. A load that fails is tried again by the next caller.
+    Callers that arrive during the load wait for it. The next caller retries a failed load.
     Arguments and errors are those of `Embedder.open`.
     """
     source = resolve(model)
@@ -71,7 +71,7 @@ def acquire_embedder(model: str | Path, options: LoadOptions = _DEFAULTS) -> Emb
 
 
 def release_embedder(embedder: Embedder) -> None:
-    """Give an acquired embedder back; the last one to do so frees it."""
+    """Release an acquired embedder; the last holder's release frees it."""
     with _lock:
         found = next(((key, entry) for key, entry in _entries.items() if entry.embedder is embedder), None)
     if found:

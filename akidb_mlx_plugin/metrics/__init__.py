@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of their own, and a Grafana dashboard."""
+"""Prometheus metrics, in their own registry, and a Grafana dashboard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of every queue in the process, in a registry of their own.
+"""Prometheus metrics of every queue in the process, in their own registry.
 
 `prometheus_client` is imported with the first event or scrape, not before.
 """
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class QueueMetrics(QueueObserver):
-    """Counts the batches and requests of one queue under the name of its model."""
+    """Counts a queue's batches and requests under its model's name."""
 
     def __init__(self, model: str) -> None:
         """Count for a model; imports nothing before the first event."""
@@ -95,7 +95,7 @@ def _label(outcome: Outcome) -> str:
 
 @dataclass(frozen=True)
 class _Watched:
-    """What is read at each scrape rather than counted as it happens."""
+    """What is read at each scrape rather than counted."""
 
     model: str
     provider: EmbeddingProvider
@@ -107,7 +107,7 @@ _lock = threading.RLock()
 
 
 def _renew_lock() -> None:
-    """Replace, in a forked child, a lock that a thread of the parent may have held at the fork."""
+    """Replace, in a forked child, a lock that a parent's thread may have held."""
     global _lock
     _lock = threading.RLock()
 
@@ -117,7 +117,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def watch(queue: BatchQueue, provider: EmbeddingProvider, *, model: str, cache_dir: Path | None) -> None:
-    """Report a queue's length, its model's load time and the size of its cache, for as long as the queue lives."""
+    """Report a queue's length, its model's load time and its cache's size, as long as the queue lives."""
     with _lock:
         _watched[queue] = _Watched(model, provider, cache_dir)
 
@@ -162,7 +162,7 @@ def _folder_bytes(folder: Path) -> float:
 
 
 def _registered() -> tuple[CollectorRegistry, dict[MetricSpec, Any]]:
-    """Return the registry and the counters and histograms in it; the first call makes them."""
+    """Return the registry and its counters and histograms; the first call makes them."""
     with _lock:
         return _register()
 
@@ -184,7 +184,7 @@ def _register() -> tuple[CollectorRegistry, dict[MetricSpec, Any]]:
 
 
 def metrics_registry() -> CollectorRegistry:
-    """Return the registry, to expose it in your own server."""
+    """Return the registry, to expose in your own server."""
     return _registered()[0]
 
 
@@ -196,7 +196,7 @@ def exposition() -> str:
 
 
 class MetricsServer:
-    """A small HTTP server that Prometheus scrapes."""
+    """A small HTTP server for Prometheus to scrape."""
 
     def __init__(self, port: int, addr: str) -> None:
         """Listen on a port; 0 picks a free one."""

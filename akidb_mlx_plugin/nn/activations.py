@@ -18,21 +18,21 @@ from akidb_mlx_plugin.nn.layout import in_cpu_layout
 
 
 def swap_outer_axes(x: mx.array) -> mx.array:
-    """(A, B, d) -> (B, A, d), copied 8 bytes at a time where elements can be paired."""
+    """Transpose (A, B, d) to (B, A, d), copying 8 bytes at a time where elements can be paired."""
     dtype = x.dtype
     pairs = x.shape[-1] * dtype.size % 8 == 0
     x = mx.contiguous((x.view(mx.uint64) if pairs else x).transpose(1, 0, 2))
     return x.view(dtype) if pairs else x
 
 
-# Fewest elements for which compiling a kernel per shape pays off, and how many such kernels a thread keeps.
+# Fewest elements for which a kernel per shape pays off, and how many such kernels a thread keeps.
 _LEAST_ELEMENTS, _KEPT_SHAPES = 1 << 17, 8
 
 
 class _PerShape:
-    """A function compiled anew for each shape of its first argument; a thread keeps the last few.
+    """A function compiled separately for each shape of its first argument; a thread keeps the last few.
 
-    MLX never frees a compiled function of its own accord, and each takes some 45 kB.
+    MLX never frees a compiled function by itself, and each takes about 45 kB.
     """
 
     def __init__(self, function: Callable[..., mx.array]) -> None:
@@ -55,9 +55,9 @@ class _PerShape:
 class _Fused:
     """An elementwise function of arrays of one shape, fused into one pass over memory.
 
-    MLX compiles a function for one shape or for all. That for all spreads its constants in memory and costs three times
-    as much. So large arrays, which come again in the next layer at once, get a kernel of their own, and small ones
-    share the form for all. Minima, maxima and reductions belong outside: they do not vectorise in a compiled kernel.
+    MLX compiles a function for one shape or for all. The latter spreads its constants in memory and costs three times
+    as much. So large arrays, which recur in the next layer, get their own kernel, and small ones share the general one.
+    Minima, maxima and reductions belong outside: they do not vectorize in a compiled kernel.
     """
 
     def __init__(self, function: Callable[..., mx.array]) -> None:
@@ -85,14 +85,14 @@ class _Fused:
         return compiled(*(mx.zeros((2,), dtype) for dtype in dtypes))
 
 
-# exp(t) - 1 = t + C2 t^2 + C3 t^3 + C4 t^4, fitted by reweighted least squares so that the error of exp(32 t) is least.
+# exp(t) - 1 = t + C2 t^2 + C3 t^3 + C4 t^4, fitted by reweighted least squares minimizing the error of exp(32 t).
 _EXP_C2, _EXP_C3, _EXP_C4 = 0.49999487, 0.16644867, 0.03915204
 _LEAST_EXPONENT = -40.0
 
 
 @_Fused
 def _exp_in_range(x: mx.array) -> mx.array:
-    """exp(x) for -40 <= x <= 0, absolute error below 2e-7: a polynomial of x/32, squared five times; 0 at -40.
+    """Return exp(x) for -40 <= x <= 0, absolute error below 2e-7: a polynomial of x/32, squared five times; 0 at -40.
 
     The powers are kept minus one, (1 + e)^2 - 1 = e (e + 2): squaring numbers close to one would double their rounding
     error five times.
@@ -120,7 +120,7 @@ _Q0, _Q1, _Q2, _Q3, _Q4 = (1.0, 0.35666734, 0.052315116, 0.0042008800, 0.0001988
 
 @_Fused
 def _normal_cdf_minus_half(r: mx.array) -> mx.array:
-    # In pairs (Estrin), not one by one (Horner): MLX splits a kernel whose operations are more than eleven deep.
+    # In pairs (Estrin), not one by one (Horner): MLX splits a kernel more than eleven operations deep.
     s = r * r
     s2 = s * s
     p = (_P0 + _P1 * s) + s2 * ((_P2 + _P3 * s) + s2 * (_P4 + _P5 * s))
@@ -139,7 +139,7 @@ def _gelu(x: mx.array) -> mx.array:
 
 @_Fused
 def _times_sigmoid(x: mx.array, size: mx.array, e: mx.array) -> mx.array:
-    """x / (1 + exp(-y)) from |x| and e = exp(-|y|), where x and y have the same sign."""
+    """Return x / (1 + exp(-y)) from |x| and e = exp(-|y|), where x and y have the same sign."""
     return ((x + size) + (x - size) * e) / (2.0 + 2.0 * e)
 
 
@@ -178,7 +178,7 @@ _FORMS: dict[str, tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.
 
 def _activation(name: str) -> Callable[[mx.array], mx.array]:
     on_a_cpu, elsewhere = _FORMS[name]
-    # In float32 inside, or a narrow format is rounded after every operation; in one kernel that costs nothing.
+    # In float32 inside, or a narrow dtype is rounded after every operation; in one kernel that costs nothing.
     fused = _PerShape(lambda x: elsewhere(x.astype(mx.float32)).astype(x.dtype))
     return lambda x: on_a_cpu(x.astype(mx.float32)).astype(x.dtype) if in_cpu_layout() else fused(x)
 

@@ -11,12 +11,12 @@ from akidb_mlx_plugin.nn.batch import Block, Blocks, join_blocks
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
-# Most scores computed at once on a CPU: longer texts attend in slices of queries, so that memory grows with the length
-# and not with its square. 1 Mi float32 take 4 MiB, which fits the cache and one heap of the allocator: anything larger
-# is returned to the system and paged in again with every batch.
+# Most scores computed at once on a CPU: longer texts attend in slices of queries, so that memory grows linearly with
+# length, not quadratically. 1 Mi float32 take 4 MiB, which fits the cache and one heap of the allocator: anything
+# larger is returned to the system and paged in again with every batch.
 _MAX_SCORES = 1 << 20
-# Where a query does not see every key, shorter slices skip more of the masked ones; below some length the matrix
-# products of a slice become too small to be efficient.
+# With a mask, shorter slices skip more masked keys; below some length a slice's matrix products become too small to be
+# efficient.
 _MASKED_QUERIES, _FEWEST_QUERIES = 128, 32
 # Most elements of the float mask that a fused kernel needs for a bias: longer texts attend in slices of queries.
 _MAX_MASK = 1 << 26
@@ -43,7 +43,7 @@ def attend(
         k, v: (T, K, d) keys and values; K divides H, and each key head serves H/K query heads.
         blocks: the rectangles of the batch.
         scale: applied to the scores.
-        causal: a token sees itself and the tokens before it.
+        causal: a token sees only itself and earlier tokens.
         window: a token sees only tokens fewer than this many positions away.
         bias: added to the scaled scores.
         before: (K, P, d) keys and values of a prefix that all texts share; causal attention without a bias only.
@@ -105,10 +105,10 @@ def attend_last(
 
 
 def _last_mask(block: Block, length: int, window: int | None) -> mx.array | None:
-    """Return which of `length` keys the last token of each row sees, (B, 1, 1, L); None where each sees all."""
+    """Return which of `length` keys each row's last token sees, (B, 1, 1, L); None if each sees all."""
     if block.lengths is None and (window is None or window >= length):
         return None
-    # One past each last token, counted as keys are, from the beginning of its text.
+    # One past each last token, counted like keys, from the start of its text.
     stop = mx.array((block.last - block.start) % block.length + 1 + length - block.length)[:, None, None, None]
     key = mx.arange(length)
     inside = key < stop
@@ -140,7 +140,7 @@ def _attend_fused(
     slices = []
     for start in range(offset, length, _FUSED_QUERIES):
         stop = min(start + _FUSED_QUERIES, length)
-        # The keys that these queries reach.
+        # The keys within these queries' reach.
         first = 0 if window is None else max(0, start - window + 1)
         last = stop if causal else length if window is None else min(length, stop + window - 1)
         if causal and first == 0 and (window is None or window >= last):
@@ -194,7 +194,7 @@ def _attend_fused_biased(
         mask = bias.masks.get(key)
         if mask is None:
             mask = _float_mask(block, start, stop, causal, window, bias)
-            # A sliced mask is rebuilt for each layer: keeping all its slices would take too much memory.
+            # A sliced mask is rebuilt for each layer: keeping every slice would take too much memory.
             if step >= block.length:
                 bias.masks[key] = mask
         slices.append(mx.fast.scaled_dot_product_attention(q[:, :, start:stop], k, v, scale=scale, mask=mask))
@@ -203,7 +203,7 @@ def _attend_fused_biased(
 
 
 def _float_mask(block: Block, start: int, stop: int, causal: bool, window: int | None, bias: PositionBias) -> mx.array:
-    """Return the (1 or B, H, Q, L) bias; the lowest finite number where a query does not see a key.
+    """Return the (1 or B, H, Q, L) bias, with the lowest finite number where a query does not see a key.
 
     With -inf, kernels that process keys in chunks give NaN for a chunk in which a query sees nothing.
     """
@@ -224,9 +224,9 @@ def _attend_sliced(
     bias: PositionBias | None,
     before: tuple[mx.array, mx.array] | None,
 ) -> mx.array:
-    """Attention over (T, H, d) with scaled q, in slices of queries against only the keys that they see."""
+    """Attention over (T, H, d) with scaled q, in slices of queries against only the keys they see."""
     heads, groups, size = q.shape[1], k.shape[1], q.shape[2]
-    # Heads first, once for all blocks: a matrix product copies arrays that are not contiguous.
+    # Heads first, once for all blocks: a matrix product copies non-contiguous arrays.
     q, k, v = (swap_outer_axes(x) for x in (q, k, v))
     outputs = []
     for block in blocks:
@@ -237,7 +237,7 @@ def _attend_sliced(
         )
         if before is not None:
             keys, values = (_prepend(x[:, None, None], y) for x, y in zip(before, (keys, values), strict=True))
-        # Queries are counted like keys, from the beginning of the text.
+        # Queries are counted like keys, from the start of the text.
         length, offset = keys.shape[-2], keys.shape[-2] - block.length
         step = max(_FEWEST_QUERIES, _MAX_SCORES // (rows * heads * length))
         if causal or window is not None:
@@ -286,7 +286,7 @@ def _visible(
     """Return which keys (first to last) each query (start to stop) sees; every query sees at least one.
 
     Returns:
-        (Q, K) or (B, Q or 1, K) bool; None where every query sees every key.
+        (Q, K) or (B, Q or 1, K) bool; None if every query sees every key.
     """
     query, key = mx.arange(start, stop)[:, None], mx.arange(first, last)
     visible: mx.array | None = None

@@ -1,6 +1,6 @@
 """The packed batch: rectangular blocks of token rows laid end to end on one token axis.
 
-Tokens after the last block belong to no text: they only fill the axis up to a length that a GPU computes well.
+Tokens after the last block belong to no text: they only fill the axis up to a length that suits a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Block:
         start: its first position on the token axis.
         rows: texts in it, B.
         length: tokens per row, L.
-        lengths: real tokens of each row where rows are padded on the right; None where every row is full.
+        lengths: real tokens of each row if rows are padded on the right; None if every row is full.
     """
 
     start: int
@@ -42,7 +42,7 @@ class Block:
 
 
 class Blocks(tuple[Block, ...]):
-    """The blocks of one forward pass, with the masks that its layers share.
+    """The blocks of one forward pass, with its layers' shared masks.
 
     Attributes:
         masks: by what they depend on; filled by the first layer that needs one.
@@ -58,12 +58,12 @@ class Blocks(tuple[Block, ...]):
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Texts that are encoded together.
+    """Texts encoded together.
 
     Attributes:
-        ids: (T,) int32 token ids of all blocks, end to end, and perhaps some that fill the axis.
-        positions: (T,) int32 place of each token within its text.
-        blocks: the rectangles that ids are made of.
+        ids: (T,) int32 token ids of all blocks, end to end, then any that fill the axis.
+        positions: (T,) int32 position of each token within its text.
+        blocks: the rectangles that make up ids.
         order: input index of each row, in the order of the blocks' rows.
     """
 
@@ -84,7 +84,7 @@ class TokenBatch:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """Cached keys and values of the tokens that every text of a batch begins with, for a causal model.
+    """Cached keys and values of a batch's common first tokens, for a causal model.
 
     Attributes:
         length: number of these tokens, P.
@@ -96,11 +96,11 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the keys and values take."""
+        """Size of the keys and values in bytes."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
 
     def first(self, length: int) -> Prefix:
-        """Return the prefix cut to its first tokens; none of them depends on a later one."""
+        """Return the prefix cut to its first tokens, none of which depends on a later one."""
         if length == self.length:
             return self
         return Prefix(length, tuple((keys[:, :length], values[:, :length]) for keys, values in self.layers))
@@ -124,7 +124,7 @@ class Tokens:
 
     @classmethod
     def from_batch(cls, batch: TokenBatch, prefix: Prefix | None = None) -> Tokens:
-        """Convert a packed batch; call it on the thread that evaluates.
+        """Convert a packed batch; call on the thread that evaluates.
 
         Args:
             batch: the tokens after the prefix, with positions counted from its end.
@@ -153,7 +153,7 @@ class Tokens:
 
 
 def join_blocks(outputs: Sequence[mx.array], tokens: int) -> mx.array:
-    """Return what was computed block by block, (t, D) each, on one axis of so many tokens; zeros after the last."""
+    """Join the outputs of blocks, (t, D) each, on one axis of `tokens` tokens; zeros after the last."""
     rest = tokens - sum(map(len, outputs))
     parts = [*outputs, mx.zeros((rest, outputs[0].shape[1]), outputs[0].dtype)] if rest else outputs
     return parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=0)

@@ -1,7 +1,7 @@
-"""Functions compiled by MLX; on a Linux CPU, used only once their libraries are known to be this user's own.
+"""Functions compiled by MLX; used on a Linux CPU only once their libraries are known to be this user's own.
 
 MLX loads a compiled kernel's library when an array that needs it is first evaluated, somewhere inside a graph. Here
-each kind of kernel is loaded earlier, by a small example under the guard of `kernel_folder.load_kernel`.
+each kind of kernel is loaded earlier, by a small example guarded by `kernel_folder.load_kernel`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from akidb_mlx_plugin.runtime.kernel_folder import IS_GUARDED, load_kernel
 
 
 def is_guarded() -> bool:
-    """Return whether this thread's kernels have to be loaded before they are used."""
+    """Return whether this thread's kernels must be loaded before use."""
     return IS_GUARDED and mx.default_device() == mx.cpu
 
 
 class Kernels:
-    """Which kernels of one compiled function may be used, by kind of array.
+    """Which kernels of a compiled function may be used, by kind of array.
 
-    A kind is whatever makes MLX compile another kernel: the dtypes, and which axes collapse into one.
+    A kind is what makes MLX compile another kernel: the dtypes, and which axes collapse into one.
     """
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ _lock = threading.Lock()
 def without_kernels() -> Iterator[None]:
     """Disable MLX's compilation on a Linux CPU while code outside this package builds a graph.
 
-    MLX has one switch for the whole process: graphs that other threads build meanwhile are not compiled either, which
-    does not change their results.
+    MLX's switch is process-wide: graphs that other threads build meanwhile are not compiled either, which does not
+    change their results.
     """
     global _uncompiled
     if not is_guarded():
@@ -76,7 +76,7 @@ def without_kernels() -> Iterator[None]:
 
 
 def _compiles() -> bool:
-    """Return whether MLX compiles; it has no query for this, but calls a compiled function only once."""
+    """Return whether MLX compiles; there is no query for it, but MLX calls a compiled function only once."""
     runs: list[None] = []
 
     def probe(x: mx.array) -> mx.array:

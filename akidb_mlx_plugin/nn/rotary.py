@@ -18,12 +18,12 @@ from akidb_mlx_plugin.nn.rope_scaling import Frequencies, RopeSettings, plain_fr
 
 @dataclass(frozen=True, eq=False)
 class Angles:
-    """How far the channels of every token are turned, in pairs of one from each half of a head.
+    """How far each token's channels are rotated, in pairs of one from each half of a head.
 
     Attributes:
         cos, sin: (T, 1, d/2) float32.
-        positions: (T,) places of the tokens.
-        periods: (d/2,) positions per radian, from which MLX's own kernel computes the angles; None where it cannot.
+        positions: (T,) of the tokens.
+        periods: (d/2,) positions per radian, from which MLX's own kernel computes the angles; None if it cannot.
     """
 
     cos: mx.array
@@ -32,11 +32,11 @@ class Angles:
     periods: mx.array | None = None
 
     def at(self, places: mx.array) -> Angles:
-        """Return those of some tokens alone."""
+        """Return the angles of some tokens only."""
         return Angles(self.cos[places], self.sin[places], self.positions[places], self.periods)
 
     def lengthened(self, factors: mx.array) -> Angles:
-        """Return angles that multiply what they turn by (T, 1, 1) factors too."""
+        """Return angles that also multiply what they rotate by (T, 1, 1) factors."""
         return Angles(self.cos * factors, self.sin * factors, self.positions)
 
 
@@ -78,7 +78,7 @@ class Rotary:
         plain = self.settings.attention_factor == 1
         table, rows = self._short.rows(longest), tokens.positions
         if self._long is not None and longest > self.settings.short_length:
-            # The rows for long texts follow those for short ones.
+            # Rows for long texts follow those for short ones.
             table = np.concatenate([table, self._long.rows(longest)])
             plain = False
             rows = rows + mx.array((tokens.text_lengths > self.settings.short_length).astype(np.int32)) * longest
@@ -116,7 +116,7 @@ _kernels = Kernels()
 def _rotate_halves(x: mx.array, y: mx.array, angles: Angles) -> list[mx.array]:
     if not is_guarded():
         return list(_rotate_fused(x, y, angles.cos, angles.sin))
-    # Without axes of length one, of which it depends on their strides whether they count as axes: (T, d) or (T, H, d).
+    # Without axes of length one, which count as axes or not depending on their strides: (T, d) or (T, H, d).
     arrays = [x, y, mx.contiguous(angles.cos), mx.contiguous(angles.sin)]
     one_head = x.shape[1] == 1
     if one_head:
@@ -133,9 +133,9 @@ def _example(one_head: bool, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
 
 
 def rotate(x: mx.array, angles: Angles) -> mx.array:
-    """Turn (T, H, d) queries or keys by their positions' angles, in float32; keeps the dtype.
+    """Rotate (T, H, d) queries or keys by their positions' angles, in float32; keep the dtype.
 
-    Where the angles cover fewer than d channels, the remaining ones are left unchanged.
+    If the angles cover fewer than d channels, the others stay unchanged.
     """
     size = 2 * angles.cos.shape[-1]
     if angles.periods is not None and not in_cpu_layout():

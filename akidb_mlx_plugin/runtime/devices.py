@@ -1,4 +1,4 @@
-"""Which of the machine's devices computes, and what its GPU is good at."""
+"""Which device computes, and what the GPU is good at."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def choose_device(device: str) -> str:
 
 
 class AppleGPU(NamedTuple):
-    """A GPU of Apple's, as MLX names it.
+    """An Apple GPU, as MLX names it.
 
     Attributes:
         generation: 13 in M1, 14 in M2, 15 in M3, and so on.
@@ -37,14 +37,14 @@ class AppleGPU(NamedTuple):
 
 
 def find_apple_gpu() -> AppleGPU | None:
-    """Return this machine's Apple GPU; None where it has none."""
+    """Return this machine's Apple GPU; None if it has none."""
     architecture = str(mx.device_info(mx.gpu).get("architecture", ""))
     found = re.fullmatch(r"applegpu_g(\d+)([a-z])", architecture)
     return AppleGPU(int(found[1]), found[2]) if found else None
 
 
 def emulates_bfloat16() -> bool:
-    """Return whether the GPU computes bfloat16 in software, as those of M1 and M2 do at half the speed of float16."""
+    """Return whether the GPU computes bfloat16 in software, as M1 and M2 do at half the speed of float16."""
     gpu = find_apple_gpu()
     return gpu is not None and gpu.generation <= 14
 
@@ -52,7 +52,7 @@ def emulates_bfloat16() -> bool:
 def pass_tokens() -> int:
     """Return how many tokens a forward pass on the GPU may have.
 
-    So many keep it busy. More would only hold up whoever comes next: nothing interrupts a pass.
+    That many keep it busy. More would only delay the next caller: nothing interrupts a pass.
     """
     gpu = find_apple_gpu()
     if gpu is None:

@@ -1,4 +1,4 @@
-"""Forked processes: they inherit objects whose threads stayed in the parent, and locks that nothing will release."""
+"""Forked processes: they inherit objects whose threads stayed in the parent, and locks that nobody will release."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from akidb_mlx_plugin.errors import ServiceUnavailableError
 
 
 class ForkGuard:
-    """Remembers which process uses something. It takes no lock, and is checked before any lock is taken."""
+    """Remembers which process uses an object. It takes no lock, and is checked before any lock is taken."""
 
     def __init__(self) -> None:
-        """Belong to no process yet: what was never used before a fork works in the child."""
+        """Belong to no process yet: an object not used before a fork works in the child."""
         self._pid: int | None = None
 
     def enter(self) -> None:
@@ -21,7 +21,7 @@ class ForkGuard:
         self._pid = os.getpid()
 
     def check(self) -> None:
-        """Check that this process may use it.
+        """Check that this process may use the object.
 
         Raises:
             ServiceUnavailableError: it belongs to the process this one was forked from.

@@ -1,4 +1,4 @@
-"""How much memory is used and left: a model that cannot fit is refused before the system kills the process."""
+"""How much memory is used and left, to refuse a model that cannot fit before the system kills the process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 
-# In addition to the weights: the activations of a batch and the buffers that are kept for the next one.
+# On top of the weights: the activations of a batch and the buffers kept for the next one.
 _WORKING_BYTES = 96 << 20
-# In a limited address space: stacks and buffers of the BLAS's threads, which abort the process if they find no room.
+# In a limited address space: stacks and buffers of the BLAS threads, which abort the process if there is no room.
 _THREADS_BYTES = 512 << 20
 # Peak memory of a batch, in float32 activations of its widest layer.
 _ACTIVATIONS = 8
@@ -29,7 +29,7 @@ def check_memory(needed: int, name: str, *, available: int | None = None) -> Non
     Args:
         needed: bytes of its weights.
         name: the model, for the message.
-        available: bytes left of another memory, such as a GPU's. Defaults to this machine's own memory.
+        available: bytes left in another memory, such as a GPU's. Defaults to this machine's own memory.
     Raises:
         ServiceUnavailableError: less is left than it needs.
     """
@@ -75,8 +75,8 @@ def resident_bytes(process: Path = _PROCESS) -> int:
 def available_memory() -> int | None:
     """Return how many bytes this process may still allocate; None if unknown.
 
-    The least of what is left on the machine, in the process's control groups (a container's, for example) and in its
-    address space.
+    The least of what is left on the machine, in the process's control groups (such as a container's) and in its address
+    space.
     """
     if sys.platform == "darwin":
         return _available_on_mac()
@@ -85,7 +85,7 @@ def available_memory() -> int | None:
 
 
 def left_of_address_space(process: Path = _PROCESS) -> int | None:
-    """Return how many bytes RLIMIT_AS (`ulimit -v`) leaves; None if there is no limit, or none that can be read."""
+    """Return how many bytes RLIMIT_AS (`ulimit -v`) leaves; None if there is no readable limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return None
@@ -111,12 +111,12 @@ def _left_in_control_groups(root: Path = _CGROUP, process: Path = _PROCESS) -> i
 
 
 def _groups(root: Path, process: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Yield the folder of each control group, with the names of the files that hold its limit and usage."""
+    """Yield the folder of each control group, with the names of its limit and usage files."""
     try:
         lines = (process / "cgroup").read_text().splitlines()
     except OSError:
         lines = []
-    # In a container the path may be the one outside it; the container's own group is then the root.
+    # In a container the path may be the one outside; the container's own group is then the root.
     for line in ("0::/", "0:memory:/", *lines):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if "memory" in controllers.split(","):

@@ -1,4 +1,4 @@
-"""Threads that own MLX: every computation of a model runs on one of them, whoever asked for it.
+"""Threads that own MLX: every computation of a model runs on one of them.
 
 MLX's streams belong to threads, and a thread that used one must release it before it ends, or the interpreter aborts
 at exit. Callers therefore never touch MLX; they submit work to a pool and wait for a future.
@@ -27,17 +27,17 @@ from akidb_mlx_plugin.runtime.cores import core_count
 from akidb_mlx_plugin.runtime.fork import FORK_BARRIER, ForkGuard
 
 _JOIN_SECONDS = 10.0
-# Freed buffers that MLX keeps for the next batch on a GPU; without a limit every new shape would add its own for good.
+# Freed buffers that MLX keeps for the next batch on a GPU; without a limit every new shape would add more, for good.
 _GPU_POOL_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A piece of work that waits for a thread.
+    """A piece of work waiting for a thread.
 
     Attributes:
         work: the function to run.
-        collect: turns its result into what the caller gets; None: the caller gets it as it is.
+        collect: turns its result into what the caller gets; None to return it unchanged.
         future: where the caller waits.
     """
 
@@ -47,9 +47,9 @@ class _Piece:
 
 
 class WorkerPool:
-    """A few threads with a stream each, and a queue in which short work goes first.
+    """A few threads with a stream each, and a queue that puts short work first.
 
-    The first of the idle threads always takes the work, so that successive calls find the weights in one core's cache.
+    The first idle thread always takes the work, so that successive calls find the weights in one core's cache.
     """
 
     def __init__(self, device: str, count: int, *, ahead: int = 0) -> None:
@@ -57,8 +57,8 @@ class WorkerPool:
 
         Args:
             device: "cpu" or "gpu".
-            count: how many threads work side by side.
-            ahead: how many further pieces a thread begins before it collects the first one, so that a GPU does not idle
+            count: number of threads.
+            ahead: how many more pieces a thread begins before it collects the first one, so that a GPU does not idle
                 while the next graph is built.
         Raises:
             ServiceUnavailableError: this process was forked from one that used MLX, and MLX would hang here.
@@ -98,7 +98,7 @@ class WorkerPool:
 
         Args:
             work: may use MLX, but must not return a lazy array except to `collect`.
-            collect: called on the same thread with what `work` returned, to evaluate it; its result is the future's.
+            collect: called on the same thread to evaluate what `work` returned; its result is the future's.
             short: whether it goes ahead of all work that is not short.
         Raises:
             ServiceUnavailableError: the pool is closed, or belongs to the parent of a fork.
@@ -122,7 +122,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Finish pending work, release the streams and stop the threads; safe to call twice."""
-        # Checked first: a lock that was held at a fork is never released in the child.
+        # Checked first: a lock held at a fork is never released in the child.
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -153,7 +153,7 @@ class WorkerPool:
             _idle_streams.append(stream)
 
     def _run_next(self, index: int, begun: deque[tuple[_Piece, Any]]) -> bool:
-        """Begin a piece of work or collect the oldest that has begun; False once the pool is closed and done.
+        """Begin a piece of work or collect the oldest begun one; return False once the pool is closed and done.
 
         A call handles one piece, so that no local variable keeps its arrays alive afterwards.
         """
@@ -212,15 +212,15 @@ class WorkerPool:
             self._unfinished -= 1
 
     def _divide_cores(self) -> None:
-        """Give a piece of work that runs alone every core for its matrix products; several share the cores."""
+        """Split the cores among the running pieces for their matrix products; one alone gets them all."""
         if self._device == mx.cpu:
             set_blas_threads(max(1, self._cores // min(self._unfinished, len(self._threads))))
 
 
-# Streams of threads that have ended, for reuse. MLX runs a thread for each CPU stream until the process ends: with new
-# streams for every model that is loaded there would be more and more threads.
+# Streams of finished threads, for reuse. MLX runs a thread for each CPU stream until the process ends: with new streams
+# for every loaded model, threads would pile up.
 _idle_streams: list[mx.Stream] = []
-# Makes a stream that another thread may use later; MLX has this since 0.32.
+# Makes a stream that another thread may use later; since MLX 0.32.
 _make_lasting_stream: Callable[[mx.DeviceType], mx.Stream] | None = getattr(mx, "new_thread_unsafe_stream", None)
 
 

@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 async def run_in_background(make: Callable[[], Upsert]) -> UpsertResponse:
-    """Make an upsert and run it on a thread of its own; the event loop stays free.
+    """Make an upsert and run it on a separate thread, without blocking the event loop.
 
-    Cancelling the task ends the upsert after the write that is under way. The CancelledError's `__cause__` is then the
-    UpsertError that says which documents are in, or None if all of them are.
+    Canceling the task ends the upsert after the current write. The CancelledError's `__cause__` is then the UpsertError
+    that says which documents are in, or None if all of them are.
     """
     made: list[Upsert] = []
     cancelled = threading.Event()

@@ -1,6 +1,6 @@
 """The interface of a database that documents are written to or read from.
 
-The adapters implement it; `upsert` and `reembed` work on it and know no database.
+The adapters implement it; `upsert` and `reembed` use only this interface.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class StoredDocument:
     Attributes:
         text: None if it was written without one.
         vector: (D,) float32, or None if it has none yet.
-        metadata: without the entries that are null.
+        metadata: without null entries.
     """
 
     text: str | None
@@ -32,13 +32,13 @@ class StoredDocument:
 
 
 class Store(ABC):
-    """A collection or table that documents go to. One thread writes at a time; reads may run alongside.
+    """A collection or table to write documents to. One thread writes at a time; others may read meanwhile.
 
     Attributes:
         label: what messages call it: "collection 'docs'".
         dimension: length of its vectors; 0 while it is unknown.
         service: embeds the texts; None if every document must have its vector.
-        max_rows: most rows of one write; None for any number.
+        max_rows: most rows per write; None for any number.
     """
 
     label: str
@@ -55,12 +55,12 @@ class Store(ABC):
         """Raise InvalidInputError for what the database would refuse in a document's text or metadata."""
 
     def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
-        """Return whether a document's metadata is what is stored; a null counts as absent."""
+        """Return whether a document's metadata equals what is stored; a null counts as absent."""
         wanted = {key: plain_value(value) for key, value in (document.metadata or {}).items() if value is not None}
         return is_same_value(wanted, dict(stored.metadata))
 
     def is_unchanged(self, stored: StoredDocument, document: Document, vector: Vector) -> bool:
-        """Return whether a document with this vector is stored already, unchanged."""
+        """Return whether a document is already stored with this vector, unchanged."""
         return (
             document.text == stored.text
             and stored.vector is not None
@@ -74,14 +74,14 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
-        """Return what is stored of these documents, by id."""
+        """Return the stored documents with these ids, by id."""
 
     @abstractmethod
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
         """Insert documents, replacing those with the same ids.
 
         Args:
-            documents: up to `max_rows`, no id twice.
+            documents: up to `max_rows`, with distinct ids.
             vectors: (N, D) float32, one row per document.
         """
 
@@ -100,7 +100,7 @@ class Source(ABC):
         """Return how many documents there are."""
 
     def check_ids(self) -> None:  # noqa: B027 - a database may allow no other
-        """Raise InvalidInputError for a document without an id, and for two of one id."""
+        """Raise InvalidInputError for a document without an id, or two with the same id."""
 
     @abstractmethod
     def find_without_text(self) -> str | None:
@@ -112,9 +112,9 @@ class Source(ABC):
 
 
 def plain_value(value: Any) -> Any:
-    """Return NumPy's numbers and arrays, and tuples, as a database gives them back.
+    """Convert NumPy's numbers and arrays, and tuples, to what a database returns.
 
-    NumPy's dates stay as they are: as Python's they may be bare numbers, without their unit.
+    NumPy's dates are left alone: converted to Python they may be bare numbers, without their unit.
     """
     if isinstance(value, np.datetime64 | np.timedelta64):
         return value
@@ -126,7 +126,7 @@ def plain_value(value: Any) -> Any:
 
 
 def is_same_value(one: Any, other: Any) -> bool:
-    """Return whether two values of metadata are the same, at any depth; a NaN equals a NaN, and 1 is not True."""
+    """Return whether two metadata values are equal, at any depth; NaN equals NaN, and 1 is not True."""
     if isinstance(one, bool) != isinstance(other, bool):
         return False
     if isinstance(one, dict) and isinstance(other, dict):
@@ -138,7 +138,7 @@ def is_same_value(one: Any, other: Any) -> bool:
 
 
 def known_vector(document: Document, stored: StoredDocument | None) -> Vector | None:
-    """Return the vector of a checked document, or the one that is stored for its text, or None."""
+    """Return the vector of a checked document, else the one stored for its text, else None."""
     if document.vector is not None:
         return np.asarray(document.vector, dtype=np.float32)
     if stored is not None and stored.text == document.text:

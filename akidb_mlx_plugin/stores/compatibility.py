@@ -1,7 +1,7 @@
-"""Whether a function's vectors fit those that a collection holds.
+"""Whether a function's vectors fit those in a collection.
 
-A collection made by the adapters carries three values in its metadata, under names that never change. What is read
-back is untrusted data: it is compared, never obeyed.
+A collection made by the adapters has three values in its metadata, under names that never change. Values read back are
+untrusted data: they are compared, never obeyed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODEL_KEY = "akidb_mlx:model"
 DIMENSION_KEY = "akidb_mlx:dimension"
 FINGERPRINT_KEY = "akidb_mlx:fingerprint"
 _PREFIX = "akidb_mlx:"
-# The mode of functions that embed nothing; also the name of their vectors where no model is named.
+# The mode of functions that embed nothing; also names their vectors if no model is named.
 _USER_PROVIDED = "user_provided"
 
 _REMEDY = (
@@ -38,11 +38,11 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """What a database says of a collection's vectors.
+    """What a database says about a collection's vectors.
 
     Attributes:
         label: the collection, as messages call it: "collection 'docs'".
-        metadata: the collection's own, with the stamp or without; values may be text, numbers or bytes.
+        metadata: the collection's own, with or without the stamp; values may be text, numbers or bytes.
         settings: of our embedding function, as `settings.stored_settings` wrote them; None if it has no such function.
         dimension: what the database itself requires of every vector; 0 if nothing yet.
     """
@@ -55,7 +55,7 @@ class StoredVectors:
 
 @dataclass(frozen=True)
 class _Stamp:
-    """The three values; empty or 0 where one is missing."""
+    """The three values; empty or 0 if missing."""
 
     model: str
     dimension: int
@@ -63,7 +63,7 @@ class _Stamp:
 
 
 def make_stamp(info: ModelInfo) -> dict[str, str | int]:
-    """Return what a new collection's metadata says of its vectors; unknown values are left out."""
+    """Return what a new collection's metadata says about its vectors, without unknown values."""
     values: dict[str, str | int] = {
         MODEL_KEY: info.model,
         DIMENSION_KEY: info.dimension,
@@ -73,12 +73,12 @@ def make_stamp(info: ModelInfo) -> dict[str, str | int]:
 
 
 def without_stamp(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a collection's metadata without what this package put there."""
+    """Return a collection's metadata without this package's entries."""
     return {key: value for key, value in metadata.items() if not key.startswith(_PREFIX)}
 
 
 def service_from_stored(settings: Mapping[str, Any]) -> EmbeddingService:
-    """Return the service that stored settings ask for; nothing outside the registry is downloaded on their word.
+    """Return the service for stored settings, which are not trusted to download a model outside the registry.
 
     Raises:
         InvalidInputError: settings this version does not know or cannot use.
@@ -124,7 +124,7 @@ def check_compatible(stored: StoredVectors, service: EmbeddingService | None) ->
 def has_same_normalization(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether stored settings differ in `normalize` alone and still make the same vectors.
 
-    That is so where one spells out what the other leaves to the checkpoint. Nothing outside the registry is downloaded.
+    They do if one spells out what the other leaves to the checkpoint. Nothing outside the registry is downloaded.
     """
     if any(one.get(key) != other.get(key) for key in SETTINGS if key != "normalize"):
         return False
@@ -162,7 +162,7 @@ def as_vector(vector: object, what: str) -> np.ndarray[Any, np.dtype[np.float32]
         vector: a list, tuple or array.
         what: what messages call it.
     Raises:
-        InvalidInputError: not one row of numbers, none at all, or one that is not finite as float32.
+        InvalidInputError: not one row of numbers, empty, or not finite as float32.
     """
     try:
         row = np.asarray(vector)
@@ -172,7 +172,7 @@ def as_vector(vector: object, what: str) -> np.ndarray[Any, np.dtype[np.float32]
         raise InvalidInputError(f"{what} is not one row of numbers: {type(vector).__name__}, shape {row.shape}")
     if not row.size:
         raise InvalidInputError(f"{what} is empty")
-    # A float64 beyond float32's range becomes infinite here, and is refused with the others.
+    # A float64 beyond float32's range becomes infinite here, and is refused below.
     with np.errstate(over="ignore"):
         row = row.astype(np.float32, copy=False)
     if not np.isfinite(row).all():
@@ -209,7 +209,7 @@ def _check_fixed(stored: StoredVectors, stamp: _Stamp) -> None:
 
 
 def _describe(service: EmbeddingService, stored: StoredVectors, held: int) -> ModelInfo | None:
-    """Return what a function makes, or None if it is the collection's own and its model is not available now.
+    """Describe a function's model; return None if the function is the collection's own and its model is unavailable.
 
     Such a collection still takes vectors; a text is refused, with the reason, before any write.
     """
@@ -234,7 +234,7 @@ def _are_comparable(stored: StoredVectors, stamp: _Stamp, service: EmbeddingServ
             return True
         is_given = config.mode == _USER_PROVIDED
         try:
-            # One model may go by several names: its short one, its repository, its folder.
+            # A model may have several names: its short name, its repository, its folder.
             fingerprint = service_from_stored(stored.settings).model_info().fingerprint
         except ModelNotFoundError:
             return _is_moved(stored.settings, stored_settings(service.config))
@@ -248,7 +248,7 @@ def _are_comparable(stored: StoredVectors, stamp: _Stamp, service: EmbeddingServ
 
 
 def _is_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Return whether settings differ only in where a folder is: one that is gone has no weights to compare."""
+    """Return whether settings differ only in a folder's location: a missing folder has no weights to compare."""
     models = [str(settings.get("model") or "") for settings in (old, new)]
     is_folder = all(os.path.isabs(model) for model in models)
     others = [
@@ -261,7 +261,7 @@ def _have_same_name(stored: str, is_stored_given: bool, model: str, is_given: bo
     """Return whether names allow vectors to be compared, where users give some of them and may not name a model."""
     if not stored or not (is_stored_given or is_given):
         return True
-    # A model's vectors are not those that a user gives under no name, or another.
+    # A model's vectors are not those that a user provides unnamed, or under another name.
     return stored == model or (is_stored_given and is_given and _USER_PROVIDED in (stored, model))
 
 

@@ -9,10 +9,10 @@ from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Document
 from akidb_mlx_plugin.validation import check_unicode
 
-# A chunk is full at this many characters, however few documents it has: that bounds memory.
+# A chunk is full at this many characters, however few documents it has, to bound memory.
 CHUNK_CHARACTERS = 1_000_000
-# Chunks take about this long: the bar moves, and a process that is killed loses little. The largest is enough for texts
-# of one length to meet and for a write to be worth its commit; the first chunk shows how fast the model is.
+# Chunks take about this long: the bar moves, and a killed process loses little. The largest is enough for texts of one
+# length to meet and for a write to be worth its commit; the first chunk shows how fast the model is.
 _CHUNK_S = 10.0
 _FIRST_CHUNK, _SMALLEST_CHUNK, LARGEST_CHUNK = 256, 32, 1024
 
@@ -33,7 +33,7 @@ class ChunkSize:
 
 
 class DocumentCheck:
-    """Checks that documents fit a collection; learns the length of vectors from the first one where it is unknown.
+    """Checks that documents fit a collection; takes an unknown vector length from the first vector.
 
     Attributes:
         dimension: what every vector must have; 0 while it is unknown.
@@ -42,7 +42,7 @@ class DocumentCheck:
     def __init__(
         self, label: str, dimension: int, *, can_embed: bool, check_host: Callable[[Document], None] | None = None
     ) -> None:
-        """Store what the collection needs.
+        """Store the collection's requirements.
 
         Args:
             label: the collection, as messages call it: "collection 'docs'".
@@ -59,7 +59,7 @@ class DocumentCheck:
         """Check documents in order.
 
         Raises:
-            InvalidInputError: not a Document, an unusable id, text, vector or metadata, or an id that occurs twice.
+            InvalidInputError: not a Document; an unusable id, text, vector or metadata; or a repeated id.
             DimensionMismatchError: a vector of another length.
         """
         ids: set[str] = set()
@@ -112,7 +112,7 @@ def split_documents(documents: Iterable[Document], size: ChunkSize) -> Iterator[
         documents: a sequence, or a stream of any length.
         size: may change meanwhile.
     Raises:
-        InvalidInputError: something in between that is not a Document.
+        InvalidInputError: an item is not a Document.
     """
     chunk: list[Document] = []
     characters = 0

@@ -9,40 +9,40 @@ from dataclasses import dataclass, field
 from akidb_mlx_plugin.errors import UpsertError
 from akidb_mlx_plugin.types import Document, UpsertResponse, Usage
 
-# Written ids that are remembered of a stream, which cannot be asked for them again.
+# Most written ids remembered of a stream, which cannot be read again.
 _REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Documents that were taken together, and the ids of those that are in the database by now."""
+    """Documents taken together, and the ids of those that are in the database by now."""
 
     documents: list[Document]
     done: set[str] = field(default_factory=set)
 
 
 class Outcome:
-    """Counts and ids of one upsert. One thread reads and embeds, another one writes; each changes fields of its own.
+    """Counts and ids of one upsert. One thread reads and embeds, another writes; each changes its own fields.
 
     Attributes:
         advance: moves the progress bar by a number of documents.
-        inserted: documents that were written.
-        skipped: documents that were stored already, as they are.
+        inserted: documents written.
+        skipped: documents already stored unchanged.
     """
 
     def __init__(self, label: str, documents: Iterable[Document]) -> None:
-        """Start with nothing done.
+        """Start empty.
 
         Args:
             label: the collection, as messages call it: "collection 'docs'".
-            documents: what is to be written; of a stream, only what was taken from it is known.
+            documents: what to write; of a stream, only what was taken from it is known.
         """
         self.advance: Callable[[int], None] = lambda count: None
         self.inserted = self.skipped = 0
         self._label = label
         self._given = documents if isinstance(documents, Sequence) else None
         self._embedded = self._tokens = self._truncated = 0
-        # Taken, and neither written nor skipped as a whole.
+        # Taken, and not yet entirely written or skipped.
         self._open: deque[Chunk] = deque()
         self._done: deque[str] = deque(maxlen=_REMEMBERED if self._given is None else None)
 
@@ -52,7 +52,7 @@ class Outcome:
         return not self._done
 
     def open(self, documents: list[Document]) -> Chunk:
-        """Note documents that were taken."""
+        """Record documents that were taken."""
         chunk = Chunk(documents)
         self._open.append(chunk)
         return chunk
@@ -62,7 +62,7 @@ class Outcome:
         self._open.popleft()
 
     def list_before(self, chunk: Chunk) -> set[str]:
-        """Return the ids of the documents that are about to be written before a chunk."""
+        """Return the ids of documents that will be written before a chunk."""
         return {document.id for other in self._open if other is not chunk for document in other.documents}
 
     def add_embedded(self, texts: int, usage: Usage) -> None:
@@ -72,12 +72,12 @@ class Outcome:
         self._truncated += usage.truncated
 
     def add_skipped(self, chunk: Chunk, document: Document) -> None:
-        """Note a document that is stored already."""
+        """Record a document that is stored already."""
         self.skipped += 1
         self._note(chunk, [document])
 
     def add_written(self, chunk: Chunk, documents: Sequence[Document]) -> None:
-        """Note documents that were written."""
+        """Record documents that were written."""
         self.inserted += len(documents)
         self._note(chunk, documents)
 
@@ -109,7 +109,7 @@ class Outcome:
         self.advance(len(ids))
 
     def _list_left(self) -> list[str]:
-        """Return the ids of the documents that are not in; of a stream, of those that were taken from it."""
+        """Return the ids of documents that are not in; of a stream, only of those taken from it."""
         if self._given is not None:
             done = set(self._done)
             return [document.id for document in self._given if document.id not in done]

@@ -1,4 +1,4 @@
-"""A change of model: every document of one collection is embedded into another, with another function."""
+"""A change of model: embed every document of one collection into another, with another function."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from akidb_mlx_plugin.stores.documents import ChunkSize, split_documents
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 
-# In the new collection's metadata: the source it is filled from, so that a second run continues only that.
+# Key in the new collection's metadata for its source, so that a second run continues only that.
 SOURCE_KEY = "akidb_mlx:source"
 _PAGE = 1000
-# Of the model's name; two dots in a row are refused by Chroma, and LanceDB's names are names of folders.
+# In the model's name: Chroma refuses two dots in a row, and LanceDB's names are folder names.
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+|\.{2,}")
 _LONGEST_SUFFIX = 80
 
 
 def default_name(source_name: str, info: ModelInfo) -> str:
-    """Return a name for the new collection: the old one's and the model's, in what both databases allow in a name."""
+    """Return a name for the new collection: the old one's and the model's, in characters both databases allow."""
     model = info.model.rstrip("/").rpartition("/")[2]
     plain = _NOT_IN_NAMES.sub("-", model)[:_LONGEST_SUFFIX].strip("._-")
     return f"{source_name}-{plain or 'reembedded'}"
@@ -28,10 +28,10 @@ def default_name(source_name: str, info: ModelInfo) -> str:
 def reembed_documents(
     source: Source, store: Store, *, show_progress: bool = False, batch_size: int | None = None
 ) -> UpsertResponse:
-    """Embed every document of one collection into another; what an earlier run has done stays.
+    """Embed every document of one collection into another, keeping what an earlier run has done.
 
     Args:
-        source: is only read.
+        source: only read.
         store: new, or filled by an earlier run from the same source.
         show_progress: draw a bar.
         batch_size: documents embedded and written together.
@@ -65,8 +65,8 @@ def check_source(label: str, mark: object, expected: str) -> None:
 
     Args:
         label: the new collection.
-        mark: what its metadata has under `SOURCE_KEY`.
-        expected: what it must have.
+        mark: its metadata's value under `SOURCE_KEY`.
+        expected: the required value.
     Raises:
         InvalidInputError: it exists, and is not a re-embedding of the source.
     """
@@ -77,7 +77,7 @@ def check_source(label: str, mark: object, expected: str) -> None:
 
 
 def _check_complete(source: Source, store: Store) -> None:
-    """Read both again: every document must be there, with its text and metadata, and no other."""
+    """Read both again and check that they hold the same documents, texts and metadata."""
     missing: list[str] = []
     count = 0
     for page in split_documents(source.read_all(), ChunkSize(_PAGE)):

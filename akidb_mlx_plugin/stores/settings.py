@@ -1,8 +1,8 @@
-"""What a database stores of an embedding function: the settings that determine its vectors, and nothing else.
+"""What a database stores about an embedding function: the settings that determine its vectors, and nothing else.
 
-They are JSON, written into Chroma's collection configuration and LanceDB's table metadata. What belongs to a machine
-(cache, device, batch size) is not stored: it comes from that machine's configuration when the collection is reopened.
-What is read back is untrusted data, and is checked like any other input.
+They are JSON, written into Chroma's collection configuration and LanceDB's table metadata. Settings of a machine
+(cache, device, batch size) are not stored: they come from its own configuration when the collection is reopened.
+Settings read back are untrusted data, and are checked like any other input.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SHORT = Repr()
 
 
 def stored_settings(config: EmbeddingConfig) -> dict[str, Any]:
-    """Return what is stored of a configuration: JSON values, every one spelled out.
+    """Return a configuration's stored settings: JSON values, every one spelled out.
 
-    The model's default dimension and normalization are written down where they are known without a download, so that
-    another default in a later version changes no existing collection. Elsewhere None stands for what the checkpoint
-    says; that it says the same later is what a collection's fingerprint is for.
+    The model's default dimension and normalization are written down if they are known without a download, so that a
+    later version's defaults change no existing collection. Otherwise None stands for what the checkpoint says; the
+    collection's fingerprint detects if that changes.
     """
     if config.mode == "mlx":
         settings = {"model": _lasting_name(config.mlx.model), "mode": "mlx"}
@@ -52,8 +52,8 @@ def config_from_stored(
     Args:
         settings: as `stored_settings` returns them.
         machine: the caller's values for what is not stored, such as the device.
-        stored: whether a database has them. It may be older than the setting `pooling`, which is None then, whatever
-            this machine's environment says.
+        stored: whether they come from a database. It may be older than the setting `pooling`, which is then None,
+            whatever this machine's environment says.
     Raises:
         InvalidInputError: an unknown setting, or a value that cannot be used.
     """
@@ -108,7 +108,7 @@ def check_same_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 def _check_types(settings: Mapping[str, Any]) -> None:
     """Check the values, without looking at the environment.
 
-    Chroma takes an error here for a function that cannot be stored, and silently stores none.
+    Chroma takes an error here to mean that the function cannot be stored, and silently stores none.
     """
     if (mode := settings.get("mode", "mlx")) not in get_args(Mode):
         raise InvalidInputError(f"stored setting mode = {_SHORT.repr(mode)}: it is one of {', '.join(get_args(Mode))}")
@@ -124,16 +124,16 @@ def _check_types(settings: Mapping[str, Any]) -> None:
 
 
 def _dimension(config: EmbeddingConfig) -> int | None:
-    """Return the length of the vectors where the registry or the user names it; reads no file, so it never fails."""
+    """Return the length of the vectors if the registry or the user names it; reads no file, so it never fails."""
     if config.mlx.dimension is not None:
         return config.mlx.dimension
     spec = _spec(config)
-    # The registry's is for vectors of one pooling.
+    # The registry's dimension is for a single pooling mode.
     return spec.dimension if spec and "+" not in (config.mlx.pooling or "") else None
 
 
 def _normalize(config: EmbeddingConfig) -> bool | None:
-    """Return whether vectors get unit length, where the user or the registry says so: all its models do."""
+    """Return whether vectors get unit length, if the user or the registry, whose models all do, says so."""
     return True if config.mlx.normalize is None and _spec(config) else config.mlx.normalize
 
 
@@ -142,7 +142,7 @@ def _spec(config: EmbeddingConfig) -> ModelSpec | None:
 
 
 def _lasting_name(model: str) -> str:
-    """Return a relative folder as an absolute one: the database may be reopened from another folder."""
+    """Make a relative folder absolute: the database may be reopened from another folder."""
     if model in (".", "..") or model.startswith(("./", "../")):
         with suppress(OSError):  # the current folder has been removed
             return os.path.abspath(model)

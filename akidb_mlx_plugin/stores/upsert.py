@@ -1,6 +1,6 @@
 """Upserts: documents flow through generators in chunks, which are prepared, embedded and written.
 
-One chunk is embedded while the one before is written and the next is read and checked.
+One chunk is embedded while the previous one is written and the next is read and checked.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from akidb_mlx_plugin.types import BatchEmbeddingResponse, Document, UpsertRespo
 
 @dataclass(frozen=True)
 class _Batch:
-    """What of a chunk is to be written.
+    """The part of a chunk to write.
 
     Attributes:
-        chunk: the chunk that it was taken from.
+        chunk: the chunk it was taken from.
         documents: in order.
-        vectors: of each document, as far as it needs no embedding.
+        vectors: each document's vector; None if it is to be embedded.
     """
 
     chunk: Chunk
@@ -38,11 +38,11 @@ class _Batch:
 
     @property
     def missing(self) -> list[int]:
-        """Positions of the documents whose texts are to be embedded."""
+        """Positions of the documents to embed."""
         return [index for index, vector in enumerate(self.vectors) if vector is None]
 
     def fill(self, embedded: Vector | None, dimension: int) -> Vector:
-        """Return (N, D) float32: vectors given and vectors made, in the order of the documents."""
+        """Return (N, D) float32: given and embedded vectors, in document order."""
         if embedded is not None:
             dimension = dimension or embedded.shape[1]
             if embedded.shape[1] != dimension:
@@ -57,11 +57,11 @@ class _Batch:
 
 
 class Upsert:
-    """One upsert: made, run once, and meanwhile cancelled by another thread if need be.
+    """One upsert: made and run once; another thread may cancel it.
 
-    Documents in a sequence are all checked before the first one is embedded. A stream, which may be longer than memory,
-    is checked chunk by chunk, each before any of it is embedded; the chunks before it are in the collection then. An id
-    that occurs twice is refused, in a stream within one chunk; otherwise the later document replaces the earlier one.
+    Documents in a sequence are all checked before the first one is embedded. A stream, which may be larger than memory,
+    is checked chunk by chunk, each before any of it is embedded; earlier chunks are then in the collection. A repeated
+    id is refused, in a stream only within one chunk; otherwise the later document replaces the earlier one.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Upsert:
             documents: a sequence, or a stream of any length.
             show_progress: draw a bar.
             batch_size: documents embedded and written together. Defaults to what the model embeds in ten seconds.
-            skip_unchanged: embed no text that is stored already, and write no document that is stored as it is.
+            skip_unchanged: do not embed stored texts again, nor write documents that are stored unchanged.
             total: how many documents a stream will have, for the bar.
         Raises:
-            InvalidInputError: an argument that cannot be used.
+            InvalidInputError: an unusable argument.
         """
         if isinstance(documents, Document | str | bytes) or not isinstance(documents, Iterable):
             raise InvalidInputError(f"documents must be a list or stream of Document, got {type(documents).__name__}")
@@ -110,7 +110,7 @@ class Upsert:
 
         Raises:
             InvalidInputError, DimensionMismatchError: a document cannot be used; nothing was written.
-            UpsertError: it ended midway; it says what is written.
+            UpsertError: it ended midway; it says what was written.
         """
         begun = time.perf_counter()
         if isinstance(self._documents, Sequence):
@@ -121,7 +121,7 @@ class Upsert:
                     from akidb_mlx_plugin.progress import progress_bar
 
                     self._outcome.advance = stack.enter_context(progress_bar(self._store.label, self._total))
-                # Left after the write that is under way, whatever happens.
+                # Exits after the current write, whatever happens.
                 writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="akidb-mlx-writer"))
                 batches = stack.enter_context(closing(self._embed(self._prepare(self._take_chunks()))))
                 self._write(batches, writer)
@@ -133,7 +133,7 @@ class Upsert:
         return self._outcome.to_response((time.perf_counter() - begun) * 1e3)
 
     def cancel(self) -> None:
-        """Make `run` end with an UpsertError after the write that is under way; any thread may call.
+        """Make `run` end with an UpsertError after the current write; any thread may call.
 
         If that was the last write, everything is in, and `run` returns as usual.
         """
@@ -149,7 +149,7 @@ class Upsert:
             yield chunk
 
     def _prepare(self, chunks: Iterable[Chunk]) -> Iterator[_Batch]:
-        """Check each chunk, leave out what need not be written, and find out which vectors are missing."""
+        """Check each chunk, drop documents that need no write, and determine which vectors are missing."""
         is_checked = isinstance(self._documents, Sequence)
         for chunk in chunks:
             if not is_checked:
@@ -167,7 +167,7 @@ class Upsert:
             yield batch
 
     def _read_stored(self, chunk: Chunk) -> dict[str, StoredDocument]:
-        """Return what is stored, except for what a chunk before this one is about to replace."""
+        """Return what is stored, except what an earlier chunk is about to replace."""
         coming = self._outcome.list_before(chunk)
         return self._store.read([document.id for document in chunk.documents if document.id not in coming])
 
@@ -191,11 +191,11 @@ class Upsert:
         """Send the texts that lack a vector to the model; None if there are none."""
         texts = [batch.documents[index].text or "" for index in batch.missing]
         service = self._store.service
-        # A bulk load can wait for room in the queue, where a search could not.
+        # A bulk load can wait for room in the queue; a search could not.
         return service.submit_when_room(texts) if texts and service is not None else None
 
     def _collect(self, batch: _Batch) -> Vector:
-        """Wait for the vectors of the batch that is at the model, and return them with those that were given."""
+        """Wait for the vectors of the batch being embedded; return them with those that were given."""
         if self._embedding is None:
             return batch.fill(None, self._check.dimension)
         try:
@@ -208,20 +208,20 @@ class Upsert:
         return batch.fill(response.embeddings, self._check.dimension)
 
     def _write(self, batches: Iterable[tuple[_Batch, Vector]], writer: ThreadPoolExecutor) -> None:
-        """Write one batch after the other, each while the next one is embedded."""
+        """Write batches one by one, each while the next is embedded."""
         writing: Future[None] | None = None
         for batch, rows in batches:
             if writing is not None:
                 writing.result()
                 self._outcome.close()
-            # Asked last: a write takes long, and a cancel may have come meanwhile.
+            # Checked last: a write takes long, and `cancel` may have been called meanwhile.
             self._refuse_cancelled()
             writing = writer.submit(self._write_batch, batch, rows)
         if writing is not None:
             writing.result()
 
     def _write_batch(self, batch: _Batch, rows: Vector) -> None:
-        """Runs on the writer's thread."""
+        """Write one batch, on the writer's thread."""
         size = self._store.max_rows or max(1, len(rows))
         for start in range(0, len(rows), size):
             part = batch.documents[start : start + size]
@@ -234,4 +234,4 @@ class Upsert:
 
 
 class _CancelledUpsertError(EmbeddingError):
-    """Somebody has called `cancel`."""
+    """`cancel` was called."""
