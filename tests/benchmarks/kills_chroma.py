@@ -36,12 +36,7 @@ _BATCH = 20
 _PATIENCE_S = 60.0
 # Children are copies of a process that has imported everything and opened nothing.
 _PROCESSES = mp.get_context("forkserver")
-_PRELOADED = [
-    "chromadb",
-    "akidb_mlx_chroma.collections",
-    "akidb_mlx_chroma.reembedding",
-    "akidb_mlx_plugin.providers.mock",
-]
+_PRELOADED = ["chromadb", "akidb_mlx_chroma.reembedding", "akidb_mlx_plugin.providers.mock"]
 # A folder, or the port of a server.
 Place = str | int
 # Text, metadata and vector.
