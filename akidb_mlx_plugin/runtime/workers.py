@@ -138,19 +138,21 @@ class WorkerPool:
     def _work(self, index: int) -> None:
         stream = _open_stream(self._device)
         begun: deque[tuple[_Piece, Any]] = deque()
-        with mx.stream(stream):
-            if self._device == mx.cpu:
-                FORK_BARRIER.enter()
-                try:
-                    check_product()
-                finally:
-                    FORK_BARRIER.leave()
-            while self._run_next(index, begun):
-                pass
-        mx.synchronize(stream)
-        mx.clear_streams()
-        if self._device == mx.cpu and _make_lasting_stream is not None:
-            _idle_streams.append(stream)
+        try:
+            with mx.stream(stream):
+                if self._device == mx.cpu:
+                    FORK_BARRIER.enter()
+                    try:
+                        check_product()
+                    finally:
+                        FORK_BARRIER.leave()
+                while self._run_next(index, begun):
+                    pass
+        finally:
+            mx.synchronize(stream)
+            mx.clear_streams()
+            if self._device == mx.cpu and _make_lasting_stream is not None:
+                _idle_streams.append(stream)
 
     def _run_next(self, index: int, begun: deque[tuple[_Piece, Any]]) -> bool:
         """Begin a piece of work or collect the oldest begun one; return False once the pool is closed and done.
