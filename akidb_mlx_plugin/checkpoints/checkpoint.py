@@ -82,6 +82,12 @@ class Checkpoint:
         return int(self.config["hidden_size"]) * len(self.pooling)
 
     @property
+    def widest_layer(self) -> int:
+        """Numbers per token in the widest layer, which decide how much memory a batch takes."""
+        inner = self.config.get("intermediate_size")
+        return inner if isinstance(inner, int) else 4 * self.native_dimension
+
+    @property
     def default_dimension(self) -> int:
         """Length of the vectors if the caller requests none."""
         if self.spec and len(self.pooling) == 1:

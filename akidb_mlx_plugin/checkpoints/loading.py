@@ -36,8 +36,8 @@ from akidb_mlx_plugin.nn.dense import Dense
 from akidb_mlx_plugin.nn.layout import in_cpu_layout, is_emulated
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
 from akidb_mlx_plugin.runtime.blas import load_blas
-from akidb_mlx_plugin.runtime.devices import emulates_bfloat16
-from akidb_mlx_plugin.runtime.memory import available_memory, check_memory
+from akidb_mlx_plugin.runtime.devices import emulates_bfloat16, pass_tokens
+from akidb_mlx_plugin.runtime.memory import activation_bytes, available_memory, check_memory
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ def load_model(
         model = _build(checkpoint, device, dtype, keep_quantized)
     check_memory(model.nbytes, checkpoint.name)
     if not in_cpu_layout(device) and not is_emulated():
-        check_memory(model.nbytes, checkpoint.name, available=_available_on_gpu())
+        needed = model.nbytes + activation_bytes(pass_tokens(), checkpoint.widest_layer)
+        check_memory(needed, checkpoint.name, available=_available_on_gpu())
     # Evaluated here: only the thread that made a lazy array can evaluate it. One by one, so that a matrix's inputs are
     # freed before the next is read.
     for module in (model.encoder, *model.dense):

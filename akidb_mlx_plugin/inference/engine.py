@@ -76,8 +76,6 @@ class Engine:
             raise
         self.dtype, self.parameters = self.model.dtype, self.model.parameters
         self.prompts = PromptStore(self.model.encoder, checkpoint.pooling, pool_prompt=checkpoint.pool_prompt)
-        inner = checkpoint.config.get("intermediate_size")
-        self._width = inner if isinstance(inner, int) else 4 * checkpoint.native_dimension
         self._may_overflow = dtype == "auto" and self.dtype.startswith("float16")
         self._reloading = threading.Lock()
 
@@ -137,7 +135,7 @@ class Engine:
     def _forward(self, batch: TokenBatch, start: Start) -> mx.array:
         """Start computing (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""
         assert self.model is not None, "workers end before the model is freed"
-        check_batch(len(batch.ids), self._width, self._checkpoint.name)
+        check_batch(len(batch.ids), self._checkpoint.widest_layer, self._checkpoint.name)
         prefix = self.prompts.prefix(self.model.encoder, start)
         tokens = Tokens.from_batch(batch, prefix)
         if self._checkpoint.pooling == ("lasttoken",):

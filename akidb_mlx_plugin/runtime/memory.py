@@ -49,10 +49,15 @@ def check_batch(tokens: int, width: int, name: str) -> None:
     Raises:
         ServiceUnavailableError: less is left than the batch may need.
     """
-    needed = tokens * width * 4 * _ACTIVATIONS + _WORKING_BYTES
+    needed = activation_bytes(tokens, width) + _WORKING_BYTES
     _refuse_above(
         left_of_address_space(), needed, f"a batch of {tokens} tokens for {name}", "address space (ulimit -v)"
     )
+
+
+def activation_bytes(tokens: int, width: int) -> int:
+    """Return the peak memory of a batch's activations, in float32, given the width of the model's widest layer."""
+    return tokens * width * 4 * _ACTIVATIONS
 
 
 def _refuse_above(left: int | None, needed: int, name: str, what: str) -> None:

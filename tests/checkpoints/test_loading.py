@@ -218,12 +218,25 @@ class TestMemory:
 
     def test_what_the_gpu_cannot_take_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoint = read_golden("bert").checkpoint
-        monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 1 << 20})
+        monkeypatch.setattr(mx, "device_info", lambda *device: {"max_recommended_working_set_size": 1 << 20})
         with pytest.raises(ServiceUnavailableError, match=r"0\.00 GiB are left"):
             load_model(checkpoint, device="gpu")
         load_model(checkpoint, device="cpu")
-        monkeypatch.setattr(mx, "device_info", dict)
+        monkeypatch.setattr(mx, "device_info", lambda *device: {})
         load_model(checkpoint, device="gpu")
+
+    def test_a_gpu_needs_room_for_activations_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        checkpoint = read_golden("bert").checkpoint
+        # The widest layer has 64 numbers for each of 16,384 tokens, eight times in float32; 96 MiB are for the rest.
+        for left, fits in ((115 << 20, False), (135 << 20, True)):
+            active = mx.get_active_memory()
+            size = {"max_recommended_working_set_size": left + active}
+            monkeypatch.setattr(mx, "device_info", lambda *device, size=size: size)
+            if fits:
+                load_model(checkpoint, device="gpu")
+            else:
+                with pytest.raises(ServiceUnavailableError, match="are left"):
+                    load_model(checkpoint, device="gpu")
 
 
 def test_vectors_do_not_depend_on_what_was_loaded_before() -> None:
