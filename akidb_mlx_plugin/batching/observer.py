@@ -30,4 +30,4 @@ class QueueObserver:
         """Receive a finished batch, whether it succeeded or failed."""
 
     def request_ended(self, request: BatchEmbeddingRequest, seconds: float, outcome: Outcome) -> None:
-        """Receive a request that was answered, failed (the outcome is its error) or was cancelled (None)."""
+        """Receive a request that was answered, failed (the outcome is its error) or was canceled (None)."""

@@ -13,7 +13,7 @@ _LOOK_S = 0.05
 
 
 class StopSignals:
-    """Turns both signals into one KeyboardInterrupt, held back while it would leave processes behind.
+    """Turns either signal into one KeyboardInterrupt, held back while it would leave processes behind.
 
     Attributes:
         number: of the first signal received; None if there was none.

@@ -126,7 +126,7 @@ def _open_lock(lock: Path) -> int:
 
 @contextmanager
 def held_alone(lock: Path) -> Iterator[bool]:
-    """Try to take a lock that users share exclusively; yields whether that succeeded."""
+    """Try to take a users' shared lock exclusively; yield whether that succeeded."""
     descriptor = _open_lock(lock)
     try:
         yield _lock_alone(descriptor)

@@ -73,7 +73,7 @@ def with_retries(action: Callable[[], T]) -> T:
 
 
 def within_deadline(seconds: float, action: Callable[[], T], message: str) -> T:
-    """Run an action, but wait only so many seconds for it.
+    """Run an action, waiting at most `seconds` for it.
 
     A connect timeout applies to each of a host's addresses in turn, and a name lookup has none; only abandoning a
     thread bounds both.

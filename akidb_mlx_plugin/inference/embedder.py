@@ -60,7 +60,7 @@ class Embedder:
         offline: bool | None = None,
         pooling: str | Sequence[str] | None = None,
     ) -> Embedder:
-        """Load a model, downloading it first where needed.
+        """Load a model, downloading it first if needed.
 
         Args:
             model: a short name, "org/repo", or a checkpoint folder.
@@ -75,7 +75,7 @@ class Embedder:
 
     @classmethod
     def open(cls, model: str | Path, options: LoadOptions) -> Embedder:
-        """Load a model, downloading it first where needed; errors as `load`."""
+        """Load a model, downloading it first if needed; errors as for `load`."""
         begun = time.perf_counter()
         device = choose_device(options.device)
         with ExitStack() as parts:
@@ -155,7 +155,7 @@ class Embedder:
         Args:
             requests: at least one text each.
         Returns:
-            One response per request, in order; durations are that of the whole call.
+            One response per request, in order; each duration is that of the whole call.
         Raises:
             As `embed`; an InvalidInputError means that nothing was computed for any of them.
         """

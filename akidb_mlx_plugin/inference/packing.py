@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from akidb_mlx_plugin.nn.batch import Block, TokenBatch
 
-# What a block costs a GPU besides its tokens, in tokens: about five kernels a layer of some 3.6 µs each, against the
+# What a block costs a GPU besides its tokens, in tokens: about five kernels a layer of ~3.6 µs each, against the
 # time of a token on chips that compute 3,000 to 49,000 a second (a derived figure; no GPU was measured).
 _BLOCK_PRICE = 8
 # A GPU's matrix product computes tiles of this many rows, and reuses buffers of equal size.

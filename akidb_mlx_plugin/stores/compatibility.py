@@ -258,7 +258,7 @@ def _is_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _have_same_name(stored: str, is_stored_given: bool, model: str, is_given: bool) -> bool:
-    """Return whether names allow vectors to be compared, where users give some of them and may not name a model."""
+    """Return whether names make vectors comparable, where users give some and may not name a model."""
     if not stored or not (is_stored_given or is_given):
         return True
     # A model's vectors are not those that a user provides unnamed, or under another name.

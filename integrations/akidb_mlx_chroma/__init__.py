@@ -1,4 +1,4 @@
-"""MLX embeddings for Chroma. Importing this registers the function, so that stored collections find it."""
+"""MLX embeddings for Chroma. Importing this registers the function for stored collections."""
 
 from typing import TYPE_CHECKING
 

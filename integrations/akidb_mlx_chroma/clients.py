@@ -1,4 +1,4 @@
-"""Chroma's two kinds of clients under one interface: the result of every call goes through a `Wait`."""
+"""Chroma's two kinds of clients behind one interface: every call's result goes through a `Wait`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chromadb.errors import InternalError
 from akidb_mlx_plugin.errors import InvalidInputError
 
 AnyCollection: TypeAlias = "Collection | AsyncCollection"
-# Returns the result of a host's call: as it is, or what its coroutine returns on the caller's event loop.
+# Returns the result of a host's call: unchanged, or what its coroutine returns on the caller's event loop.
 Wait: TypeAlias = "Callable[[Any], Any]"
 
 _NO_INDEX_YET = "Nothing found on disk"
@@ -22,15 +22,15 @@ _PAUSES_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 def run_sync(result: Any) -> Any:
-    """Return the result of a synchronous call as it is."""
+    """Return the result of a synchronous call unchanged."""
     return result
 
 
 def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
     """Return what a collection's `get` returns, vectors included.
 
-    A server has no index to take vectors from, and answers with an error, while another process writes the first one,
-    and as long as a process that was killed before has left the collection without any.
+    A server has no index to read vectors from, and returns an error, while another process writes the first vector, and
+    as long as a process killed before that has left the collection without any.
     """
     for pause_s in _PAUSES_S:
         try:
@@ -46,7 +46,7 @@ def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
 
 
 def refuse_async(result: object, remedy: str) -> None:
-    """Refuse what an asynchronous client returns: its collections, and the coroutines that lead to them.
+    """Refuse an asynchronous client's collections, and the coroutines that return them.
 
     Raises:
         InvalidInputError: it is one of these; the message ends with the remedy.
@@ -69,7 +69,7 @@ def refuse_waiting(remedy: str) -> Wait:
 
 
 def wait_on(loop: asyncio.AbstractEventLoop) -> Wait:
-    """Return a function that runs coroutines on an event loop and waits for them, called on another thread."""
+    """Return a function for other threads that runs coroutines on an event loop and waits for them."""
 
     def wait(result: Any) -> Any:
         is_coroutine = isinstance(result, Coroutine)

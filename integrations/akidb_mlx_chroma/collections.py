@@ -1,4 +1,4 @@
-"""Collections that exist: opened, checked against a function, and filled."""
+"""Existing collections: open them, check them against a function, and fill them."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def get_collection(
     Args:
         client: any synchronous client.
         name: of the collection.
-        embedding_function: defaults to the one that the collection stores, whose model is downloaded only if it is in
-            the registry or named in `AKIDB_ALLOWED_MODELS`.
+        embedding_function: defaults to the collection's stored one, whose model is downloaded only if it is in the
+            registry or named in `AKIDB_ALLOWED_MODELS`.
         data_loader: Chroma's, for records with URIs.
     Raises:
-        DimensionMismatchError: the function makes other vectors than the collection holds.
-        InvalidInputError: the collection stores no function of this package, or settings that cannot be used.
+        DimensionMismatchError: the function's vectors differ from the collection's.
+        InvalidInputError: the collection stores no function of this package, or unusable settings.
     """
     wait = refuse_waiting("await aget_collection(...) instead")
     return cast(Collection, _open(client, name, embedding_function, data_loader, wait))
@@ -57,7 +57,7 @@ async def aget_collection(
     *,
     data_loader: DataLoader[Any] | None = None,
 ) -> AsyncCollection:
-    """Open a collection with an asynchronous client; arguments and errors as `get_collection`."""
+    """Open a collection with an asynchronous client; arguments and errors as for `get_collection`."""
     wait = wait_on(asyncio.get_running_loop())
     return cast(AsyncCollection, await asyncio.to_thread(_open, client, name, embedding_function, data_loader, wait))
 
@@ -73,10 +73,10 @@ def validate_collection(
     Args:
         collection: from any synchronous client.
         embedding_function: defaults to the one the collection was opened with, else the one it stores.
-        query_vector: D numbers to search the collection with.
+        query_vector: (D,) numbers to search the collection with.
     Raises:
         DimensionMismatchError: they do not fit; it names both dimensions, both models and the remedy.
-        InvalidInputError: stored settings or a vector that cannot be used.
+        InvalidInputError: unusable stored settings or vector.
     """
     refuse_async(collection, "await avalidate_collection(...) instead")
     label, dimension = _validate(collection, embedding_function, run_sync)
@@ -90,7 +90,7 @@ async def avalidate_collection(
     *,
     query_vector: object = None,
 ) -> None:
-    """Check a collection of an asynchronous client; arguments and errors as `validate_collection`."""
+    """Check an asynchronous client's collection; arguments and errors as for `validate_collection`."""
     wait = wait_on(asyncio.get_running_loop())
     label, dimension = await asyncio.to_thread(_validate, collection, embedding_function, wait)
     if query_vector is not None:
@@ -107,14 +107,14 @@ def upsert(
 ) -> UpsertResponse:
     """Write documents with texts, vectors or both; missing vectors are embedded.
 
-    A document replaces the one with the same id: text, vector and metadata that it does not have are removed; a URI,
-    which a document cannot have, stays. Metadata come back equal or are refused; floats beyond 15 digits may be
-    off in the last place, in Chroma itself. Documents in a list are all checked before the first text is embedded. A
-    stream may be longer than memory; it is checked chunk by chunk.
+    A document replaces the one with the same id: text, vector and metadata that it lacks are removed; a URI, which a
+    document cannot have, stays. Metadata is read back equal or is refused; Chroma itself may change the last digit of
+    floats beyond 15 digits. Documents in a list are all checked before the first text is embedded. A stream may be
+    larger than memory; it is checked chunk by chunk.
 
-    Threads may write to one collection at the same time. Processes may by a server's clients; a folder of
-    `PersistentClient` is for one process. Chroma has no transactions: of two processes that replace one document at the
-    same moment, one may leave metadata of its own beside the other's.
+    Threads may write to one collection at the same time. So may processes, through a server; a `PersistentClient`'s
+    folder is for one process. Chroma has no transactions: if two processes replace a document at the same moment, one
+    may leave its own metadata beside the other's.
 
     Args:
         collection: from any synchronous client, made by `create_collection` or by Chroma itself.
@@ -122,11 +122,11 @@ def upsert(
         show_progress: draw a bar with rate and time left.
         batch_size: documents embedded and written together, within Chroma's limit. Defaults to as many as embed
             well.
-        skip_unchanged: embed no text that is stored already, and write no document that is stored as it is. What is
-            stored is compared itself, not a hash of it, so writes without this package are noticed.
+        skip_unchanged: do not embed stored texts again, nor write documents that are stored unchanged. The stored data
+            itself is compared, not a hash, so writes without this package are noticed.
     Raises:
         InvalidInputError: a document cannot be used; nothing was embedded or written.
-        DimensionMismatchError: the function does not fit the collection, or a vector does not; likewise.
+        DimensionMismatchError: the function or a vector does not fit the collection; likewise.
         UpsertError: it ended midway; it says which documents are in. Running it again is safe.
     """
     refuse_async(collection, "await aupsert(...) instead")
@@ -147,10 +147,10 @@ async def aupsert(
     batch_size: int | None = None,
     skip_unchanged: bool = False,
 ) -> UpsertResponse:
-    """Write documents without blocking the event loop; arguments and errors as `upsert`.
+    """Write documents without blocking the event loop; arguments and errors as for `upsert`.
 
-    All but Chroma's own requests runs on a thread of its own, a stream of documents too. Cancelling the task ends it
-    after the write that is under way; the CancelledError's `__cause__` is the UpsertError that says what is in, or None
+    Everything but Chroma's own requests runs on a separate thread, including a stream of documents. Canceling the task
+    ends it after the current write; the CancelledError's `__cause__` is the UpsertError that says what is in, or None
     if everything is.
 
     Args:
@@ -189,7 +189,7 @@ def _open(
     try:
         recover(collection, wait)
     except ChromaError as error:
-        # A client without the right to write can still read.
+        # A client without write permission can still read.
         logger.warning(
             "documents that another process had removed from collection %r for a moment could not be restored: %s",
             name,
@@ -199,7 +199,7 @@ def _open(
 
 
 def _validate(collection: AnyCollection, function: MLXEmbeddingFunction | None, wait: Wait) -> tuple[str, int]:
-    """Return what messages call a collection, and the dimension of its vectors, if a function fits it."""
+    """Check that a function fits a collection; return its label for messages and its vectors' dimension."""
     stored = read_stored_vectors(collection, wait)
     function = function or resolve_function(collection, stored)
     return stored.label, check_compatible(stored, function.service if function else None)

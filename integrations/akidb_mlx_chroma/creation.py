@@ -1,4 +1,4 @@
-"""New collections, bound to one function: the database itself then requires it of every client."""
+"""New collections bound to one function, whose vectors the database then requires of every client."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ def create_collection(
     data_loader: DataLoader[Any] | None = None,
     get_or_create: bool = False,
 ) -> Collection:
-    """Create a collection that records which vectors it holds, and that refuses others from every client.
+    """Create a collection that records which vectors it holds, and refuses others from any client.
 
-    Model, dimension and fingerprint go into its metadata. The dimension is also fixed in the database, which otherwise
-    takes it from the first write of any client. The distance is the one that the model was trained for, which
-    is looked up before (see `MLXEmbeddingFunction.default_space`), unless the configuration or schema names another.
+    Its metadata records model, dimension and fingerprint. The dimension is also fixed in the database, which otherwise
+    takes it from any client's first write. The distance is the one the model was trained for, which is looked up first
+    (see `MLXEmbeddingFunction.default_space`), unless the configuration or schema names another.
 
     Args:
         client: any synchronous client.
         name: of the collection.
         embedding_function: embeds its texts; in mode "user_provided" it embeds nothing, and documents have vectors.
-        metadata: the user's own, in addition to the three values.
+        metadata: the user's own, besides the three values.
         configuration: Chroma's, without an embedding function.
         schema: Chroma's, instead of a configuration; the function is put into a copy of it.
         data_loader: Chroma's, for records with URIs.
-        get_or_create: open the collection if it exists; another model is refused then, and the function is stored where
+        get_or_create: open the collection if it exists; another model is then refused, and the function is stored if
             the collection has none.
     Returns:
         The collection, as `client.create_collection` does.
     Raises:
         DimensionMismatchError: it exists, with another model or dimension.
-        InvalidInputError: it exists, with the function of another package; or a schema with one.
+        InvalidInputError: it exists, or the schema comes, with another package's function.
         ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
     wait = refuse_waiting("await acreate_collection(...) instead")
@@ -73,9 +73,9 @@ async def acreate_collection(
     data_loader: DataLoader[Any] | None = None,
     get_or_create: bool = False,
 ) -> AsyncCollection:
-    """Create a collection with an asynchronous client; arguments and errors as `create_collection`.
+    """Create a collection with an asynchronous client; arguments and errors as for `create_collection`.
 
-    All but Chroma's own requests runs on another thread, a model's download too.
+    Everything but Chroma's own requests runs on another thread, including a model's download.
     """
     wait = wait_on(asyncio.get_running_loop())
     host_arguments = {"configuration": configuration, "schema": schema, "data_loader": data_loader}
@@ -88,11 +88,11 @@ async def acreate_collection(
 def bind_function(collection: AnyCollection, function: MLXEmbeddingFunction, wait: Wait = run_sync) -> None:
     """Check that a function fits a collection, and bind the collection to it.
 
-    The collection's dimension is fixed if no write has done so yet, and the function is stored where none is.
+    The collection's dimension is fixed if no write has done so yet, and the function is stored if none is.
 
     Raises:
         DimensionMismatchError: they do not fit.
-        InvalidInputError: the collection stores the function of another package, or none and takes none.
+        InvalidInputError: the collection stores another package's function, or none and accepts none.
     """
     stored = read_stored_vectors(collection, wait)
     dimension = check_compatible(stored, function.service)
@@ -102,7 +102,7 @@ def bind_function(collection: AnyCollection, function: MLXEmbeddingFunction, wai
     if not stored.dimension and dimension:
         fix_dimension(collection, dimension, wait)
     else:
-        # A process of an earlier version, which did not mark it, may have died and left it.
+        # A process of an earlier version, which did not mark it, may have died leaving it.
         wait(collection.delete(ids=[PROBE]))
 
 
@@ -123,7 +123,7 @@ def _store_function(collection: AnyCollection, function: MLXEmbeddingFunction, w
     try:
         wait(collection.modify(configuration={"embedding_function": as_host_type(function)}))
     except ValueError as error:
-        # It is stored by then: the client fails on its own copy of the schema, which servers before 1.5 do not have.
+        # It is already stored: the client fails on its own copy of the schema, which servers before 1.5 lack.
         if isinstance(error, EmbeddingError) or "Schema is missing" not in str(error):
             raise
     stored = read_stored_vectors(collection, wait)
@@ -132,7 +132,7 @@ def _store_function(collection: AnyCollection, function: MLXEmbeddingFunction, w
             f"{label} stores no embedding function, and this Chroma server cannot add one to a collection that exists: "
             "open it with get_collection(client, name, embedding_function), or make a new one"
         )
-    # Another process may have been faster, with another function.
+    # Another process may have been first, with another function.
     check_compatible(stored, function.service)
 
 
@@ -146,14 +146,14 @@ def _create(
     wait: Wait,
 ) -> AnyCollection:
     make = client.get_or_create_collection if get_or_create else client.create_collection
-    # Chroma writes into what it is given.
+    # Chroma modifies its arguments.
     configuration, schema = deepcopy(host_arguments["configuration"]), host_arguments["schema"]
     if schema is not None and configuration is not None:
         raise InvalidInputError("give either schema or configuration: Chroma accepts only one of them")
     arguments = {
         "metadata": {**(metadata or {}), **make_stamp(function.model_info())},
         "data_loader": host_arguments["data_loader"],
-        # With a schema, Chroma wants the function there and nowhere else.
+        # With a schema, Chroma accepts the function only there.
         **(
             {"configuration": configuration, "embedding_function": as_host_type(function)}
             if schema is None
@@ -163,7 +163,7 @@ def _create(
     try:
         collection: AnyCollection = wait(make(name, **arguments))
     except ValueError as error:
-        # Chroma's error for a collection with the function of another package; its other errors have other types.
+        # Chroma's error for a collection with another package's function; its other errors have other types.
         if isinstance(error, EmbeddingError) or "mbedding function" not in str(error):
             raise
         raise InvalidInputError(f"collection {name!r}: {error}") from error
@@ -179,5 +179,5 @@ def _create(
 
 
 def as_host_type(function: MLXEmbeddingFunction) -> EmbeddingFunction[Any]:
-    """Return a function as Chroma annotates it, with a wider input than text."""
+    """Cast a function to Chroma's annotation, which allows more input than text."""
     return cast(EmbeddingFunction[Any], function)

@@ -1,4 +1,4 @@
-"""Locks that show when two processes write to the folder of a persistent client, which is for one at a time."""
+"""Locks that detect two processes writing to a persistent client's folder, which is for one at a time."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from akidb_mlx_chroma.clients import AnyCollection
 
 logger = logging.getLogger(__name__)
 
-# A descriptor per folder, held until the process ends; None if another process has it, which was logged.
+# A descriptor per folder, held until the process ends; None if another process holds it, which was logged.
 _held: dict[str, int | None] = {}
 _lock = threading.Lock()
 
 
 def is_local(collection: AnyCollection) -> bool:
-    """Return whether a collection is in this process, in memory or in a folder, and not on a server."""
+    """Return whether a collection is in this process, in memory or a folder, not on a server."""
     return "fastapi" not in str(collection._client._system.settings.chroma_api_impl)
 
 
 def warn_of_other_writers(collection: AnyCollection) -> None:
-    """Log once if another process writes to the folder of this collection as well.
+    """Log once if another process also writes to this collection's folder.
 
-    Each of the two would keep an index in memory that does not know the other's documents, and write it over the
-    other's. Only processes that write with this package are noticed.
+    Each would keep an in-memory index without the other's documents, and write it over the other's. Only processes that
+    write with this package are noticed.
     """
     settings = collection._client._system.settings
     if not is_local(collection) or not settings.is_persistent:

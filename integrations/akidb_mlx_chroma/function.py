@@ -20,7 +20,7 @@ from akidb_mlx_plugin.types import Kind, ModelInfo
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
 
-# What a model was trained to be compared by, in Chroma's words; for "manhattan" it has none, and l2 is the nearest.
+# The distance a model was trained for, in Chroma's terms; it has none for "manhattan", and l2 is the nearest.
 _SPACES: dict[str, Space] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2", "manhattan": "l2"}
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         collection = client.create_collection("docs", embedding_function=ef)
 
     Making one is free, and Chroma makes several with every write: the model is loaded with the first text, once for
-    the whole process. Reopening the collection rebuilds the function from what the collection stores; the package has
-    to be imported for that, and a model outside the registry has to be on the machine already, or named in
+    the whole process. Reopening the collection rebuilds the function from what the collection stores; for that, the
+    package must be imported, and a model outside the registry must be on the machine already or named in
     `AKIDB_ALLOWED_MODELS`.
     """
 
@@ -59,10 +59,10 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         Args:
             model: a short name (`akidb-mlx models list`), a Hugging Face repository "org/repo", or a folder.
             dimension: length of the vectors, by matryoshka truncation where the model was trained for it.
-            normalize: scale vectors to unit length, or leave them as they are; by default as the checkpoint says.
+            normalize: scale vectors to unit length, or leave them unchanged. Defaults to the checkpoint's.
             mode: "mlx"; "user_provided" for collections whose vectors are always given; "mock" for tests.
             pooling: how token vectors become one, instead of what the checkpoint says: "cls", "max", "mean",
-                "mean_sqrt_len_tokens", "weightedmean" or "lasttoken"; several as a list or as "cls+mean".
+                "mean_sqrt_len_tokens", "weightedmean" or "lasttoken"; several as a list or "cls+mean".
             query_prompt: text put before each query instead of the model's.
             document_prompt: text put before each document instead of the model's.
             query_task, document_task: name of another of the model's prompts (`akidb-mlx models info NAME`), such as
@@ -70,8 +70,8 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             device: "auto", "gpu" or "cpu"; not stored.
             cache_dir: where models are kept; not stored.
         Raises:
-            ModelNotFoundError: a misspelt name, which a plain collection would store permanently.
-            InvalidInputError: a value that cannot be used.
+            ModelNotFoundError: a misspelled name, which a plain collection would store permanently.
+            InvalidInputError: an unusable value.
         """
         config = EmbeddingConfig.from_arguments(
             model,
@@ -114,7 +114,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     @property
     def service(self) -> EmbeddingService:
         """The process-wide service behind this function."""
-        # Imported with the first text: opening a database takes half as long without.
+        # Imported with the first text: opening a database takes half as long without it.
         from akidb_mlx_plugin.service import shared_service
 
         return shared_service(self._config, trusted=self._trusted)
@@ -128,28 +128,28 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         return self._embed(input, "query")
 
     def model_info(self) -> ModelInfo:
-        """Describe the model and the vectors it gives; downloads the model where needed, loads nothing."""
+        """Describe the model and its vectors; downloads the model if needed, loads nothing."""
         return self.service.model_info()
 
     @staticmethod
     def name() -> str:
-        """Return the name under which collections store this function."""
+        """Return the name that collections store this function under."""
         return "akidb_mlx"
 
     def default_space(self) -> Space:
-        """Return what the model was trained to be compared by: "ip" for dot products, nearly always "cosine".
+        """Return the distance the model was trained for: nearly always "cosine", or "ip" for dot products.
 
-        Vectors of unit length are compared by cosine. What a model of neither the registry nor this machine was trained
-        for is not known before its download, which this does not start: "cosine" then, and the first text embedded
-        logs a warning if that was wrong. Chroma stores the answer when it makes the collection, for good.
-        `create_collection` of this package downloads first.
+        Vectors of unit length are compared by cosine. For a model neither in the registry nor on this machine, the
+        distance is unknown before its download, which this does not start: it returns "cosine", and the first text
+        embedded logs a warning if that was wrong. Chroma stores the answer permanently when it makes the collection.
+        This package's `create_collection` downloads first.
         """
         similarity = self._find_similarity()
         self._space_is_guessed = similarity is None
         return _SPACES[similarity or "cosine"]
 
     def supported_spaces(self) -> list[Space]:
-        """Return the distances that make sense for these vectors."""
+        """Return the distances that suit these vectors."""
         return ["cosine", "l2", "ip"]
 
     def is_legacy(self) -> bool:
@@ -165,17 +165,17 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         """Rebuild the function from what a collection stores.
 
         Raises:
-            InvalidInputError: settings this version does not know or cannot use.
+            InvalidInputError: settings that this version does not know or cannot use.
         """
         return MLXEmbeddingFunction._from_embedding_config(config_from_stored(config), trusted=False)
 
     @staticmethod
     def validate_config(config: dict[str, Any]) -> None:
-        """Raise InvalidInputError for settings, and for a pooling, that this version does not know."""
+        """Raise InvalidInputError for settings or a pooling that this version does not know."""
         check_settings(config)
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
-        """Raise InvalidInputError where a change would mix two vector spaces in one collection."""
+        """Raise InvalidInputError for a change that would mix two vector spaces in one collection."""
         try:
             check_same_settings(old_config, new_config)
         except InvalidInputError as error:
@@ -183,7 +183,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
             if has_same_normalization(old_config, new_config):
                 return
-            # Chroma asks after it has written, and takes nothing back.
+            # Chroma asks after it has written, and does not roll back.
             raise InvalidInputError(
                 f"{error}. Chroma has stored the new settings already: put the old ones back by calling modify on this "
                 f"collection once more, with a function of the settings {old_config}"
@@ -194,7 +194,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         return f"MLXEmbeddingFunction({settings})"
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what a collection stores of it."""
+        """Show in a notebook what a collection stores about it."""
         distance = _SPACES[self._find_similarity() or "cosine"]
         return facts_table("MLXEmbeddingFunction", {**self.get_config(), "distance": distance})
 
@@ -205,7 +205,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         return cast(Embeddings, list(vectors))
 
     def _find_similarity(self) -> str | None:
-        """Return what the vectors are to be compared by, or None if that takes a download to know."""
+        """Return the vectors' similarity, or None if finding out takes a download."""
         if self._config.mode != "mlx":
             return "cosine"
         from akidb_mlx_plugin.checkpoints.lookup import find_similarity
@@ -214,7 +214,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         return find_similarity(mlx.model, cache_dir=mlx.cache_dir, normalize=mlx.normalize, pooling=mlx.pooling)
 
     def _check_space(self) -> None:
-        """Warn, now that the model is here, if another space than "cosine" would have been its default."""
+        """Warn, now that the model is here, if its default space is not "cosine"."""
         self._space_is_guessed = False
         space = _SPACES[self.model_info().compared_by]
         if space != "cosine":

@@ -1,4 +1,4 @@
-"""Metadata as Chroma gives it back, and what it would refuse, lose or change."""
+"""Metadata as Chroma returns it, and what it would refuse, lose or change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from akidb_mlx_plugin.validation import check_unicode
 
 # What `akidb_mlx_chroma.recovery` marks its records with.
 KEPT_KEY, KEPT_ID_KEY, KEPT_BY_KEY = "akidb_mlx:kept", "akidb_mlx:kept_id", "akidb_mlx:kept_by"
-# Chroma's own keys: its server refuses the first two kinds, and never shows the third again.
+# Chroma's own keys: its server refuses the first two kinds, and never returns the third.
 _RESERVED = ("#", "$", "chroma:")
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 # Chroma writes floats as JSON and reads them with a parser that may be off by one in the last place, once per hop.
@@ -40,10 +40,10 @@ _OTHERWISE = "Chroma keeps strings, numbers, booleans and lists of one of these;
 
 
 def plain_metadata(document: Document) -> dict[str, Any] | None:
-    """Return a document's metadata as Chroma gives it back, of Python's own types, or None if it has none.
+    """Return a document's metadata as Chroma returns it, in plain Python types, or None if it has none.
 
     Raises:
-        InvalidInputError: a key or a value that Chroma would refuse, lose or change; it names both, and the remedy.
+        InvalidInputError: a key or value that Chroma would refuse, lose or change; it names both, and the remedy.
     """
     if not document.metadata:
         return None
@@ -61,7 +61,7 @@ def plain_metadata(document: Document) -> dict[str, Any] | None:
 
 
 def check_key(key: str) -> None:
-    """Raise InvalidInputError for a key of metadata that Chroma would refuse, or that is reserved."""
+    """Raise InvalidInputError for a metadata key that is reserved or that Chroma would refuse."""
     if not key or key.startswith(_RESERVED):
         raise InvalidInputError(
             f"Chroma refuses keys that are empty or begin with '#', '$' or 'chroma:', got {key!r}; rename it"
@@ -71,7 +71,7 @@ def check_key(key: str) -> None:
 
 
 def is_same_metadata(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
-    """Return whether two documents' metadata are the same, types included; a null counts as absent."""
+    """Return whether two documents' metadata is equal, types included; a null counts as absent."""
     one, other = ({key: value for key, value in m.items() if value is not None} for m in (wanted, stored))
     return one.keys() == other.keys() and all(_is_same(value, other[key]) for key, value in one.items())
 
@@ -82,10 +82,10 @@ def has_sparse_vector(metadata: Mapping[str, Any] | None) -> bool:
 
 
 def _plain_value(value: Any) -> Any:
-    """Return a value of metadata as Chroma gives it back.
+    """Return a metadata value as Chroma returns it.
 
     Raises:
-        ValueError: it would not come back equal; says why, and what to give instead.
+        ValueError: it would not be read back equal; says why, and what to give instead.
     """
     if value is None:
         return None
@@ -116,13 +116,13 @@ def _plain_list(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[Any]:
 
 
 def _plain_scalar(value: Any) -> bool | int | float | str:
-    """Return the value behind subclasses and NumPy's types: `http.HTTPStatus.OK` is 200 to a database."""
+    """Return the plain value of subclasses and NumPy types: `http.HTTPStatus.OK` is 200 to a database."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, str):
         check_unicode(value, "the text")
         return str.__str__(value)
-    # The base class's own methods: a subclass may have redefined them.
+    # The base class's own methods: a subclass may override them.
     if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
         whole = int.__int__(value) if isinstance(value, int) else int(value)
         if not _SMALLEST <= whole <= _LARGEST:
@@ -162,5 +162,5 @@ def _show(value: object) -> str:
     try:
         return short.repr(value)
     except Exception:
-        # An unknown class; or whole numbers within a list that Python refuses to write out.
+        # An unknown class, or integers in a list that are too long for Python to print.
         return f"a value of type {type(value).__name__}"

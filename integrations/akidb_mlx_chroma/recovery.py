@@ -1,11 +1,11 @@
-"""Records that are removed from a collection for a moment, and how they survive if the process dies meanwhile.
+"""Records removed from a collection for a moment, and how they survive if the process dies meanwhile.
 
-Chroma cannot take the text out of a record: the record has to be deleted and added again, in two requests. Between
-the two, the old one is in the collection under another id, `akidb_mlx:kept:…`, with its own id in its metadata. If
-the process dies there, the next upsert, `get_collection` or `reembed` of this package gives it its id back.
+Chroma cannot remove a record's text: the record must be deleted and added again, in two requests. Between the two, the
+old one is in the collection under another id, `akidb_mlx:kept:…`, with its own id in its metadata. If the process dies
+there, this package's next upsert, `get_collection` or `reembed` restores its id.
 
-Every step may be done twice, and by two processes: a record is restored by `add`, which changes nothing where its
-id is taken. What another process is still working on is left alone.
+Every step may run twice, even in two processes: a record is restored by `add`, which changes nothing if its id is
+taken. Records that another process is still working on are left alone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from akidb_mlx_chroma.metadata import KEPT_BY_KEY, KEPT_ID_KEY, KEPT_KEY
 from akidb_mlx_chroma.stray_lists import clear_strays
 
 PREFIX = "akidb_mlx:kept:"
-# Written and deleted at once, so that the database itself requires the dimension from the beginning.
+# Written and deleted at once, so that the database itself requires the dimension from the start.
 PROBE = "akidb_mlx:dimension"
-# A process of another machine has given up, or died, after so long.
+# After this long, a process on another machine has given up or died.
 _LONGEST_S = 60.0
 _PAGE = 1000
 _EVERYTHING: Any = ["documents", "metadatas", "embeddings", "uris"]
@@ -38,7 +38,7 @@ _in_use: set[str] = set()
 
 
 def fix_dimension(collection: AnyCollection, dimension: int, wait: Wait) -> None:
-    """Make the database require a dimension of every later vector."""
+    """Make the database require this dimension of every later vector."""
     vector = np.eye(1, dimension, dtype=np.float32)[0]
     wait(collection.upsert(ids=[PROBE], embeddings=[vector], metadatas=[{KEPT_KEY: 0}]))
     wait(collection.delete(ids=[PROBE]))
@@ -46,20 +46,20 @@ def fix_dimension(collection: AnyCollection, dimension: int, wait: Wait) -> None
 
 @contextmanager
 def taken_out(collection: AnyCollection, wait: Wait, ids: Sequence[str]) -> Iterator[list[str | None]]:
-    """Delete records while others are added in their place; if that fails, they are there again.
+    """Delete records while others are added in their place; restore them if that fails.
 
     Args:
         collection: holds the records.
         wait: of its client.
-        ids: of the records, each of them there.
+        ids: of the records, which must all exist.
     Yields:
         The URI of each.
     Raises:
-        RuntimeError: it failed, and they could not be restored; they are under other ids.
+        RuntimeError: it failed, and they could not be restored; they remain under other ids.
     """
     found = get_records(collection, wait, ids=list(ids), include=_EVERYTHING)
     if not found["ids"]:
-        # Another process has just taken them all out.
+        # Another process has just removed them all.
         yield [None] * len(ids)
         return
     uris = dict(zip(found["ids"], found["uris"], strict=True))
@@ -87,7 +87,7 @@ def taken_out(collection: AnyCollection, wait: Wait, ids: Sequence[str]) -> Iter
 
 
 def recover(collection: AnyCollection, wait: Wait) -> int:
-    """Restore what processes that died had removed, and delete what they left.
+    """Restore what dead processes had removed, and delete what they left.
 
     Returns:
         How many records of theirs there were.
@@ -97,7 +97,7 @@ def recover(collection: AnyCollection, wait: Wait) -> int:
         for id_, owner in _find_kept(collection, wait)
         if id_ not in _in_use and is_kept(id_) and _is_abandoned(owner)
     ]
-    # Of two that two processes kept of one document the later one is restored, which changes nothing for the other.
+    # If two processes kept copies of one document, the later is restored, which changes nothing for the other.
     left.sort(key=lambda kept: _begun(kept[1]), reverse=True)
     for start in range(0, len(left), _PAGE):
         ids = [id_ for id_, _ in left[start : start + _PAGE]]
@@ -108,7 +108,7 @@ def recover(collection: AnyCollection, wait: Wait) -> int:
 
 
 def _restore_kept(collection: AnyCollection, wait: Wait, found: Any, order: list[str]) -> None:
-    """Give kept records their own ids back; of two with one id, the first in order."""
+    """Restore kept records under their own ids; of two with the same id, the first in order."""
     positions = {id_: index for index, id_ in enumerate(found["ids"])}
     lost: dict[str, int] = {}
     for kept in order:
@@ -122,7 +122,7 @@ def _restore_kept(collection: AnyCollection, wait: Wait, found: Any, order: list
 
 
 def is_kept(id_: str) -> bool:
-    """Return whether an id is not a document's, but that of a record that is there for a moment only."""
+    """Return whether an id is a temporary record's and not a document's."""
     return id_ == PROBE or id_.startswith(PREFIX)
 
 
@@ -139,7 +139,7 @@ def _restore(collection: AnyCollection, wait: Wait, records: Any, ids: list[str]
 
 
 def _add(collection: AnyCollection, wait: Wait, ids: list[str], records: Any) -> None:
-    """Add records as they were read; those whose id is taken change nothing."""
+    """Add records as they were read, except those whose id is taken."""
     columns = {key: records[key] for key in ("documents", "metadatas", "uris")}
     given = {key: values if any(value is not None for value in values) else None for key, values in columns.items()}
     wait(collection.add(ids=ids, embeddings=list(records["embeddings"]), **given))
@@ -147,11 +147,11 @@ def _add(collection: AnyCollection, wait: Wait, ids: list[str], records: Any) ->
 
 
 def _find_kept(collection: AnyCollection, wait: Wait) -> list[tuple[str, object]]:
-    """Return the ids of records that are marked as kept, and who keeps each."""
+    """Return the ids of records marked as kept, and the owner of each."""
     try:
         found = wait(collection.get(where={KEPT_KEY: {"$in": [0, 1]}}, include=["metadatas"]))  # type: ignore[dict-item]
     except InvalidArgumentError:
-        # A schema without an index of whole numbers.
+        # A schema without an integer index.
         ids = [id_ for page in read_pages(collection, wait, []) for id_ in page["ids"] if is_kept(id_)]
         found = wait(collection.get(ids=ids, include=["metadatas"])) if ids else {"ids": [], "metadatas": []}
     owners = [(metadata or {}).get(KEPT_BY_KEY) for metadata in found["metadatas"]]
@@ -171,7 +171,7 @@ def _without_marks(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _begun(owner: object) -> float:
-    """Return when a record was kept, in seconds; 0 where that cannot be read."""
+    """Return when a record was kept, in seconds; 0 if unreadable."""
     try:
         begun = float(str(owner).rpartition(":")[2])
     except ValueError:
@@ -180,16 +180,16 @@ def _begun(owner: object) -> float:
 
 
 def _is_abandoned(owner: object) -> bool:
-    """Return whether the process that kept a record is gone; values of another form count as such."""
+    """Return whether the process that kept a record is gone; malformed values count as gone."""
     try:
         host, number, _ = str(owner).rsplit(":", 2)
         pid = int(number)
-        # Not a number, or from a clock that is far ahead: likewise.
+        # Not a number, too old, or from a clock that is far ahead.
         if not abs(time.time() - _begun(owner)) <= _LONGEST_S:
             return True
         if host != socket.gethostname():
             return False
-        # Of this process, but not among those in use: left by a write that failed.
+        # This process's, but not in use: left by a failed write.
         if pid <= 0 or pid == os.getpid():
             return True
         os.kill(pid, 0)

@@ -24,7 +24,7 @@ from akidb_mlx_plugin.stores.compatibility import make_stamp, without_stamp
 from akidb_mlx_plugin.stores.reembed import SOURCE_KEY, check_source, default_name, reembed_documents
 from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 
-# How the index is built is copied to the new collection; the distance is not, it belongs to the vectors.
+# Index settings are copied to the new collection; the distance is not, since it belongs to the vectors.
 _TUNING = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
 _SHORTEST, _LONGEST = 3, 512
 _HASH_LENGTH = 8
@@ -40,10 +40,10 @@ def reembed(
     show_progress: bool = False,
     batch_size: int | None = None,
 ) -> Collection:
-    """Embed a collection's documents again, with another function, into a new collection beside it.
+    """Re-embed a collection's documents with another function, into a new collection beside it.
 
-    The new one has the same ids, texts, metadata, URIs and index settings; the old one stays as it is. A run that was
-    cut off is continued by the same call, and what is done already is not embedded again. At the end both are compared.
+    The new one has the same ids, texts, metadata, URIs and index settings; the old one does not change. The same call
+    continues an interrupted run without embedding anything twice. At the end both are compared.
 
     Args:
         source: the collection, with any function.
@@ -72,9 +72,9 @@ async def areembed(
     show_progress: bool = False,
     batch_size: int | None = None,
 ) -> AnyCollection:
-    """Embed a collection's documents again without blocking the event loop; arguments and errors as `reembed`.
+    """Re-embed a collection's documents without blocking the event loop; arguments and errors as for `reembed`.
 
-    Cancelling the task ends it before its next request to Chroma; the same call continues.
+    Canceling the task ends it before its next request to Chroma; the same call continues.
 
     Args:
         source: from the asynchronous client, or from a synchronous one.
@@ -108,16 +108,16 @@ def reembed_collection(
     show_progress: bool = False,
     batch_size: int | None = None,
 ) -> tuple[Collection, UpsertResponse]:
-    """Run `reembed`, and return what it took as well."""
+    """Run `reembed`; also return its response."""
     wait = refuse_waiting("await areembed(...) instead")
     made, response = _reembed(source, embedding_function, name, show_progress, batch_size, wait)
     return cast(Collection, made), response
 
 
 def valid_name(name: str) -> str:
-    """Return a name that Chroma accepts for a collection: the same if it is one, else a similar one.
+    """Return a valid collection name for Chroma: the same if it is valid, else a similar one.
 
-    Names that are too long are cut, and end in a hash of all of it.
+    Names that are too long are cut, and end in a hash of the full name.
     """
     valid = re.sub(r"[^a-zA-Z0-9._-]+|\.{2,}", "-", name).strip("._-")
     if len(valid) < _SHORTEST or _ADDRESS.fullmatch(valid):
@@ -152,12 +152,12 @@ def _reembed(
 def _create_beside(
     source: AnyCollection, name: str, function: MLXEmbeddingFunction, info: ModelInfo, wait: Wait
 ) -> AnyCollection:
-    """Create a collection, or open it, in the database of another one."""
+    """Create or open a collection in another one's database."""
     host_function = cast(EmbeddingFunction[Any], function)
-    # As they are now: the object may be older.
+    # Read again: the object may be out of date.
     model = read_model(source, wait)
     own = {key: value for key, value in without_stamp(model.metadata or {}).items() if not key.startswith("hnsw:")}
-    # A collection knows its server and no client; the server makes the new one without the client's checks.
+    # A collection knows its server but no client; the server makes the new one without the client's checks.
     made = wait(
         source._client.get_or_create_collection(
             name=name,
@@ -175,10 +175,10 @@ def _create_beside(
 
 
 def _index_settings(model: Any, function: MLXEmbeddingFunction) -> dict[str, Any]:
-    """Return how the new collection is indexed: as the old one, but for the distance, which is the function's."""
+    """Return the new collection's index settings: the old one's, except for the function's distance."""
     if model.serialized_schema:
         with warnings.catch_warnings():
-            # About a function that this process cannot build; it is replaced anyway.
+            # It is about a function that this process cannot build, which is replaced anyway.
             warnings.simplefilter("ignore", UserWarning)
             schema = Schema.deserialize_from_json(model.serialized_schema)
         return {"schema": schema_for_new_vectors(schema, function)}

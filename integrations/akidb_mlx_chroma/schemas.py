@@ -10,12 +10,12 @@ from chromadb.api.types import DefaultEmbeddingFunction, Schema, Space, VectorIn
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_plugin.errors import InvalidInputError
 
-# The key of a schema under which the collection's own vectors are described.
+# The schema's key for the collection's own vectors.
 _VECTORS = "#embedding"
 
 
 def schema_with(schema: Schema, function: MLXEmbeddingFunction) -> Schema:
-    """Return a copy of a schema that embeds with a function; its distance stays, or is the function's.
+    """Return a copy of a schema that embeds with a function; its distance is kept, else the function's is used.
 
     Raises:
         InvalidInputError: it has another embedding function already.
@@ -25,7 +25,7 @@ def schema_with(schema: Schema, function: MLXEmbeddingFunction) -> Schema:
     if isinstance(given, MLXEmbeddingFunction):
         is_same = given.get_config() == function.get_config()
     else:
-        # Chroma puts its default into every schema whose function is not named.
+        # Chroma puts its default into every schema without a named function.
         is_same = given is None or isinstance(given, DefaultEmbeddingFunction)
     if not is_same:
         raise InvalidInputError(
@@ -35,7 +35,7 @@ def schema_with(schema: Schema, function: MLXEmbeddingFunction) -> Schema:
 
 
 def schema_for_new_vectors(schema: Schema, function: MLXEmbeddingFunction) -> Schema:
-    """Return a copy of a collection's schema for other vectors: the distance is the function's, all else stays."""
+    """Return a copy of a collection's schema for other vectors, with the function's distance."""
     return _replace_vectors(schema, function, None)
 
 

@@ -1,4 +1,4 @@
-"""A Chroma collection as documents are written to it and read from it."""
+"""A Chroma collection to write documents to and read them from."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from akidb_mlx_plugin.types import Document, Vector
 _PAGE = 1000
 # The asynchronous client packs and unpacks requests on the event loop: 1024 rows took it 50 ms, these take 7.
 _ASYNC_ROWS = 128
-# How often another process may write a text back while it is being removed.
+# How many times another process may write a text back while it is being removed.
 _TRIES = 3
-# A record's URI, as Chroma keeps it among the metadata; it shows it elsewhere.
+# A record's URI, which Chroma keeps among the metadata but shows elsewhere.
 _URI_KEY = "chroma:uri"
 
-# A write reads and writes. Asynchronous ones wait for their event loop meanwhile, which a synchronous one may be
-# holding up: each kind has its own lock.
+# A write reads and writes. Asynchronous ones meanwhile wait for their event loop, which a synchronous one may be
+# blocking: each kind has its own lock.
 _write_locks: dict[tuple[UUID, bool], threading.Lock] = {}
 os.register_at_fork(after_in_child=_write_locks.clear)
 
@@ -57,27 +57,27 @@ class StoredRecord(StoredDocument):
 
 
 def read_model(collection: AnyCollection, wait: Wait = run_sync) -> Any:
-    """Read a collection's description from the database; the object may be older.
+    """Read a collection's description from the database; the object may be out of date.
 
     Raises:
         NotFoundError: it is gone.
     """
     server = collection._client
     place = {"tenant": collection.tenant, "database": collection.database}
-    # By name first: servers and clients before 1.5.7 know no other way.
+    # By name first: servers and clients before 1.5.7 support nothing else.
     try:
         model = wait(server.get_collection(name=collection.name, **place))
         if model.id == collection.id:
             return model
     except NotFoundError:
         pass
-    # It has another name since it was opened, or is gone.
+    # It was renamed since it was opened, or is gone.
     cause: Exception | None = None
     if hasattr(server, "get_collection_by_id"):
         try:
             return wait(server.get_collection_by_id(collection_id=collection.id, **place))
         except Exception as error:
-            # An older server's answer has neither a message nor a type of its own.
+            # An older server's error has neither a message nor its own type.
             if type(error) is not Exception:
                 raise
             cause = error
@@ -88,13 +88,13 @@ def read_model(collection: AnyCollection, wait: Wait = run_sync) -> Any:
 
 
 def read_stored_vectors(collection: AnyCollection, wait: Wait = run_sync) -> StoredVectors:
-    """Return what the database says of a collection's vectors now.
+    """Return what the database now says about a collection's vectors.
 
     Raises:
         InvalidInputError: the stored settings cannot be read.
     """
     model = read_model(collection, wait)
-    # A collection object does not show the dimension that its first write has fixed; what it was made from does.
+    # A collection object does not show the dimension that its first write fixed; what it was made from does.
     stored = (model.configuration_json or {}).get("embedding_function") or {}
     is_ours = stored.get("name") == MLXEmbeddingFunction.name()
     settings = stored.get("config")
@@ -123,10 +123,10 @@ def resolve_function(collection: AnyCollection, stored: StoredVectors) -> MLXEmb
 
 
 class ChromaStore(Store):
-    """A collection that documents are written to, by the synchronous client or the asynchronous one."""
+    """A collection to write documents to, with the synchronous or the asynchronous client."""
 
     def __init__(self, collection: AnyCollection, wait: Wait = run_sync) -> None:
-        """Check that a collection fits its function, and restore what a process that died had removed.
+        """Check that a collection fits its function, and restore what a dead process had removed.
 
         Nothing is embedded.
 
@@ -163,7 +163,7 @@ class ChromaStore(Store):
             )
 
     def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
-        """Return whether a document's metadata and URI are what is stored; a null counts as absent."""
+        """Return whether a document's metadata and URI equal what is stored; a null counts as absent."""
         has_uri = not isinstance(document, RecordDocument) or document.uri == getattr(stored, "uri", None)
         return has_uri and is_same_metadata(plain_metadata(document) or {}, stored.metadata)
 
@@ -172,7 +172,7 @@ class ChromaStore(Store):
         return int(self._wait(self._collection.count()))
 
     def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
-        """Return what is stored of these documents, by id."""
+        """Return the stored documents with these ids, by id."""
         size = min(_PAGE, self.max_rows or _PAGE)
         include: Any = ["documents", "metadatas", "embeddings", "uris"]
         pages = (
@@ -188,10 +188,10 @@ class ChromaStore(Store):
         }
 
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
-        """Insert documents, replacing those with the same ids; only a URI stays where none is given.
+        """Insert documents, replacing those with the same ids; a URI is kept if none is given.
 
-        Chroma's upsert merges: metadata keys that are not given stay, and so does a text. A key goes by being None; a
-        text goes with its record alone, for which another one is added.
+        Chroma's upsert merges: metadata keys that are not given stay, and so does a text. Setting a key to None removes
+        it; a text is removed only with its record, which is then replaced.
         """
         documents = [replace(document, metadata=plain_metadata(document)) for document in documents]
         with self._lock:
@@ -220,7 +220,7 @@ class ChromaStore(Store):
         self._wait(self._collection.upsert(ids=[d.id for d in documents], embeddings=list(vectors), **given))
 
     def _add_without_text(self, documents: Sequence[Document], vectors: Vector) -> None:
-        """Remove records with a text, and add others without one.
+        """Replace records that have a text with others that have none.
 
         Raises:
             RuntimeError: another process keeps writing the text back.
@@ -237,7 +237,7 @@ class ChromaStore(Store):
                         uris=cast("list[str]", uris) if any(uris) else None,
                     )
                 )
-            # Nothing was added where another process had restored the old one, or has written the id meanwhile.
+            # Nothing was added if another process had restored the old one, or has written the id meanwhile.
             texts = self._wait(self._collection.get(ids=ids, include=["documents"]))["documents"]
             if all(text is None for text in texts):
                 return
@@ -248,10 +248,10 @@ class ChromaStore(Store):
 
 
 class ChromaSource(Source):
-    """A collection that documents are read from."""
+    """A collection to read documents from."""
 
     def __init__(self, collection: AnyCollection, wait: Wait = run_sync) -> None:
-        """Store the collection, and restore what a process that died had removed."""
+        """Store the collection, and restore what a dead process had removed."""
         self.label = f"collection {collection.name!r}"
         self._collection = collection
         self._wait = wait
@@ -279,8 +279,8 @@ def _replacing(document: Document, old: Mapping[str, Any]) -> dict[str, Any] | N
     """Return metadata that removes every old key it does not set, or None if there is neither old nor new.
 
     Args:
-        document: goes to the database, with plain metadata.
-        old: metadata of the records that are there, by id.
+        document: to be written, with plain metadata.
+        old: metadata of the existing records, by id.
     """
     is_without_uri = isinstance(document, RecordDocument) and document.uri is None and document.id in old
     nulls = {**dict.fromkeys(old.get(document.id) or ()), **({_URI_KEY: None} if is_without_uri else {})}

@@ -1,8 +1,8 @@
-"""Lists in metadata that Chroma shows in records to which they were never given.
+"""Lists in metadata that Chroma shows in records they were never written to.
 
-Chroma keeps the items of lists in a table of their own, by the number of the record, and forgets them there when a
-collection is deleted (seen in 1.5.0 to 1.5.9, in a folder and behind a server). The next record that gets the number
-has the lists of the deleted one in its metadata, whatever collection it is in.
+Chroma keeps list items in a separate table, by record number, and leaves them there when a collection is deleted (seen
+in 1.5.0 to 1.5.9, in a folder and on a server). The next record with that number, in any collection, has the deleted
+one's lists in its metadata.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def clear_strays(
     texts: Sequence[str | None],
     metadatas: Sequence[Mapping[str, Any] | None],
 ) -> None:
-    """Remove lists that records have just got without being given them.
+    """Remove lists that just-written records have gained unasked.
 
     Args:
         collection: holds the records.
         wait: of its client.
-        ids, texts, metadatas: of the records, as they were written. One that differs in anything but additional lists
-            has been written by another process since, and stays as it is.
+        ids, texts, metadatas: of the records, as written. One that differs in anything but additional lists has been
+            written by another process since, and is left alone.
     """
     written = dict(zip(ids, zip(texts, metadatas, strict=True), strict=True))
     found = wait(collection.get(ids=list(ids), include=["documents", "metadatas"]))

@@ -1,4 +1,4 @@
-"""MLX embeddings for LanceDB. Importing this registers the function as "akidb-mlx", so that stored tables find it."""
+"""MLX embeddings for LanceDB. Importing this registers the function as "akidb-mlx" for stored tables."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""New tables: their columns, and what they say of the vectors that they hold."""
+"""New tables: their columns, and their record of the vectors they hold."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def create_table(
 ) -> Any:
     """Create a table that records which vectors it holds.
 
-    Model, dimension and fingerprint go into its metadata, with the function itself. A table stores no metric: see
-    `MLXEmbeddings.distance_type` for models whose vectors have no unit length.
+    Its metadata records model, dimension and fingerprint, with the function itself. A table stores no metric: see
+    `MLXEmbeddings.distance_type` for models whose vectors do not have unit length.
 
     Args:
         db: a synchronous connection, to a database or to a namespace.
         name: of the table.
         embedding_function: embeds its texts; in mode "user_provided" it embeds nothing, and documents have vectors.
-        schema: the columns; those for id, text and vector are added if they are missing, and a vector column without a
-            width gets the function's. Defaults to these and "metadata", JSON, which LanceDB can filter by.
+        schema: the columns; those for id, text and vector are added if missing, and a vector column without a width
+            gets the function's. Defaults to these and "metadata", JSON, which LanceDB can filter by.
         mode: "create", or "overwrite" to replace a table that exists.
-        exist_ok: open the table if it exists; another model is refused then, and a table that stores no function.
-        on: the column that distinguishes documents: strings, whole numbers or UUIDs.
+        exist_ok: open the table if it exists; another model, or a table without a stored function, is then refused.
+        on: the key column: strings, integers or UUIDs.
         text, vector: columns of texts and vectors. Default to those of the schema's function, else "text" and "vector".
-        namespace_path: where in the database the table is; empty: at its root.
+        namespace_path: the table's namespace; empty for the database's root.
     Returns:
         The table, as `db.create_table` does.
     Raises:
-        DimensionMismatchError: the vector column is of another width, or the table exists with another model.
-        InvalidInputError: a column cannot hold what it is for.
+        DimensionMismatchError: the vector column has another width, or the table exists with another model.
+        InvalidInputError: a column is of an unsuitable type.
         ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
     refuse_asynchronous(db, "await db.create_table(name, schema=table_schema(...)) instead")
@@ -65,7 +65,7 @@ def create_table(
     try:
         return db.create_table(name, schema=made, mode=mode, **place)
     except ValueError as error:
-        # Another process was faster.
+        # Another process was first.
         if is_reused and "already exists" in str(error):
             return reopen()
         raise
@@ -83,11 +83,11 @@ def table_schema(
     """Return the Arrow schema that `create_table` uses; also for an asynchronous connection.
 
     Args:
-        embedding_function, schema, on, text, vector: as `create_table`.
+        embedding_function, schema, on, text, vector: as for `create_table`.
         name: of the table, for messages.
     Raises:
         DimensionMismatchError: the vector column, or the model's own function, does not fit.
-        InvalidInputError: a column cannot hold what it is for.
+        InvalidInputError: a column is of an unsuitable type.
     """
     given = _arrow_schema(schema)
     columns = [pa.field(on, pa.string(), nullable=False)]

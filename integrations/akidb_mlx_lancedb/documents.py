@@ -1,4 +1,4 @@
-"""Documents as the rows of a table, and rows as documents."""
+"""Convert documents to a table's rows, and rows to documents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from akidb_mlx_plugin.types import Document, Vector
 
 
 def make_rows(schema: TableSchema, documents: Sequence[Document], vectors: Vector) -> pa.Table:
-    """Return Arrow rows with every column of the table; what a document does not have is null.
+    """Return Arrow rows with every column of the table; values a document lacks are null.
 
     Args:
         schema: of the table.
@@ -63,7 +63,7 @@ def read_documents(schema: TableSchema, rows: pa.Table) -> list[Document]:
 
 
 def has_metadata(schema: TableSchema, stored: StoredDocument, document: Document) -> bool:
-    """Return whether a row has what would be written of a document beside its text and vector."""
+    """Return whether a row equals what would be written of a document, text and vector aside."""
     row = stored.metadata
     assert isinstance(row, Row), "read_rows makes no other"
     if isinstance(document.metadata, Row):
@@ -71,7 +71,7 @@ def has_metadata(schema: TableSchema, stored: StoredDocument, document: Document
     given = document.metadata or {}
     for name, array in _metadata_columns(schema, [document]).items():
         if name in schema.derived and given.get(name) is None:
-            # A vector that a function makes of a text is not in the document.
+            # A vector that a function makes from a text is not in the document.
             if row[name] is None and row[schema.derived[name]] is not None:
                 return False
         elif not row.has_value(name, array):
@@ -80,7 +80,7 @@ def has_metadata(schema: TableSchema, stored: StoredDocument, document: Document
 
 
 def bad_vectors(schema: TableSchema, rows: pa.Table) -> str:
-    """Return what LanceDB is to do with vectors that it does not like: to keep nulls, and to refuse anything else."""
+    """Return LanceDB's setting for invalid vectors: keep nulls and refuse anything else."""
     has_nulls = False
     for field in schema.fields:
         if not schema.looks_like_vectors(field):
@@ -110,7 +110,7 @@ def _metadata_columns(schema: TableSchema, documents: Sequence[Document]) -> dic
 
 
 def _fill_derived(schema: TableSchema, rows: pa.Table) -> pa.Table:
-    """Embed the other texts that the table has functions for, where no vector of theirs is given."""
+    """Embed the other texts that the table has functions for, unless their vectors are given."""
     for vector, source in schema.derived.items():
         is_missing = pc.and_(rows[vector].is_null(), rows[source].is_valid())
         positions = np.flatnonzero(is_missing.to_numpy())

@@ -27,7 +27,7 @@ from akidb_mlx_plugin.validation import list_inputs
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
 
-# What a model was trained to be compared by, in LanceDB's words; for "manhattan" it has none, and l2 is the nearest.
+# The metric a model was trained for, in LanceDB's terms; it has none for "manhattan", and l2 is the nearest.
 _DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
     "cosine": "cosine",
     "dot": "dot",
@@ -36,7 +36,7 @@ _DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
 }
 
 logger = logging.getLogger(__name__)
-# Arguments that belong to a machine: a table does not store them.
+# Settings of a machine, which a table does not store.
 _MACHINE = ("device", "cache_dir")
 
 
@@ -50,23 +50,23 @@ class MLXEmbeddings(TextEmbeddingFunction):
             text: str = function.SourceField()
             vector: Vector(function.ndims()) = function.VectorField()
 
-    Make it by `create`, which writes every setting down, so that a table keeps its vector space whatever a later
+    Make it with `create`, which spells out every setting, so that a table keeps its vector space whatever a later
     version's defaults are. Making one is free: the model is loaded with the first text, once for the whole process.
 
     LanceDB compares by l2 unless a search or an index says otherwise; a table stores no metric. For vectors of unit
-    length that gives the order of the cosine. For others, where `model_info().normalize` is False, name the metric:
-    `table.search("…").distance_type(function.distance_type())`, and the same for an index.
+    length that gives the same order as cosine. For others, if `model_info().normalize` is False, name the metric:
+    `table.search("…").distance_type(function.distance_type())`, and likewise for an index.
 
     Attributes:
         name: the model: a short name (`akidb-mlx models list`), "org/repo", or a folder.
         mode: "mlx"; "user_provided" for tables whose vectors are always given; "mock" for tests.
         dimension: length of the vectors. Defaults to the model's.
-        normalize: scale vectors to unit length, or leave them as they are. Defaults to what the checkpoint says.
-        pooling: how token vectors become one, such as "mean" or "cls+mean". Defaults to what the checkpoint
-            says. `create` takes a list too.
+        normalize: scale vectors to unit length, or leave them unchanged. Defaults to the checkpoint's.
+        pooling: how token vectors become one, such as "mean" or "cls+mean". Defaults to the checkpoint's. `create`
+            also takes a list.
         query_prompt, document_prompt: text put before each text instead of the model's.
         query_task, document_task: name of another of the model's prompts, such as "clustering".
-        max_retries: LanceDB's field, without effect: errors arrive as they are, at once.
+        max_retries: LanceDB's field, without effect: errors are raised unchanged, at once.
     """
 
     name: str | None = None
@@ -84,14 +84,14 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
     @classmethod
     def create(cls, **settings: Any) -> MLXEmbeddings:
-        """Make a function; the arguments are the attributes above, and what belongs to this machine and is not stored.
+        """Make a function; takes the attributes above, and settings of this machine, which are not stored.
 
         Args:
             settings: the attributes; also `device`, "auto", "gpu" or "cpu", and `cache_dir`, where models are kept. A
                 function that LanceDB makes from a table takes these two from the environment.
         Raises:
-            InvalidInputError: an unknown argument, or a value that cannot be used.
-            ModelNotFoundError: a misspelt name, which a table would store permanently.
+            InvalidInputError: an unknown argument, or an unusable value.
+            ModelNotFoundError: a misspelled name, which a table would store permanently.
         """
         if is_reading_table():
             return cls.from_stored(settings)
@@ -117,10 +117,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> MLXEmbeddings:
-        """Make the function that a table stores: no model outside the registry is downloaded on its word.
+        """Make a table's stored function, which is not trusted to download a model outside the registry.
 
         Raises:
-            InvalidInputError: fields this version does not know or cannot use.
+            InvalidInputError: fields that this version does not know or cannot use.
         """
         return cls._make(dict(fields), trusted=False)
 
@@ -150,7 +150,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
     @property
     def service(self) -> EmbeddingService:
         """The process-wide service behind this function."""
-        # Imported with the first text: opening a database takes half as long without.
+        # Imported with the first text: opening a database takes half as long without it.
         from akidb_mlx_plugin.service import shared_service
 
         if self._config is None:
@@ -158,7 +158,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return shared_service(self._config, trusted=self._trusted)
 
     def model_info(self) -> ModelInfo:
-        """Describe the model and the vectors it gives; downloads the model where needed, loads nothing."""
+        """Describe the model and its vectors; downloads the model if needed, loads nothing."""
         return self.service.model_info()
 
     def distance_type(self) -> Literal["cosine", "l2", "dot"]:
@@ -181,11 +181,11 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return info.dimension
 
     def safe_model_dump(self) -> dict[str, Any]:
-        """Return what a table stores: every field, also of a function that was not made by `create`."""
+        """Return what a table stores: every field, even if the function was not made with `create`."""
         return fields_from_settings(stored_settings(self.service.config))
 
     def VectorField(self, **options: Any) -> Any:  # noqa: N802 - LanceDB's name
-        """Return the vector column's field; a column of another width is refused where the model class is written.
+        """Return the vector column's field; a column of another width is refused when the model class is built.
 
         Args:
             options: of pydantic's `Field`.
@@ -198,14 +198,14 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """Embed documents.
 
         Args:
-            texts: a row without a text (null) gets no vector (None).
+            texts: a row without text (null) gets no vector (None).
         Returns:
             (D,) float32 vectors in order.
         """
         return self._embed(list_inputs(texts), "document")
 
     def compute_query_embeddings(self, query: Any) -> list[Vector | None]:
-        """Embed one query or several, with the model's query prompt before each."""
+        """Embed one or more queries, with the model's query prompt before each."""
         return self._embed(list_inputs(self.sanitize_input(query)), "query")
 
     def compute_source_embeddings(self, texts: Any) -> list[Vector | None]:
@@ -213,10 +213,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return self.generate_embeddings(self.sanitize_input(texts))
 
     def compute_source_embeddings_with_retry(self, texts: Any) -> list[Any]:
-        """Embed for a column of LanceDB's; without its retries, because no failure here is transient.
+        """Embed for a LanceDB column, without its retries: no failure here is transient.
 
         Returns:
-            Lists of floats: Arrow puts float32 arrays into columns of the same width only.
+            Lists of floats: Arrow accepts float32 arrays only in columns of the same width.
         """
         return [None if vector is None else vector.tolist() for vector in self.compute_source_embeddings(texts)]
 
@@ -234,10 +234,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
 
 @dataclass(frozen=True)
 class _WidthCheck:
-    """An annotation that pydantic asks for a schema while it builds the class, and that compares two dimensions.
+    """An annotation that compares two dimensions when pydantic asks it for a schema while building the class.
 
     Attributes:
-        dimension: of the function; None if only its model tells, which is not checked here.
+        dimension: of the function; None if only its model determines it, which is not checked here.
     """
 
     dimension: int | None
@@ -269,7 +269,7 @@ def _warn_of_metric(model: str, metric: str) -> None:
 
 
 def settings_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored settings for a function's fields: the model's name goes by another key there."""
+    """Return stored settings for a function's fields, which have another key for the model's name."""
     settings = {key: value for key, value in fields.items() if key != "max_retries"}
     if "name" in settings:
         name = settings.pop("name")

@@ -1,4 +1,4 @@
-"""Table handles: a handle is a snapshot, and several writers may hold one of the same table."""
+"""Table handles: each is a snapshot, and several writers may hold one of the same table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _locks_guard = threading.Lock()
 
 
 def run_sync(result: Any) -> Any:
-    """Return the result of a table's method; an asynchronous one runs on LanceDB's own loop, never on the caller's."""
+    """Return the result of a table's method; coroutines run on LanceDB's own loop, never on the caller's."""
     return LOOP.run(result) if inspect.iscoroutine(result) else result  # type: ignore[no-untyped-call]
 
 
@@ -41,7 +41,7 @@ def refuse_asynchronous(db: Any, remedy: str) -> None:
 
 
 def namespace_arguments(namespace_path: Sequence[str]) -> dict[str, Any]:
-    """Return the argument that names a namespace; not every connection takes one."""
+    """Return the argument for a namespace, which not every connection takes."""
     return {"namespace_path": list(namespace_path)} if namespace_path else {}
 
 
@@ -50,14 +50,14 @@ def find_table(db: Any, name: str, namespace_path: Sequence[str] = ()) -> Any:
     try:
         return db.open_table(name, **namespace_arguments(namespace_path))
     except Exception as error:  # of another type for each kind of connection
-        # `name in db` fails on connections to a namespace.
+        # `name in db` fails on namespace connections.
         if "not found" in str(error).lower():
             return None
         raise
 
 
 def refuse_checked_out(table: Any) -> None:
-    """Raise InvalidInputError for a handle of an older version, whose writes it would not show."""
+    """Raise InvalidInputError for a handle checked out at an older version, which would not show its own writes."""
     if _is_checked_out(table):
         raise InvalidInputError(
             f"table {table.name!r} is checked out at an older version; call table.checkout_latest() to continue with "
@@ -66,15 +66,15 @@ def refuse_checked_out(table: Any) -> None:
 
 
 def refresh(table: Any) -> None:
-    """Bring a handle to the table's newest version."""
+    """Update a handle to the table's newest version."""
     run_sync(table.checkout_latest())
 
 
 @contextmanager
 def write_lock(table: Any) -> Iterator[None]:
-    """Let one upsert at a time write to a table: of this process and, in a local folder, of this machine.
+    """Let one upsert at a time write to a table: in this process and, for a local folder, on this machine.
 
-    LanceDB takes two merges that insert the same new key at the same time for independent, and keeps both rows.
+    LanceDB considers two concurrent merges that insert the same new key independent, and keeps both rows.
     """
     uri = _uri(table)
     with _locks_guard:
@@ -86,7 +86,7 @@ def write_lock(table: Any) -> Iterator[None]:
 def _is_checked_out(table: Any) -> bool:
     if hasattr(table, "_checkout_version"):
         return table._checkout_version is not None
-    # LanceDB does not say; but a handle of an old version refuses to drop even an index that does not exist.
+    # LanceDB has no query for it, but a handle of an old version refuses to drop even an index that does not exist.
     try:
         run_sync(table.drop_index(f"akidb-mlx-{uuid.uuid4().hex}"))
     except Exception as error:  # LanceDB has no type for "no such index"
@@ -108,7 +108,7 @@ def _file_lock(uri: str) -> Iterator[None]:
     descriptor = _open_lock(uri)
     try:
         if descriptor is not None:
-            # A file system without locks leaves that of the process.
+            # Without file system locks, only the process's lock remains.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -118,12 +118,12 @@ def _file_lock(uri: str) -> Iterator[None]:
 
 
 def _open_lock(uri: str) -> int | None:
-    """Return a descriptor of a local table's lock file, or None for another kind of storage."""
+    """Return a descriptor of a local table's lock file, or None for other storage."""
     parsed = urlparse(uri)
     if parsed.scheme not in ("", "file"):
         return None
     path = Path(unquote(parsed.path) if parsed.scheme else uri) / _LOCK_FILE
-    # Another user's file can still be locked by those who may only read it.
+    # Another user's file can be locked even with read permission only.
     for flags in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
         with suppress(OSError):
             return os.open(path, flags, 0o666)

@@ -1,4 +1,4 @@
-"""The column that distinguishes documents: their ids are strings, and the column's may be numbers or UUIDs."""
+"""The key column: document ids are strings, and the column's values may be numbers or UUIDs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from akidb_mlx_lancedb.values import exact_value, is_text
 
 
 def is_key_type(column_type: pa.DataType) -> bool:
-    """Return whether a column can distinguish documents."""
+    """Return whether a column can be the key."""
     return is_text(column_type) or bool(pa.types.is_integer(column_type)) or _is_uuid(column_type)
 
 
 def make_key(id_: str, column_type: pa.DataType) -> Any:
-    """Return a document's id as its column holds it.
+    """Return a document's id as the key column holds it.
 
     Raises:
-        ValueError: a spelling that would not come back.
+        ValueError: a spelling that would not be read back.
     """
     if is_text(column_type):
         return str.__str__(id_)

@@ -31,11 +31,11 @@ def reembed(
     vector: str | None = None,
     db: Any = None,
 ) -> Any:
-    """Embed a table's texts again, with another function, into a new table beside it.
+    """Re-embed a table's texts with another function, into a new table beside it.
 
-    The new one has the same columns and rows but for the vectors, every value as it is; indexes are not made again. The
-    old one is only read. A run that was cut off is continued by the same call, and what is done already is not embedded
-    again. At the end both are compared.
+    Except for the vectors, the new one has the same columns and rows, with equal values; indexes are not rebuilt. The
+    old one is only read. The same call continues an interrupted run without embedding anything twice. At the end both
+    are compared.
 
     Args:
         source: `LanceTable` with any function; its newest version is read.
@@ -43,14 +43,14 @@ def reembed(
         name: of the new table. Defaults to the old name and the model's.
         show_progress: draw a bar with rate and time left.
         batch_size: rows embedded and written together.
-        on: the column that distinguishes rows.
-        text, vector: columns of texts and vectors, of a table that stores no function, or several.
+        on: the key column.
+        text, vector: columns of texts and vectors, for a table that stores no function, or several.
         db: connection of the new table. Defaults to the source's own.
     Returns:
         The new table.
     Raises:
-        InvalidInputError: a row has no text, two rows have one id, or the new name is that of another table; nothing
-            was embedded.
+        InvalidInputError: a row has no text, two rows have the same id, or the new name is that of another table;
+            nothing was embedded.
         DimensionMismatchError: the new name is that of an earlier run with another function.
         UpsertError: it ended midway; the same call continues.
     """
@@ -79,7 +79,7 @@ def reembed_table(
     vector: str | None = None,
     db: Any = None,
 ) -> tuple[Any, UpsertResponse]:
-    """Run `reembed`, and return what it took as well."""
+    """Run `reembed`; also return its response."""
     if isinstance(source, AsyncTable):
         raise InvalidInputError("this table is from an asynchronous connection; open it with lancedb.connect instead")
     new_name = name or default_name(source.name, embedding_function.model_info())
@@ -103,7 +103,7 @@ def reembed_table(
 
 
 def _connection(table: Any) -> Any:
-    # A table has its connection under no public name, and one in LanceDB's cloud not at all.
+    # A table's connection has no public name, and a table in LanceDB's cloud has none.
     connection = getattr(table, "_conn", None)
     if connection is None:
         raise InvalidInputError(f"{type(table).__name__} does not know its connection; give it as db=")
@@ -111,7 +111,7 @@ def _connection(table: Any) -> Any:
 
 
 def _create_beside(db: Any, source: Any, schema: TableSchema, name: str, function: MLXEmbeddings) -> Any:
-    """Create a table, or open it, in the namespace of another one."""
+    """Create or open a table in another one's namespace."""
     namespace = list(getattr(source, "namespace", None) or [])
     existing = find_table(db, name, namespace)
     if existing is not None:
@@ -139,7 +139,7 @@ def _create_beside(db: Any, source: Any, schema: TableSchema, name: str, functio
     try:
         return db.create_table(name, schema=pa.schema(fields, metadata=metadata), **place)
     except ValueError as error:
-        # Another process was faster.
+        # Another process was first.
         if "already exists" not in str(error):
             raise
     return db.open_table(name, **place)

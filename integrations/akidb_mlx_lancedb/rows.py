@@ -1,4 +1,4 @@
-"""Rows of a table as metadata: they go from table to table as Arrow has them, and are compared to the last bit."""
+"""A table's rows as metadata: copied from table to table in Arrow, and compared to the last bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COUNTED = {
 
 
 class Page:
-    """Rows that were read together."""
+    """Rows read together."""
 
     def __init__(self, rows: pa.Table) -> None:
         """Store the rows, in one chunk."""
@@ -31,7 +31,7 @@ class Page:
 
     @cached_property
     def _bits(self) -> dict[str, pa.Array]:
-        """Columns whose equality is that of their bits, in which a NaN is itself."""
+        """Columns that compare by their bits, so that a NaN equals itself."""
         return {name: _as_bits(_one_chunk(self.rows[name])) for name in self.rows.schema.names}
 
     def value(self, name: str, index: int) -> pa.Array:
@@ -40,7 +40,7 @@ class Page:
 
 
 class Row(Mapping[str, Any]):
-    """One row; values become Python's only on access, because Arrow has types that Python does not have."""
+    """One row; values become Python objects only on access, because Arrow has types that Python lacks."""
 
     def __init__(self, page: Page, index: int) -> None:
         """Store where the row is."""
@@ -63,7 +63,7 @@ class Row(Mapping[str, Any]):
         return all(self._is(name, other.page.value(name, other.index)) for name in names)
 
     def has_value(self, name: str, array: pa.Array) -> bool:
-        """Return whether the row has the only value of an array in a column."""
+        """Return whether the row's value in a column is an array's only value."""
         return self._is(name, _as_bits(array))
 
     def _is(self, name: str, bits: pa.Array) -> bool:
@@ -77,9 +77,9 @@ class Row(Mapping[str, Any]):
 
 
 def join_rows(rows: Sequence[Row]) -> pa.Table:
-    """Return rows of any pages as one table, of one chunk that is not a slice of another.
+    """Return rows of any pages as one table, in one chunk that is not a slice of another.
 
-    LanceDB 0.40 loses rows, after a panic on a thread of its own, where it is given slices of nested structs.
+    LanceDB 0.40 loses rows, after a panic on one of its threads, when given slices of nested structs.
     """
     parts = [row.page.rows.slice(row.index, 1) for row in rows]
     joined = pa.concat_tables(parts)
@@ -87,25 +87,25 @@ def join_rows(rows: Sequence[Row]) -> pa.Table:
 
 
 def as_type(column: pa.ChunkedArray, column_type: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """Return a column that was read in the type of the one that it goes to, as LanceDB takes it."""
+    """Cast a column that was read to the type of its target column, in a form that LanceDB accepts."""
     if column.type != column_type:
         return column.cast(column_type)
     return _fill_members(pa.concat_arrays(column.chunks)) if _has_required(column_type) else column
 
 
 def _has_required(kind: pa.DataType) -> bool:
-    """Return whether some struct in a type has a member that takes no null."""
+    """Return whether a type contains a struct with a non-nullable member."""
     if pa.types.is_struct(kind):
         return any(not member.nullable or _has_required(member.type) for member in kind)
     return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _has_required(kind.value_type)
 
 
 def _fill_members(array: pa.Array) -> pa.Array:
-    """Put values below nulls: LanceDB gives nulls there, also for members that take none, and refuses to write them."""
+    """Put values below nulls: LanceDB returns nulls there even for non-nullable members, but refuses to write them."""
     kind = array.type
     if not _has_required(kind):
         return array
-    # Without the offset of a slice.
+    # Drop a slice's offset.
     array = array.take(pa.array(range(len(array)), pa.int64()))
     if not pa.types.is_struct(kind):
         values = _fill_members(array.values)
@@ -122,7 +122,7 @@ def _fill_members(array: pa.Array) -> pa.Array:
 
 
 def _spell(text: str) -> str:
-    """Return JSON in one of its spellings; as text, because true equals 1 in Python."""
+    """Return JSON in canonical spelling; as text, because true equals 1 in Python."""
     return json.dumps(json.loads(text), sort_keys=True)
 
 
@@ -137,7 +137,7 @@ def _as_bits(array: pa.Array) -> pa.Array:
 
 
 def _counted(kind: pa.DataType) -> pa.DataType:
-    """Return a type of the same bits without floating-point numbers and dates."""
+    """Return a type with the same bits but no floating-point numbers or dates."""
     if kind in _COUNTED:
         return _COUNTED[kind]
     if pa.types.is_temporal(kind):
@@ -157,5 +157,5 @@ def _counted(kind: pa.DataType) -> pa.DataType:
 
 
 def _counted_field(field: pa.Field) -> pa.Field:
-    # Below a null, LanceDB has nulls in members that take none.
+    # Below a null, LanceDB has nulls in non-nullable members.
     return field.with_type(_counted(field.type)).with_nullable(True)

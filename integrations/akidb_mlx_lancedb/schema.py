@@ -20,7 +20,7 @@ from akidb_mlx_plugin.types import Document
 
 ALIAS = "akidb-mlx"
 FUNCTIONS_KEY = b"embedding_functions"
-# For metadata that has no column of its own; LanceDB filters it by json_get_int(metadata, 'year') and the like.
+# For metadata without its own column; LanceDB filters it by json_get_int(metadata, 'year') and the like.
 JSON_COLUMN = "metadata"
 
 
@@ -30,11 +30,11 @@ class TableSchema:
 
     Attributes:
         label: the table, as messages call it: "table 'notes'".
-        arrow: the schema of all of them; a JSON column has the type in which it is written.
-        id: the key column; "" where it was not asked for.
+        arrow: the schema of all of them; a JSON column has the type it is written in.
+        id: the key column; "" if not requested.
         text: None if the table keeps no texts.
         vector: filled by the function, or by the writer.
-        functions: every embedding function that the table stores, as it stores them.
+        functions: every embedding function that the table stores, as stored.
         stored: the fields of our function that fills `vector`; None if there is none.
     """
 
@@ -48,34 +48,34 @@ class TableSchema:
 
     @cached_property
     def dimension(self) -> int:
-        """Width of the vector column; 0: it takes any."""
+        """Width of the vector column; 0 for any."""
         vector_type = self.arrow.field(self.vector).type
         return int(vector_type.list_size) if pa.types.is_fixed_size_list(vector_type) else 0
 
     @cached_property
     def fields(self) -> list[pa.Field]:
-        """The columns that metadata goes to by name."""
+        """The columns for metadata of the same name."""
         own = (self.id, self.text, self.vector, JSON_COLUMN if self.has_json else None)
         return [field for field in self.arrow if field.name not in own]
 
     @cached_property
     def metadata_names(self) -> list[str]:
-        """Every column but those of id, text and vector."""
+        """Every column but id, text and vector."""
         return [name for name in self.arrow.names if name not in (self.id, self.text, self.vector)]
 
     @cached_property
     def has_json(self) -> bool:
-        """Whether metadata without a column of its own can be kept."""
+        """Whether metadata without its own column can be kept."""
         return JSON_COLUMN in self.arrow.names and isinstance(self.arrow.field(JSON_COLUMN).type, pa.JsonType)
 
     @cached_property
     def derived(self) -> dict[str, str]:
-        """The other columns that functions fill, and the columns those read."""
+        """The other columns that functions fill, with the columns they read."""
         entries = [entry for entry in self.functions if entry["vector_column"] != self.vector]
         return {str(entry["vector_column"]): str(entry["source_column"]) for entry in entries}
 
     def looks_like_vectors(self, field: pa.Field) -> bool:
-        """Return whether LanceDB examines a column as vectors: no NaN, no null unless it is told otherwise.
+        """Return whether LanceDB checks a column as vectors: no NaN or null unless told otherwise.
 
         Source: `lancedb.table._find_vector_columns`.
         """
@@ -107,7 +107,7 @@ class TableSchema:
             self._check_metadata(what, document.metadata or {})
 
     def without_column(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the metadata that has no column of its own and goes into the JSON column."""
+        """Return the metadata without its own column, which goes into the JSON column."""
         return {key: value for key, value in metadata.items() if key not in self._field_names and value is not None}
 
     @cached_property
@@ -148,10 +148,9 @@ def read_table_schema(
         name: of the table.
         arrow: the schema as LanceDB gives it.
         on: the key column; None if it does not matter.
-        text, vector: columns of the caller's choice. Default to those of the table's function, else the usual names.
+        text, vector: columns the caller chose. Default to those of the table's function, else the usual names.
     Raises:
-        InvalidInputError: no such column, none for vectors, several that it may be, or stored settings that cannot be
-            read.
+        InvalidInputError: no such column, no or several possible columns for vectors, or unreadable stored settings.
     """
     label = f"table {name!r}"
     functions = _read_functions(label, arrow)
@@ -169,7 +168,7 @@ def read_table_schema(
     if text is not None and not is_text(arrow.field(text).type):
         if is_ours:
             raise InvalidInputError(f"column {text!r} of {label} holds {arrow.field(text).type}, which are not texts")
-        # A function of another package may embed pictures.
+        # Another package's function may embed images.
         text = None
     check_vector_column(label, arrow.field(vector))
     stored = (entry.get("model") or {}) if entry and is_ours else None
@@ -177,7 +176,7 @@ def read_table_schema(
 
 
 def read_table_schemas(name: str, arrow: pa.Schema) -> list[TableSchema]:
-    """Return a schema for each column that a function of this package fills; for none, that of the vector column."""
+    """Return a schema per column that this package's functions fill; without any, the vector column's."""
     ours = [entry for entry in _read_functions(f"table {name!r}", arrow) if entry.get("name") == ALIAS]
     if not ours:
         return [read_table_schema(name, arrow, None)]
@@ -187,7 +186,7 @@ def read_table_schemas(name: str, arrow: pa.Schema) -> list[TableSchema]:
 def _choose(
     label: str, functions: Sequence[Mapping[str, Any]], text: str | None, vector: str | None
 ) -> Mapping[str, Any] | None:
-    """Return the function that embeds documents' texts, or None if there is none for these columns."""
+    """Return the function that embeds documents' texts, or None if these columns have none."""
     if text is not None or vector is not None:
         fitting = [
             entry
@@ -226,7 +225,7 @@ def _check_id_column(label: str, arrow: pa.Schema, on: str) -> None:
 
 
 def _refuse_blobs(label: str, arrow: pa.Schema) -> None:
-    """Refuse columns that LanceDB reads as descriptions of their contents, which cannot be written again."""
+    """Refuse columns that LanceDB reads as descriptions of their contents, which cannot be written back."""
     for field in arrow:
         metadata = field.metadata or {}
         if metadata.get(b"ARROW:extension:name") == b"lance.blob.v2" or b"lance-encoding:blob" in metadata:
@@ -257,7 +256,7 @@ def _read_functions(label: str, arrow: pa.Schema) -> tuple[Mapping[str, Any], ..
             )
     vectors = [entry["vector_column"] for entry in entries]
     if len(set(vectors)) < len(vectors):
-        # LanceDB writes this for one function object in two pairs of fields.
+        # LanceDB writes this if one function object is in two pairs of fields.
         raise InvalidInputError(
             f"{label} has two functions for one column of {', '.join(vectors)}; give each pair of SourceField and "
             "VectorField a function of its own: MLXEmbeddings.create(...) once for each"
@@ -266,7 +265,7 @@ def _read_functions(label: str, arrow: pa.Schema) -> tuple[Mapping[str, Any], ..
 
 
 def _writable(arrow: pa.Schema) -> pa.Schema:
-    """Return the schema with JSON columns in the type they are written in: LanceDB shows what it keeps inside."""
+    """Return the schema with JSON columns in the type they are written in: LanceDB shows its internal type."""
     fields = [
         pa.field(field.name, pa.json_(), field.nullable)
         if (field.metadata or {}).get(b"ARROW:extension:name") == b"lance.json"

@@ -1,4 +1,4 @@
-"""A LanceDB table as documents are written to it and read from it."""
+"""A LanceDB table to write documents to and read them from."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _PAGE = 1000
 
 
 def open_table_schema(table: Any, on: str | None, *, text: str | None = None, vector: str | None = None) -> TableSchema:
-    """Ask a table, synchronous or not, for its columns; arguments as `read_table_schema`."""
+    """Read the columns of a table, synchronous or not; arguments as for `read_table_schema`."""
     return read_table_schema(table.name, read_schema(table), on, text=text, vector=vector)
 
 
 def read_stored_vectors(table: Any, schema: TableSchema) -> StoredVectors:
-    """Return what a table says of its vectors; the first vector tells the width of a column without one."""
+    """Return what a table says about its vectors; a column without a width gets the first vector's."""
     metadata = {key.decode("utf-8", "replace"): value for key, value in (schema.arrow.metadata or {}).items()}
     if sum(entry.get("name") == ALIAS for entry in schema.functions) > 1:
-        # The stamp describes one column, and does not say which.
+        # The stamp describes one column, but does not say which.
         metadata = without_stamp(metadata)
     dimension = schema.dimension
     if not dimension:
@@ -53,7 +53,7 @@ def resolve_function(schema: TableSchema) -> MLXEmbeddings | None:
 
 
 class LanceStore(Store):
-    """A table that documents are written to, synchronous or not."""
+    """A table to write documents to, synchronous or not."""
 
     def __init__(
         self,
@@ -73,8 +73,7 @@ class LanceStore(Store):
             embedding_function: defaults to the one that the table stores.
         Raises:
             DimensionMismatchError: the function does not fit the table.
-            InvalidInputError: the handle is checked out, or the table has no such column, or settings that cannot be
-                used.
+            InvalidInputError: the handle is checked out, or the table has no such column, or unusable settings.
         """
         refuse_checked_out(table)
         refresh(table)
@@ -90,11 +89,11 @@ class LanceStore(Store):
         self._schema.check_document(document)
 
     def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
-        """Return whether a row has what would be written of a document beside its text and vector."""
+        """Return whether a row equals what would be written of a document, text and vector aside."""
         return has_metadata(self._schema, stored, document)
 
     def is_unchanged(self, stored: StoredDocument, document: Document, vector: Vector) -> bool:
-        """Return whether a document with its vector is stored already, as the columns keep it."""
+        """Return whether a document is already stored with its vector, as the columns keep it."""
         kept = as_stored(vector, self._schema.arrow.field(self._schema.vector))
         return super().is_unchanged(stored, document, kept)
 
@@ -104,7 +103,7 @@ class LanceStore(Store):
         return int(run_sync(self._table.count_rows()))
 
     def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
-        """Return what is stored of these documents, by id."""
+        """Return the stored documents with these ids, by id."""
         refresh(self._table)
         schema = self._schema
         found: dict[str, StoredDocument] = {}
@@ -118,14 +117,14 @@ class LanceStore(Store):
         """Insert documents, replacing those with the same ids, in one commit."""
         rows = make_rows(self._schema, documents, vectors)
         with write_lock(self._table):
-            # A merge sees the rows that its handle sees.
+            # A merge sees only the rows that its handle sees.
             refresh(self._table)
             merge = self._table.merge_insert(self._schema.id).when_matched_update_all().when_not_matched_insert_all()
             run_sync(merge.execute(rows, on_bad_vectors=bad_vectors(self._schema, rows)))
 
 
 class LanceSource(Source):
-    """A table that documents are read from."""
+    """A table to read documents from."""
 
     def __init__(self, table: Any, schema: TableSchema) -> None:
         """Store the table and its columns."""
@@ -138,7 +137,7 @@ class LanceSource(Source):
         return int(self._table.count_rows())
 
     def check_ids(self) -> None:
-        """Raise InvalidInputError for a row without an id, and for two of one id; only ids are in memory meanwhile."""
+        """Raise InvalidInputError for a row without an id, or two with the same id; holds only ids in memory."""
         column = self._schema.id
         ids = _select(self._table, [column], None)[column].combine_chunks()
         if ids.null_count:

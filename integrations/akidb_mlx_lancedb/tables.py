@@ -1,4 +1,4 @@
-"""Tables that exist: opened, checked against a function, and filled."""
+"""Existing tables: open them, check them against a function, and fill them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def open_table(
     Args:
         db: a synchronous connection, to a database or to a namespace.
         name: of the table.
-        embedding_function: defaults to the one that the table stores, whose model is downloaded only if it is in the
-            registry or named in `AKIDB_ALLOWED_MODELS`.
+        embedding_function: defaults to the table's stored one, whose model is downloaded only if it is in the registry
+            or named in `AKIDB_ALLOWED_MODELS`.
         text, vector: columns to check, of a table that embeds several.
-        namespace_path: where in the database the table is; empty: at its root.
+        namespace_path: the table's namespace; empty for the database's root.
     Raises:
-        DimensionMismatchError: the function makes other vectors than the table holds.
-        InvalidInputError: the table stores no function of this package, or settings that cannot be used.
+        DimensionMismatchError: the function's vectors differ from the table's.
+        InvalidInputError: the table stores no function of this package, or unusable settings.
     """
     refuse_asynchronous(db, "await db.open_table(...), and aupsert checks it")
     table = db.open_table(name, **namespace_arguments(namespace_path))
@@ -61,13 +61,13 @@ def validate_table(
 
     Args:
         table: `LanceTable`.
-        embedding_function: defaults to the one that the table stores. In a table that embeds several columns it
-            has to fit one of them, or the one that is named.
-        query_vector: D numbers to search the table with.
+        embedding_function: defaults to the one that the table stores. In a table that embeds several columns it must
+            fit one of them, or the named one.
+        query_vector: (D,) numbers to search the table with.
         text, vector: columns to check, of a table that embeds several.
     Raises:
         DimensionMismatchError: they do not fit; it names both dimensions, both models and the remedy.
-        InvalidInputError: stored settings or a vector that cannot be used.
+        InvalidInputError: unusable stored settings or vector.
     """
     schemas = _read_schemas(table, text, vector)
     stored = [read_stored_vectors(table, schema) for schema in schemas]
@@ -98,26 +98,26 @@ def upsert(
 ) -> UpsertResponse:
     """Write documents with texts, vectors or both; missing vectors are embedded.
 
-    A document replaces the row with the same id: what it does not have becomes null. Metadata goes to the columns of
-    its names, and the rest to the JSON column "metadata" if there is one; every value comes back equal, or
-    is refused. Documents in a list are all checked before the first text is embedded. A stream may be longer than
-    memory; it is checked chunk by chunk. The handle is brought to the table's newest version first, and upserts of
-    several threads or processes of one machine write one row per id.
+    A document replaces the row with the same id: values it lacks become null. Metadata goes to the columns of the same
+    names, and the rest to the JSON column "metadata" if there is one; every value is read back equal, or is refused.
+    Documents in a list are all checked before the first text is embedded. A stream may be larger than memory; it is
+    checked chunk by chunk. The handle is first updated to the table's newest version, and upserts from several threads
+    or processes on one machine write one row per id.
 
     Args:
         table: `LanceTable`, made by `create_table` or by LanceDB itself.
         documents: a list, or a stream of any length.
         show_progress: draw a bar with rate and time left.
         batch_size: documents embedded and written together. Defaults to as many as embed well.
-        skip_unchanged: embed no text that is stored already, and write no document that is stored as it is. What is
-            stored is compared itself, not a hash of it, so writes without this package are noticed.
-        on: the key column. Document ids are strings, also of a column of whole numbers ("17") or UUIDs.
+        skip_unchanged: do not embed stored texts again, nor write documents that are stored unchanged. The stored data
+            itself is compared, not a hash, so writes without this package are noticed.
+        on: the key column. Document ids are strings, even if the column holds integers ("17") or UUIDs.
         text, vector: columns of texts and vectors. Default to those of the table's function, else "text" and the only
-            column of vectors. Another column that a function fills is embedded as well, from the metadata of its name.
+            column of vectors. Any other column that a function fills is embedded too, from the metadata of its name.
         embedding_function: defaults to the one that the table stores.
     Raises:
         InvalidInputError: a document cannot be used, or the handle is checked out; nothing was embedded or written.
-        DimensionMismatchError: the function does not fit the table, or a vector does not; likewise.
+        DimensionMismatchError: the function or a vector does not fit the table; likewise.
         UpsertError: it ended midway; it says which documents are in. Running it again is safe.
     """
     if isinstance(table, AsyncTable):
@@ -143,10 +143,10 @@ async def aupsert(
     vector: str | None = None,
     embedding_function: MLXEmbeddings | None = None,
 ) -> UpsertResponse:
-    """Write documents without blocking the event loop; arguments and errors as `upsert`.
+    """Write documents without blocking the event loop; arguments and errors as for `upsert`.
 
-    Everything runs on other threads, a stream of documents too. Cancelling the task ends it after the write that is
-    under way; the CancelledError's `__cause__` is the UpsertError that says what is in, or None if everything is.
+    Everything runs on other threads, including a stream of documents. Canceling the task ends it after the current
+    write; the CancelledError's `__cause__` is the UpsertError that says what is in, or None if everything is.
 
     Args:
         table: `AsyncTable` or `LanceTable`.
@@ -163,7 +163,7 @@ async def aupsert(
 
 
 def find_fitting(stored: Sequence[StoredVectors], function: MLXEmbeddings) -> int:
-    """Return the position of the first column that a function fits; raise the first column's error if none fits."""
+    """Return the position of the first column that a function fits, or raise the first column's error."""
     errors: list[EmbeddingError] = []
     for position, column in enumerate(stored):
         try:
@@ -179,7 +179,7 @@ def refuse_without_function(label: str, embedding_function: MLXEmbeddings | None
     """Refuse a table that stores no function, unless users give all its vectors.
 
     Raises:
-        InvalidInputError: LanceDB's own `add` would leave the vectors null, and nothing can be searched by text.
+        InvalidInputError: LanceDB's own `add` would leave the vectors null, and text searches could not work.
     """
     if embedding_function is None:
         raise InvalidInputError(

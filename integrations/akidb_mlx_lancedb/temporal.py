@@ -1,4 +1,4 @@
-"""Dates, times and durations as the whole numbers that Arrow counts them in, so that no unit is guessed or rounded."""
+"""Dates, times and durations as Arrow's integer counts, so that no unit is guessed or rounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 _NS_PER_UNIT = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _NS_PER_DAY = 86_400 * 10**9
-# Attoseconds of each of numpy's units of a fixed length.
+# Attoseconds in each of numpy's fixed-length units.
 _AS = {"W": 7 * 86_400, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
 _ATTOSECONDS = {unit: seconds * 10**18 for unit, seconds in _AS.items()} | {
     unit: 10**exponent for unit, exponent in {"ms": 15, "us": 12, "ns": 9, "ps": 6, "fs": 3, "as": 0}.items()
@@ -20,19 +20,19 @@ _EPOCH = dt.datetime(1970, 1, 1)
 
 
 def count_units(value: Any, kind: pa.DataType) -> int:
-    """Return a moment or a duration in the units of a column.
+    """Return a moment or duration in a column's units.
 
     Args:
-        value: datetime, date, time or timedelta of Python's, or numpy's datetime64 and timedelta64 of any unit.
+        value: Python's datetime, date, time or timedelta, or numpy's datetime64 or timedelta64 in any unit.
         kind: a temporal type.
     Raises:
-        ValueError: another kind of value, a time zone given or lacking where the column has none or one, or more digits
-            or years than the column keeps.
+        ValueError: another kind of value, a time zone where the column has none or vice versa, or more digits or years
+            than the column keeps.
     """
     if pa.types.is_timestamp(kind):
         nanoseconds, unit = _moment_ns(value, kind), _NS_PER_UNIT[kind.unit]
     elif pa.types.is_date(kind):
-        # A date64 counts milliseconds, of whole days alone.
+        # A date64 counts milliseconds, but in whole days.
         days = _whole(_date_ns(value), _NS_PER_DAY, "a day")
         nanoseconds, unit = days * _NS_PER_DAY, _NS_PER_DAY if kind == pa.date32() else 10**6
     elif pa.types.is_time(kind):
@@ -42,7 +42,7 @@ def count_units(value: Any, kind: pa.DataType) -> int:
     else:
         raise ValueError(f"values of {kind} cannot be checked; use a timestamp or a duration")
     count = _whole(nanoseconds, unit, f"one unit of {kind}")
-    # The lowest 64-bit number is how numpy and pandas write a missing one.
+    # numpy and pandas use the lowest 64-bit number for a missing value.
     bits = kind.bit_width - 1
     if not -(2**bits) < count < 2**bits:
         raise ValueError(f"{kind} does not reach so far; use a coarser unit")

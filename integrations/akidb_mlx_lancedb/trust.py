@@ -1,8 +1,8 @@
-"""Who asks for a function: a caller, who may have any model, or LanceDB on the word of a table.
+"""Who asks for a function: a caller, who may use any model, or LanceDB on behalf of a table.
 
 What a table stores is untrusted data, and no model outside the registry is downloaded for it. LanceDB makes the
-stored function by the same call that its users make, `registry.get("akidb-mlx").create(**fields)`, and gives no hook
-in between; only the stack distinguishes the two.
+stored function with the same call as users, `registry.get("akidb-mlx").create(**fields)`, and has no hook for it; only
+the stack distinguishes the two.
 """
 
 from __future__ import annotations

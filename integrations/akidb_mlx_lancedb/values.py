@@ -1,4 +1,4 @@
-"""Values of metadata on their way into Arrow columns and JSON: each comes back equal, or is refused."""
+"""Metadata values on their way into Arrow columns and JSON: each is read back equal, or is refused."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def is_text(column_type: pa.DataType) -> bool:
 
 
 def make_array(values: list[Any], field: pa.Field) -> pa.Array:
-    """Return values that were checked as an Arrow array.
+    """Return checked values as an Arrow array.
 
     Args:
-        values: as `exact_value` takes them; None is a null.
+        values: as for `exact_value`; None is a null.
         field: the column.
     """
     column_type = field.type
@@ -50,17 +50,17 @@ def check_value(value: Any, field: pa.Field) -> None:
 
 
 def exact_value(value: Any, field: pa.Field) -> Any:
-    """Return a value in the form that Arrow turns into an equal one.
+    """Return a value in a form that Arrow converts to an equal one.
 
-    Floating-point columns keep the nearest number they have; everything else comes back as it went in.
+    Floating-point columns keep the nearest number they can hold; everything else is read back unchanged.
 
     Args:
         value: of any type.
-        field: a column, or a part of one: a list's items, a struct's member.
+        field: a column, or part of one: a list's items, a struct's member.
     Raises:
         ValueError: the column cannot hold it; the message says what would change, and what to give.
     """
-    # "Not a time" is how numpy and pandas write a missing one; nothing else of these types differs from itself.
+    # "Not a time", numpy's and pandas' missing value; nothing else of these types differs from itself.
     if isinstance(value, np.datetime64 | np.timedelta64 | dt.date) and value != value:
         value = None
     if value is None:
@@ -125,7 +125,7 @@ def dump_json(value: Any) -> str:
 
 
 def _to_json_type(value: Any) -> Any:
-    """Return a mapping, or NumPy's numbers and arrays, as the types that `json` knows."""
+    """Convert a mapping, or NumPy's numbers and arrays, to types that `json` knows."""
     return dict(value) if isinstance(value, Mapping) else value.tolist()
 
 
@@ -133,7 +133,7 @@ def _exact_text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{_name(value)} is not a string; give str(value)")
     check_unicode(value, "it")
-    # The value of an enumeration's member, whose str() is its name.
+    # The value of an enum member, whose str() is its name.
     return str.__str__(value)
 
 
@@ -147,7 +147,7 @@ def _exact_integer(value: Any, kind: pa.DataType) -> int:
     number = _number(value)
     lowest = -(2 ** (kind.bit_width - 1)) if pa.types.is_signed_integer(kind) else 0
     highest = 2 ** (kind.bit_width - (1 if lowest else 0)) - 1
-    # A comparison costs nothing, where int() of a Decimal may write out a billion digits. A NaN is never within.
+    # A comparison is cheap, while int() of a Decimal may write out a billion digits. A NaN is never in range.
     if not (number == number and lowest <= number <= highest):
         raise ValueError(f"{kind} holds {lowest} to {highest}; use a wider column")
     if int(number) != number:
@@ -163,7 +163,7 @@ def _exact_float(value: Any, kind: pa.DataType) -> Any:
     except OverflowError:
         kept = _FLOATS[kind](math.inf)
     if isinstance(number, float):
-        # A narrower column rounds to its own digits, as was asked for; it must not lose the number.
+        # A narrower column may round, as requested, but must not lose the number.
         is_kept = bool(np.isfinite(kept) == math.isfinite(number)) and (kept != 0 or number == 0)
     else:
         is_kept = math.isfinite(kept) and type(number)(float(kept)) == number
@@ -173,7 +173,7 @@ def _exact_float(value: Any, kind: pa.DataType) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Return an int, float or Decimal as itself, without the subclass that it may be of."""
+    """Return an int, float or Decimal without any subclass."""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(operator.index(value))
     if isinstance(value, float | np.float16 | np.float32):
@@ -219,7 +219,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _exact_other(value: Any, kind: pa.DataType) -> Any:
-    """Return a value of a rarer type: Arrow converts it, and the result must equal it."""
+    """Return a value of a rarer type, which Arrow must convert to an equal one."""
     if isinstance(kind, pa.JsonType):
         parsed = json.loads(_exact_text(value))
         check_json(parsed)
@@ -228,7 +228,7 @@ def _exact_other(value: Any, kind: pa.DataType) -> Any:
         number = _number(value)
         value = Decimal(number) if isinstance(number, int) else value
     given = bytes(value) if isinstance(value, bytearray | memoryview) else value
-    # Arrow before 26 takes a UUID's bytes only.
+    # Arrow before 26 takes only a UUID's bytes.
     given = given.bytes if isinstance(given, uuid.UUID) else given
     kept = pa.array([given], kind)[0].as_py()
     if kept != value:

@@ -1,4 +1,4 @@
-"""The column of vectors: which it is, whether it can hold them, and how they go in."""
+"""The vector column: which it is, whether it can hold the vectors, and how they are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from akidb_mlx_plugin.types import Vector
 
 
 def find_vector_column(label: str, schema: pa.Schema, taken: Set[str]) -> str:
-    """Return the column "vector", or else the only one that may hold vectors; those of other functions are taken.
+    """Return the column "vector", else the only one that may hold vectors; other functions' columns are taken.
 
     Raises:
         InvalidInputError: none, or several.
@@ -31,7 +31,7 @@ def find_vector_column(label: str, schema: pa.Schema, taken: Set[str]) -> str:
 
 
 def check_vector_column(label: str, field: pa.Field) -> None:
-    """Raise InvalidInputError for a column that cannot hold vectors of floating-point numbers."""
+    """Raise InvalidInputError for a column that cannot hold floating-point vectors."""
     if not _is_vector(field.type):
         raise InvalidInputError(
             f"column {field.name!r} of {label} holds {field.type}, which cannot keep a model's vectors; make it "
@@ -40,20 +40,20 @@ def check_vector_column(label: str, field: pa.Field) -> None:
 
 
 def with_width(field: pa.Field, width: int) -> pa.Field:
-    """Return a vector column with a width, without which LanceDB cannot search it."""
+    """Give a vector column a width, without which LanceDB cannot search it."""
     if pa.types.is_fixed_size_list(field.type):
         return field
     return field.with_type(pa.list_(field.type.value_type, width))
 
 
 def refuse_overflow(vector: object, field: pa.Field, what: str) -> None:
-    """Raise InvalidInputError for numbers beyond those of a float16 column."""
+    """Raise InvalidInputError for numbers beyond a float16 column's range."""
     if field.type.value_type == pa.float16():
         _as_column(as_vector(vector, what), field, what)
 
 
 def as_stored(vector: Vector, field: pa.Field) -> Vector:
-    """Return a vector as it comes back from its column."""
+    """Return a vector as read back from its column."""
     return _as_column(vector, field, "the vector").astype(np.float32)
 
 
@@ -61,7 +61,7 @@ def vector_array(vectors: Vector, field: pa.Field) -> pa.Array:
     """Return (N, D) float32 as a column.
 
     Raises:
-        InvalidInputError: a component is beyond the numbers of the column.
+        InvalidInputError: a component is beyond the column's range.
     """
     values = pa.array(_as_column(vectors, field, "a vector").ravel())
     if pa.types.is_fixed_size_list(field.type):

@@ -1,4 +1,4 @@
-"""The embedder as a stage of Ray Data, for corpora beyond one machine, and its ways into LanceDB and Chroma."""
+"""The embedder as a Ray Data stage, for corpora beyond one machine, and writers to LanceDB and Chroma."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from akidb_mlx_ray.lancedb import write_lancedb
     from akidb_mlx_ray.results import BulkResult, WorkerReport
 
-# Imported when first asked for: a worker that embeds needs neither database.
+# Imported on first use: a worker that embeds needs neither database.
 _LAZY = {
     "BulkResult": "results",
     "TextEmbedder": "embedder",

@@ -1,4 +1,4 @@
-"""A dataset into a collection of a Chroma server."""
+"""Write a dataset to a Chroma server's collection."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _WRITER_CPUS = 0.1
 
 @dataclass(frozen=True)
 class Server:
-    """Where a Chroma server is and how it is asked; hashable, so that each worker keeps one client for it."""
+    """How to reach a Chroma server; hashable, so that each worker keeps one client for it."""
 
     host: str
     port: int
@@ -45,7 +45,7 @@ class Server:
     database: str = "default_database"
 
     def __repr__(self) -> str:
-        # Headers may carry a token.
+        # Headers may contain a token.
         return f"{self.host}:{self.port}"
 
 
@@ -71,26 +71,26 @@ def write_chroma(
     tenant: str = "default_tenant",
     database: str = "default_database",
 ) -> BulkResult:
-    """Embed the rows of a dataset whose ids a collection does not have, and write them there with their vectors.
+    """Embed a dataset's rows whose ids a collection lacks, and write them there with their vectors.
 
-    The collection is created if it does not exist, with its embedding function and stamp. A run that was interrupted
-    and is started again embeds only what is missing. A server is needed: Chroma's files are not for several processes.
+    The collection is created if it does not exist, with its embedding function and stamp. Restarting an interrupted run
+    embeds only what is missing. A server is needed: several processes cannot share Chroma's files.
 
     Args:
-        ds: rows with an id and a text each; other columns, of strings, numbers or booleans, become metadata. A
-            vector that a row has is used as it is.
+        ds: rows with an id and a text each; other columns, of strings, numbers or booleans, become metadata. A row's
+            own vector is used unchanged.
         host, port: of the server, as every worker sees it.
         collection: its name.
-        on: the key column; strings, or whole numbers, which become strings.
+        on: the key column; strings, or integers, which become strings.
         embedding_function: defaults to the one that the collection stores, or to the default model for a new one.
-        text_column, vector_column, concurrency, num_cpus, num_gpus, batch_size: as `write_lancedb`.
-        writers: requests to the server at the same time.
-        strict, rejects: as `write_lancedb`.
-        ssl, headers, tenant, database: as `chromadb.HttpClient`.
+        text_column, vector_column, concurrency, num_cpus, num_gpus, batch_size: as for `write_lancedb`.
+        writers: concurrent requests to the server.
+        strict, rejects: as for `write_lancedb`.
+        ssl, headers, tenant, database: as for `chromadb.HttpClient`.
     Returns:
         What was done.
     Raises:
-        As `write_lancedb`; EmbeddingError as well if no server answers.
+        As `write_lancedb`; also EmbeddingError if no server answers.
     """
     server = Server(host, port, ssl, tuple((headers or {}).items()), tenant, database)
     store = BulkCollection(server, collection, on, embedding_function, text_column, vector_column, writers)
@@ -111,7 +111,7 @@ class BulkCollection(BulkStore):
         vector_column: str = "vector",
         writers: int = 2,
     ) -> None:
-        """Check that the function fits the collection if it exists; creates nothing. Arguments as `write_chroma`."""
+        """Check that the function fits an existing collection; creates nothing. Arguments as for `write_chroma`."""
         if writers < 1:
             raise InvalidInputError(f"writers must be at least 1, got {writers}")
         if not _NAME.fullmatch(name):
@@ -164,7 +164,7 @@ class BulkCollection(BulkStore):
         return ds.map_batches(_drop_present, fn_kwargs=arguments, batch_format="pyarrow", batch_size=_WRITE_ROWS)
 
     def write(self, ds: Dataset, rows: int) -> int:
-        """Upsert, with a number of tasks at the same time."""
+        """Upsert, with several concurrent tasks."""
         assert self._collection is not None, "it is made before it is written to"
         arguments = {
             "server": self._server,
@@ -181,7 +181,7 @@ class BulkCollection(BulkStore):
             compute=TaskPoolStrategy(size=self._writers),
             num_cpus=_WRITER_CPUS,
         )
-        # Added up here: an aggregation of Ray's would be two more stages.
+        # Summed here: a Ray aggregation would add two stages.
         return sum(pc.sum(batch["written"]).as_py() or 0 for batch in iterate(counts))
 
 
@@ -207,7 +207,7 @@ def connect(server: Server) -> ClientAPI:
 
 @lru_cache(maxsize=4)
 def _open(server: Server, name: str, collection_id: UUID) -> Any:
-    """Open a collection once in each worker; one that was deleted and made anew has another id."""
+    """Open a collection once in each worker; a recreated one has another id."""
     return connect(server).get_collection(name)
 
 

@@ -1,4 +1,4 @@
-"""Which columns a row's id, text and vector are in, and what can be wrong with a row."""
+"""Which columns hold a row's id, text and vector, and what can be wrong with a row."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from akidb_mlx_plugin.validation import check_unicode
 
 @dataclass(frozen=True)
 class Columns:
-    """Where things are in a dataset's rows.
+    """Which columns of a dataset hold what.
 
     Attributes:
-        id: the key column; strings or whole numbers.
-        text: what is embedded.
-        vector: where vectors go; if a dataset has it already, its vectors are kept and its nulls are embedded.
+        id: the key column; strings or integers.
+        text: the text to embed.
+        vector: where vectors go; if a dataset already has it, its vectors are kept and its nulls filled.
         dimension: length of every vector.
         embeds: whether there is a model; without one every row must have its vector.
     """
@@ -32,12 +32,12 @@ class Columns:
     embeds: bool = True
 
     def check_schema(self, given: Mapping[str, Any]) -> None:
-        """Check that a dataset has the columns that are needed, before a row is read.
+        """Check that a dataset has the required columns, before any row is read.
 
         Args:
-            given: its columns with their types, Arrow's where Ray knows them.
+            given: its columns with their types, Arrow's if Ray knows them.
         Raises:
-            InvalidInputError: no such column, or one of a type that cannot be an id, a text or a vector.
+            InvalidInputError: a missing column, or a type that cannot be an id, a text or a vector.
             DimensionMismatchError: its vectors have another length.
         """
         for what, name in (("id", self.id), ("text", self.text)):
@@ -62,7 +62,7 @@ class Columns:
             )
 
     def find_problems(self, rows: pa.Table) -> list[str | None]:
-        """Return what is wrong with each row, or None where it can be embedded or has its vector."""
+        """Return what is wrong with each row, or None if it can be embedded or has its vector."""
         ids = rows[self.id].to_pylist()
         texts = rows[self.text].to_pylist() if self.text in rows.column_names else [None] * rows.num_rows
         has_vector, vector_problems = self._look_at_vectors(rows)
@@ -128,14 +128,14 @@ def _is_list(column_type: pa.DataType) -> bool:
 
 
 def _may_be_text(column_type: pa.DataType) -> bool:
-    """Return whether a column may hold strings: Ray keeps Python objects of mixed types in a type of its own."""
+    """Return whether a column may hold strings: Ray keeps Python objects of mixed types in its own type."""
     if pa.types.is_dictionary(column_type):
         return _may_be_text(column_type.value_type)
     return bool(is_string(column_type) or pa.types.is_null(column_type) or isinstance(column_type, pa.ExtensionType))
 
 
 def is_string(column_type: pa.DataType) -> bool:
-    """Return whether all values of a column are strings, in any of Arrow's layouts."""
+    """Return whether a column's type is a string type, in any Arrow layout."""
     if pa.types.is_dictionary(column_type):
         return is_string(column_type.value_type)
     return bool(

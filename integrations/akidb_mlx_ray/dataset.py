@@ -1,4 +1,4 @@
-"""A dataset with a column of vectors, made by a pool of actors."""
+"""Add a column of vectors to a dataset, with a pool of actors."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Workers:
 
     Attributes:
         concurrency: how many.
-        num_cpus: processors of each, and so its threads. Defaults to one, or to a share of the cluster's where that
+        num_cpus: processors for each, and so its threads. Defaults to one, or to a share of the cluster's if that
             would leave none for reading and writing.
-        num_gpus: GPUs of each.
+        num_gpus: GPUs for each.
         batch_size: rows given to the model at a time.
     """
 
@@ -51,12 +51,12 @@ class Workers:
 
     def cpus_each(self) -> float:
         """Return the processors that each actor asks Ray for."""
-        # Actors that take every processor would leave none to read their rows with, and wait for ever.
+        # Actors that took every processor would leave none to read their rows, and wait forever.
         left = max(float(ray.cluster_resources().get("CPU", 0.0)) - _CPUS_BESIDE, 0.0)
         if self.num_cpus is None:
             return min(1.0, left / self.concurrency)
         if self.num_cpus * self.concurrency > left:
-            # Not an error: a cluster may grow when it is asked to.
+            # Not an error: a cluster may scale up on demand.
             logger.warning(
                 "the cluster has %g processors, and %d x %g for workers leave less than one to read and write with; "
                 "unless it grows, the run will wait: use fewer workers, or fewer num_cpus for each",
@@ -94,27 +94,27 @@ def embed_dataset(
     num_gpus: float = 0.0,
     batch_size: int = _BATCH_SIZE,
 ) -> Dataset:
-    """Return a dataset with vectors beside its texts; as all of Ray Data, it is computed when it is consumed.
+    """Return a dataset with vectors added; like everything in Ray Data, it is computed when consumed.
 
-    `write_lancedb` and `write_chroma` do this themselves, and embed only what the database does not have.
+    `write_lancedb` and `write_chroma` do this themselves, and embed only what the database lacks.
 
     Args:
-        ds: rows with a text each, or with a vector already.
-        model: a short name, "org/repo", or a folder that every node has. Defaults to the environment.
-        text_column: what is embedded.
-        vector_column: where (D,) float32 vectors go, as Arrow lists of fixed size. If the rows have it already, its
+        ds: rows with a text each, or already with a vector.
+        model: a short name, "org/repo", or a folder that every node has. Defaults to the environment's.
+        text_column: the text to embed.
+        vector_column: where (D,) float32 vectors go, as Arrow lists of fixed size. If the rows already have it, its
             vectors are kept and its nulls filled.
-        kind: which of the model's prompts goes before each text.
+        kind: which of the model's prompts precedes each text.
         dimension: length of the vectors. Defaults to the model's.
         normalize: scale vectors to unit length. Defaults to the configuration, else the checkpoint.
         pooling: how token vectors become one, such as "mean" or "cls+mean". Defaults to the configuration, else the
             checkpoint.
-        concurrency: actors, each with a model of its own.
-        num_cpus: processors of each, and so its threads. Defaults to one, or less where that leaves none for reading.
-        num_gpus: GPUs of each.
+        concurrency: number of actors, each with its own model.
+        num_cpus: processors for each, and so its threads. Defaults to one, or less if that leaves none for reading.
+        num_gpus: GPUs for each.
         batch_size: rows given to the model at a time.
     Raises:
-        InvalidInputError: no such column, or a value that cannot be used.
+        InvalidInputError: a missing column, or an unusable value.
         ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
     refuse_client()
@@ -147,16 +147,16 @@ def refuse_client() -> None:
 
 
 def embedder_arguments(config: EmbeddingConfig) -> dict[str, Any]:
-    """Return arguments of `TextEmbedder` that give a configuration's vectors on any node."""
+    """Return `TextEmbedder` arguments that give a configuration's vectors on any node."""
     mlx = config.mlx
-    # The default cache lies in another place on a node with another home, and workers are at home in another folder.
+    # The default cache is elsewhere on a node with another home, and workers run in another folder.
     cache_dir = str(mlx.cache_dir.resolve()) if mlx.cache_dir != default_cache_dir() else None
     return {"settings": stored_settings(config), "device": mlx.device, "cache_dir": cache_dir}
 
 
 def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) -> Dataset:
     """Embed a dataset's rows with a pool of actors; `arguments` are `TextEmbedder`'s."""
-    # Blocks of a batch each: Ray gives an actor whole blocks, and a small file, which is one, would occupy only one.
+    # One batch per block: Ray gives an actor whole blocks, and a small file, one block, would occupy only one actor.
     embedded = ds.repartition(target_num_rows_per_block=workers.batch_size).map_batches(
         TextEmbedder,
         fn_constructor_kwargs=dict(arguments),
@@ -166,6 +166,6 @@ def map_embedder(ds: Dataset, arguments: Mapping[str, Any], workers: Workers) ->
         num_cpus=workers.cpus_each(),
         num_gpus=workers.gpus_each(),
     )
-    # Ray would wrap an error in one of its own, and that one loses the first on its way from the worker.
+    # Ray would wrap an error in its own, which loses the original on its way from the worker.
     embedded.context.raise_original_map_exception = True
     return embedded

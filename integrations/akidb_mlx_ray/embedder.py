@@ -26,7 +26,7 @@ from akidb_mlx_plugin.stores.settings import config_from_stored
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Kind, Vector
 from akidb_mlx_ray.results import Failure, Tally
 
-# Errors of the model itself, which any text would meet.
+# Errors of the model itself, which any text would cause.
 _WITHOUT_MODEL = (ModelNotFoundError, DownloadError, ServiceUnavailableError)
 _WARM_UP = "warm"
 
@@ -37,8 +37,8 @@ class TextEmbedder:
         ds.map_batches(TextEmbedder, fn_constructor_kwargs={"model": "minilm-l6-v2"}, batch_format="pyarrow",
                        compute=ray.data.ActorPoolStrategy(size=4), batch_size=1024)
 
-    `embed_dataset` does just that. The model is loaded with the first batch. On a CPU it uses as many threads as Ray
-    gives the actor processors (`num_cpus`).
+    `embed_dataset` does just that. The model is loaded with the first batch. On a CPU it uses as many threads as the
+    actor has processors (`num_cpus`).
     """
 
     def __init__(
@@ -63,22 +63,22 @@ class TextEmbedder:
         id_column: str | None = None,
         tally: Tally | None = None,
     ) -> None:
-        """Choose a model; None stands for the value of the worker's environment, else the default.
+        """Choose a model; None stands for the value in the worker's environment, else the default.
 
         Args:
             model: a short name, "org/repo", or a folder that every node has.
-            text_column: what is embedded.
-            vector_column: where vectors go. If the rows have it already, its vectors are kept and its nulls filled.
-            kind: which of the model's prompts goes before each text.
-            mode, dimension, normalize, pooling, device, cache_dir and the prompts: as `MLXEmbeddingFunction`.
+            text_column: the text to embed.
+            vector_column: where vectors go. If the rows already have it, its vectors are kept and its nulls filled.
+            kind: which of the model's prompts precedes each text.
+            mode, dimension, normalize, pooling, device, cache_dir and the prompts: as for `MLXEmbeddingFunction`.
             settings: all that determines the vectors, as a collection stores it. If given, it overrides the model, its
                 options and the worker's environment.
-            trusted: False where the model's name comes from a stored collection; see `hub.ensure_model`.
+            trusted: False if the model's name comes from a stored collection; see `hub.ensure_model`.
             id_column: names rows in messages.
-            tally: counts what is done. With it, a row whose text the model fails on is noted there and left out;
-                without, it is an error.
+            tally: counts the work. With it, a row whose text the model fails on is recorded there and left out;
+                without it, that is an error.
         Raises:
-            InvalidInputError: a value that cannot be used.
+            InvalidInputError: an unusable value.
         """
         self._text_column, self._vector_column, self._id_column = text_column, vector_column, id_column
         self._kind: Kind = kind
@@ -132,7 +132,7 @@ class TextEmbedder:
         return made.filter(pa.array(kept))
 
     def _embed(self, batch: pa.Table, rows: np.ndarray, vectors: Vector) -> list[int]:
-        """Fill the vectors of these rows; return those that the model failed on."""
+        """Fill in these rows' vectors; return the rows that the model failed on."""
         texts = self._texts(batch, rows)
         self._load()
         begun = time.perf_counter()
@@ -150,13 +150,13 @@ class TextEmbedder:
         return failed
 
     def _load(self) -> None:
-        """Load the model with a text that is not counted, so that no text is blamed for it and no time."""
+        """Load the model with an uncounted text, so that no text is blamed for a failure and no time is counted."""
         if not self._loaded:
             self._service.embed_batch([_WARM_UP], kind=self._kind)
             self._loaded = True
 
     def _embed_one_by_one(self, batch: pa.Table, rows: np.ndarray, texts: Sequence[str], vectors: Vector) -> list[int]:
-        """Find out which texts the model fails on, record them, and embed the others."""
+        """Find the texts that the model fails on, record them, and embed the others."""
         failures, failed = [], []
         for row, text in zip(rows.tolist(), texts, strict=True):
             begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run would take: rows, tokens, time and disk, from a measured sample; nothing is written."""
+"""Estimate a run's rows, tokens, time and disk space from a measured sample; nothing is written."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import Tally
 from akidb_mlx_ray.screening import keep_good, screen
 
-# Texts that are embedded to see how long it takes: a number for each worker, up to a number for all.
+# Texts embedded to measure the speed: per worker, and at most in all.
 # They are drawn from up to `_PER_BLOCK` rows of each block that Ray reads.
 _SAMPLE, _MAX_SAMPLE = 512, 4096
 _PER_BLOCK = 128
-# How many rows a block had, on the first of those that were drawn from it.
+# Column with a block's number of rows, on the first row drawn from it.
 _BLOCK_ROWS = "rows of the block"
 _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take.
+    """Estimate of a run.
 
     Attributes:
         rows: in the dataset.
@@ -37,11 +37,11 @@ class Estimate:
         rejects: the file that lists them; None if there are none.
         already_there: rows whose ids the database has.
         to_write: rows that it would get.
-        sample: texts that were embedded to find out.
-        tokens: of the rows to be written, from the sample.
+        sample: number of texts embedded to measure.
+        tokens: of the rows to write, from the sample.
         texts_per_second: of all workers together, from the sample.
-        seconds: of embedding alone, without starting Ray, reading and writing.
-        disk_bytes: vectors and columns as they are, without an index.
+        seconds: for embedding alone, without starting Ray, reading and writing.
+        disk_bytes: for vectors and columns, without compression or an index.
     """
 
     rows: int
@@ -60,7 +60,7 @@ def estimate(ds: Dataset, store: BulkStore, workers: Workers, rejects_path: Path
     """Look at every row, embed a few of them with the workers of the run, and estimate the whole.
 
     Raises:
-        As the run itself, for what it would refuse.
+        As the run itself, for input it would refuse.
     """
     with RejectFile(rejects_path) as rejects, typed_errors(store.label):
         given = columns_of(ds)
@@ -102,7 +102,7 @@ def estimate(ds: Dataset, store: BulkStore, workers: Workers, rejects_path: Path
 
 
 def _draw(rows: pa.Table) -> pa.Table:
-    """Return some rows of a block, and in a column how many it had: one pass draws the sample and counts."""
+    """Return some rows of a block, with its row count in a column: one pass both samples and counts."""
     chosen = np.sort(np.random.default_rng(rows.num_rows).permutation(rows.num_rows)[:_PER_BLOCK])
     counts = pa.array([rows.num_rows if row == 0 else 0 for row in range(len(chosen))], pa.int64())
     return rows.take(pa.array(chosen)).append_column(_BLOCK_ROWS, counts)

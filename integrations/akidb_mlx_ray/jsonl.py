@@ -1,7 +1,7 @@
-"""JSON lines as a dataset whose values keep the types that they have in JSON.
+"""JSON lines as a dataset whose values keep their JSON types.
 
-Ray's own reader guesses types block by block: "007" becomes the number 7, and columns that the first block lacks are
-lost.
+Ray's own reader guesses types block by block: "007" becomes the number 7, and columns missing from the first block
+are lost.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROWS = 4096
 _BUFFER_BYTES = 1 << 20
 _MAX_TASKS = 1000
 
-# A column's type; None where its values have several, and stay Python objects.
+# A column's type; None if its values have several types, and stay Python objects.
 Types = dict[str, "pa.DataType | None"]
 
 
@@ -40,10 +40,10 @@ def read_jsonl(paths: list[str], mixed: Collection[str] = (), columns: Collectio
 
     Args:
         paths: files, folders of files, or either in an object store.
-        mixed: columns whose values may have several types, which a row's screening looks at.
+        mixed: columns whose values may have several types, which screening checks row by row.
         columns: those to read. Defaults to all.
     Raises:
-        InvalidInputError: no files, no rows, or a column of several types; and, wrapped by Ray, a line that is not an
+        InvalidInputError: no files, no rows, or a column of several types; or, wrapped by Ray, a line that is not an
             object.
     """
     files = [file for path in paths for file in _list_files(path)]
@@ -84,7 +84,7 @@ def _locate(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def _rows(path: str) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows by thousands."""
+    """Yield rows in thousands."""
     system, inner = _locate(path)
     with system.open_input_stream(inner) as stream, BufferedReader(stream, _BUFFER_BYTES) as lines:
         objects = (_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip())

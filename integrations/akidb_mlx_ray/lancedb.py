@@ -1,4 +1,4 @@
-"""A dataset into a LanceDB table."""
+"""Write a dataset to a LanceDB table."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from akidb_mlx_ray.dataset import Workers
 from akidb_mlx_ray.pipeline import BulkStore, Options, check_service, run
 from akidb_mlx_ray.results import BulkResult
 
-# Rows that an interruption can cost, and what one file of the table holds: a hundredth of the run, within limits.
+# Rows that an interruption can cost and that one file of the table holds: a hundredth of the run, within limits.
 _COMMIT_SHARE = 100
 _MIN_COMMIT_ROWS, _MAX_COMMIT_ROWS = 4096, 500_000
 _LOOKUP_ROWS = 4096
 _NAME = re.compile(r"[a-zA-Z0-9._-]+")
-# From here on ids are looked up by an index, below by reading the column.
+# From this many rows on, ids are looked up in an index; below, by reading the column.
 _INDEXED_ROWS = 100_000
 
 
@@ -57,26 +57,26 @@ def write_lancedb(
     commit_rows: int | None = None,
     storage_options: Mapping[str, str] | None = None,
 ) -> BulkResult:
-    """Embed the rows of a dataset whose ids a table does not have, and write them there.
+    """Embed a dataset's rows whose ids a table lacks, and write them there.
 
-    The table is created if it does not exist, with its embedding function and stamp, so that it embeds text afterwards
-    as any other does. Rows are committed by thousands: a run that was interrupted and is started again continues after
-    the last commit, and writes no row twice.
+    The table is created if it does not exist, with its embedding function and stamp, so that it embeds text afterward
+    like any other. Rows are committed in thousands: restarting an interrupted run continues after the last commit, and
+    writes no row twice.
 
     Args:
-        ds: rows with an id and a text each; other columns are kept. A vector that a row has is used as it is.
+        ds: rows with an id and a text each; other columns are kept. A row's own vector is used unchanged.
         uri: the database: a folder that every node sees, or "s3://bucket/path".
         table: its name.
-        on: the key column; strings, or whole numbers, which become strings.
+        on: the key column; strings, or integers, which become strings.
         embedding_function: defaults to the one that the table stores, or to the default model for a new one.
-        text_column: what is embedded.
+        text_column: the text to embed.
         vector_column: where the vectors go.
-        concurrency: actors, each with a model of its own.
-        num_cpus: processors of each, and so its threads. Defaults to one, or less where that leaves none for reading.
-        num_gpus: GPUs of each.
+        concurrency: number of actors, each with its own model.
+        num_cpus: processors for each, and so its threads. Defaults to one, or less if that leaves none for reading.
+        num_gpus: GPUs for each.
         batch_size: rows given to the model at a time.
         strict: refuse a dataset with a row that cannot be embedded, before anything is written. Otherwise such rows are
-            left out: those without id or text, with a text that is empty or not a string, or the id of an earlier row.
+            left out: those without id or text, with a text that is empty or not a string, or with an earlier row's id.
         rejects: where those rows are written, as JSON lines. Defaults to TABLE.rejected.jsonl in the current folder.
         commit_rows: rows written at a time. Defaults to a hundredth of the rows, from 4,096 to 500,000.
         storage_options: LanceDB's, for object stores.
@@ -84,7 +84,7 @@ def write_lancedb(
         What was done.
     Raises:
         InvalidInputError: a column or a value cannot be used, or, if strict, a row; nothing was written.
-        DimensionMismatchError: the function, or a vector of the dataset's own, does not fit the table; likewise.
+        DimensionMismatchError: the function, or one of the dataset's vectors, does not fit the table; likewise.
         EmbeddingError: the run ended midway. The same call continues from there.
     """
     store = BulkTable(str(uri), table, on, embedding_function, text_column, vector_column, commit_rows, storage_options)
@@ -106,7 +106,7 @@ class BulkTable(BulkStore):
         commit_rows: int | None = None,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        """Check that the function fits the table if it exists; creates nothing. Arguments as `write_lancedb`."""
+        """Check that the function fits an existing table; creates nothing. Arguments as for `write_lancedb`."""
         if uri.startswith("db://"):
             raise InvalidInputError(f"{uri} is LanceDB's cloud, which Lance cannot write to by itself; use table.add")
         if commit_rows is not None and commit_rows < 1:
@@ -129,7 +129,7 @@ class BulkTable(BulkStore):
         self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
 
     def check_columns(self, given: Mapping[str, Any]) -> None:
-        """Refuse columns that the table does not have or, if it is new, cannot have."""
+        """Refuse columns that the table lacks or, if it is new, cannot have."""
         if self._table is None:
             self._new_schema(given)
             return
@@ -151,7 +151,7 @@ class BulkTable(BulkStore):
                 )
 
     def make(self, given: Mapping[str, Any]) -> None:
-        """Create the table if it does not exist; a large one gets an index of its ids, or of the new ones."""
+        """Create the table if it does not exist; index a large table's ids, or its new ones."""
         if self._table is None:
             schema = self._new_schema(given)
             self._table = create_table(self._db, self._name, self._function, schema=schema, on=self.columns.id)
@@ -166,7 +166,7 @@ class BulkTable(BulkStore):
             self._table.checkout_latest()
 
     def drop_present(self, ds: Dataset) -> Dataset:
-        """Look ids up in the table as it is now, a batch at a time."""
+        """Look ids up in the table's current version, a batch at a time."""
         if self._table is None or not self._table.count_rows():
             return ds
         arguments = {
@@ -213,7 +213,7 @@ class BulkTable(BulkStore):
 
 
 def _open_checked(db: Any, name: str, function: MLXEmbeddings | None) -> Any:
-    """Open a table that a function fits, its own or the one given; return None if there is no table of that name."""
+    """Open a table and check that its own or the given function fits; return None if there is no such table."""
     table = find_table(db, name)
     if table is not None and function is None:
         return open_table(db, name)
@@ -232,7 +232,7 @@ def _check_names(label: str, text: str | None, text_column: str, vector: str, ve
 
 
 def _fits(given: Any, own: pa.DataType) -> bool:
-    """Return whether values of a type can be put into a column as they are."""
+    """Return whether a column accepts values of a type unchanged."""
     if not isinstance(given, pa.DataType) or given == own or pa.types.is_null(given):
         return isinstance(given, pa.DataType)
     if pa.types.is_integer(given):
@@ -271,15 +271,15 @@ def _drop_present(
 
 @lru_cache(maxsize=4)
 def _open(uri: str, version: int, storage_options: tuple[tuple[str, str], ...], lookup: str) -> Any:
-    """Open a table once in each worker for each lookup; its version is that of the run's beginning.
+    """Open a table once in each worker for each lookup, at its version when the run began.
 
-    A table that was dropped and made anew may be at the same version again, and be another: hence `lookup`.
+    A dropped and recreated table may reach the same version: hence `lookup`.
     """
     return lance.dataset(uri, version=version, storage_options=dict(storage_options) or None)
 
 
 def _align(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return rows with a table's columns in its order; what they do not have is null."""
+    """Return rows with a table's columns in its order; missing values are null."""
     columns = [
         rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
         for field in schema

@@ -1,4 +1,4 @@
-"""The pipeline into either database: look at the rows, leave out what is there, embed, write, report."""
+"""The pipeline into either database: screen rows, skip those already there, embed, write, report."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _NAMED_ERROR = re.compile(r"[A-Za-z_.]+(Error|Exception|Invalid)\b.*: ")
 
 
 class BulkStore(ABC):
-    """A table or collection that a dataset goes to; it may not exist yet.
+    """A table or collection to write a dataset to; it may not exist yet.
 
     Attributes:
         label: what messages call it: "table 'docs'".
-        service: of the function that its vectors are made with.
-        trusted: False where that function is what the database stores.
+        service: of the function that makes its vectors.
+        trusted: False if that function is the database's stored one.
         columns: where a row's parts are.
     """
 
@@ -56,11 +56,11 @@ class BulkStore(ABC):
 
     @abstractmethod
     def drop_present(self, ds: Dataset) -> Dataset:
-        """Return the rows whose ids it does not have now; writes nothing."""
+        """Return the rows whose ids it now lacks; writes nothing."""
 
     @abstractmethod
     def write(self, ds: Dataset, rows: int) -> int:
-        """Write rows that have vectors, and return how many; `rows` is how many there may be."""
+        """Write rows that have vectors, and return how many; `rows` is the most there may be."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Options:
 
     Attributes:
         strict: stop at a row that cannot be embedded, before anything is written; else leave such rows out.
-        rejects: the file that lists the latter.
+        rejects: the file that lists rows left out.
     """
 
     strict: bool
@@ -77,7 +77,7 @@ class Options:
 
 
 def run(ds: Dataset, store: BulkStore, workers: Workers, options: Options) -> BulkResult:
-    """Write the rows of a dataset that a store does not have."""
+    """Write a dataset's rows that a store lacks."""
     begun = time.perf_counter()
     with RejectFile(options.rejects) as rejects, typed_errors(store.label):
         given = columns_of(ds)
@@ -113,10 +113,10 @@ def run(ds: Dataset, store: BulkStore, workers: Workers, options: Options) -> Bu
 
 
 def check_service(service: EmbeddingService) -> Columns:
-    """Return columns without names for what a function makes; downloads its model where needed, loads nothing.
+    """Return columns, still unnamed, for a function's vectors; downloads its model if needed, loads nothing.
 
     Raises:
-        InvalidInputError: a function that does not know how long its vectors are.
+        InvalidInputError: the function does not know the length of its vectors.
     """
     info = service.model_info()
     if not info.dimension:
@@ -125,7 +125,7 @@ def check_service(service: EmbeddingService) -> Columns:
 
 
 def columns_of(ds: Dataset) -> dict[str, Any]:
-    """Return a dataset's columns with their types, Arrow's where Ray knows them.
+    """Return a dataset's columns with their types, Arrow's if Ray knows them.
 
     Raises:
         InvalidInputError: it has none.
@@ -138,7 +138,7 @@ def columns_of(ds: Dataset) -> dict[str, Any]:
 
 
 def embed(ds: Dataset, store: BulkStore, workers: Workers, tally: Tally) -> Dataset:
-    """Return good rows with their vectors, of the store's function; what is done is counted in the tally."""
+    """Return good rows with vectors from the store's function; the tally counts the work."""
     columns = store.columns
     arguments = {
         **embedder_arguments(store.service.config),
@@ -153,11 +153,11 @@ def embed(ds: Dataset, store: BulkStore, workers: Workers, tally: Tally) -> Data
 
 @contextmanager
 def typed_errors(label: str) -> Iterator[None]:
-    """Raise our own errors unwrapped, and say with all others that the run can be continued."""
+    """Raise our own errors unwrapped; add to all others that the run can be continued."""
     try:
         yield
     except EmbeddingError as error:
-        # Ray makes exceptions that are of both types, and whose message is a stack trace.
+        # Ray makes exceptions of both types, with a stack trace as their message.
         raise (_find_own(error) or error) from None
     except RayError as error:
         own = _find_own(error)
@@ -179,7 +179,7 @@ def _find_own(error: BaseException | None) -> EmbeddingError | None:
 
 
 def _root(error: BaseException) -> str:
-    """Return the line that says what went wrong; Ray makes stack traces of messages, and wraps errors in its own."""
+    """Return the line that says what went wrong: Ray turns messages into stack traces, and wraps errors in its own."""
     chain = [error]
     while (inner := getattr(chain[-1], "cause", None) or chain[-1].__cause__) is not None:
         chain.append(inner)

@@ -14,18 +14,18 @@ from akidb_mlx_plugin.errors import InvalidInputError
 
 
 class RejectFile:
-    """JSON lines of id, text and reason; the file replaces an older one when all are written."""
+    """JSON lines of id, text and reason; the file replaces an older one once complete."""
 
     def __init__(self, path: Path) -> None:
-        """Store where it will be."""
+        """Store the path."""
         self._path = path
-        # An older one may be what is read from.
+        # An older file may be an input.
         self._part = Path(f"{path}.part")
         self._file: IO[str] | None = None
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> RejectFile:
-        """Refuse a file that could not be written, which would else be found out after hours of embedding."""
+        """Refuse an unwritable file now rather than after hours of embedding."""
         try:
             if self._path.is_dir():
                 raise IsADirectoryError(EISDIR, "it is a folder")
@@ -49,7 +49,7 @@ class RejectFile:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Return how many were rejected, by reason."""
+        """Return the number of rejected rows, by reason."""
         return dict(self._counts.most_common())
 
     def add(self, id_: Any, text: Any, reason: str) -> None:

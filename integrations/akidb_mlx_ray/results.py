@@ -1,4 +1,4 @@
-"""What a run did: counted where the work was done, and summed."""
+"""What a run did, counted where the work was done, and summed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WorkerReport:
 
     @property
     def texts_per_second(self) -> float:
-        """Texts embedded in a second of its work."""
+        """Texts embedded per second of its work."""
         return self.texts / self.seconds if self.seconds else 0.0
 
 
@@ -40,13 +40,13 @@ class BulkResult:
 
     Attributes:
         rows: in the dataset.
-        written: rows that were put into the database.
+        written: rows written to the database.
         already_there: rows whose ids it had from an earlier run.
         rejected: rows that were not written, by reason.
         rejects: the file that lists them; None if there were none.
-        seconds: wall time of everything.
-        workers: what each embedded; one that was killed and started again counts twice, and so do texts that were
-            embedded again because its result was lost.
+        seconds: total wall time.
+        workers: what each embedded; one that was killed and restarted counts twice, as do texts embedded again because
+            its result was lost.
     """
 
     rows: int
@@ -75,7 +75,7 @@ class BulkResult:
         return sum(worker.seconds for worker in self.workers) / len(self.workers) / self.seconds
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what was done."""
+        """Show the result in a notebook."""
         facts = {
             "rows": self.rows,
             "written": self.written,
@@ -104,7 +104,7 @@ class Failure:
 
 @dataclass
 class _Counts:
-    """Runs as an actor: the workers report to it, and the driver reads it at the end."""
+    """An actor that workers report to, and that the driver reads at the end."""
 
     counts: dict[str, list[float]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -121,22 +121,22 @@ class _Counts:
 
 
 class Tally:
-    """A handle to the counts of one run; it can be sent to any worker."""
+    """A handle to one run's counts, which can be sent to any worker."""
 
     def __init__(self) -> None:
-        """Start the actor that counts, in the cluster that is connected."""
+        """Start the counting actor, in the connected cluster."""
         self._counts: Any = ray.remote(num_cpus=0)(_Counts).remote()
 
     def add(self, worker: str, *, texts: int, tokens: int, truncated: int, seconds: float) -> None:
-        """Count a batch; returns when it is counted, so that none is missing when the run is over."""
+        """Count a batch; return once it is counted, so that none is missing when the run ends."""
         ray.get(self._counts.add.remote(worker, texts, tokens, truncated, seconds))
 
     def fail(self, failures: list[Failure]) -> None:
-        """Record texts that have no vector."""
+        """Record texts without a vector."""
         ray.get(self._counts.fail.remote(failures))
 
     def read(self) -> tuple[tuple[WorkerReport, ...], list[Failure]]:
-        """Return what was counted so far, and each failed id once."""
+        """Return the counts so far, and each failed id once."""
         counts, failures = ray.get(self._counts.read.remote())
         reports = [
             WorkerReport(worker, int(texts), int(tokens), int(truncated), seconds)

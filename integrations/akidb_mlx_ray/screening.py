@@ -1,7 +1,7 @@
-"""Which rows can be written at all: looked at before anything is embedded.
+"""Determine which rows can be written, before anything is embedded.
 
-One pass reads ids and texts alone, which takes a thousandth of what embedding them takes. Ids that occur twice are
-found by their hashes, 8 bytes of the driver's memory for each row, and then looked at themselves.
+One pass reads only ids and texts, which takes a thousandth of the time of embedding them. Repeated ids are found by
+their hashes, 8 bytes of the driver's memory per row, and then compared themselves.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from akidb_mlx_ray.columns import Columns
 from akidb_mlx_ray.dataset import iterate
 from akidb_mlx_ray.rejects import RejectFile
 
-# More are not slips in a few rows but a column that is not a key.
+# More are not a few mistakes: the column is not a key.
 _MAX_REPEATED = 100_000
 
 
 @dataclass(frozen=True)
 class Screening:
-    """What a dataset's rows are like.
+    """The result of screening a dataset.
 
     Attributes:
-        rows: how many there are.
-        repeated: ids that more than one good row has.
-        first: the first row of each of those, with all its columns; None if no id is repeated.
+        rows: number of rows.
+        repeated: ids of more than one good row.
+        first: the first row of each, with all its columns; None if no id is repeated.
     """
 
     rows: int
@@ -41,7 +41,7 @@ class Screening:
 
 
 def screen(ds: Dataset, columns: Columns, rejects: RejectFile) -> Screening:
-    """Look at every row; reject those that cannot be embedded, and all but the first of those with the same id.
+    """Check every row; reject those that cannot be embedded, and all but the first with the same id.
 
     Raises:
         InvalidInputError: too many ids are repeated.
@@ -77,7 +77,7 @@ def keep_good(ds: Dataset, columns: Columns, screening: Screening) -> Dataset:
 
 
 def _examine(rows: pa.Table, columns: Columns) -> pa.Table:
-    """Return the hash of each row's id, or what is wrong with the row and then the row itself."""
+    """Return the hash of each row's id or, for a bad row, the problem and the row itself."""
     problems = columns.find_problems(rows)
     ids = rows[columns.id].to_pylist()
     texts = rows[columns.text].to_pylist() if columns.text in rows.column_names else [None] * rows.num_rows
@@ -99,7 +99,7 @@ def _repeated(hashes: list[np.ndarray]) -> np.ndarray:
 
 
 def _find_repeated(ds: Dataset, columns: Columns, hashes: np.ndarray, rows: int, rejects: RejectFile) -> Screening:
-    """Read the rows whose hashes are repeated, in their order, and keep the first of each id."""
+    """Read the rows with repeated hashes, in order, and keep the first of each id."""
     suspects = ds.map_batches(_select_hashes, fn_kwargs={"columns": columns, "hashes": hashes}, batch_format="pyarrow")
     first: dict[str, pa.Table] = {}
     repeated = set()
@@ -112,14 +112,14 @@ def _find_repeated(ds: Dataset, columns: Columns, hashes: np.ndarray, rows: int,
                     rejects.add(id_, text, "duplicate id")
                 else:
                     first[str(id_)] = batch.slice(index, 1)
-    # Two ids may share a hash; those stay where they are.
+    # Two different ids may share a hash; those rows stay.
     kept = [row for id_, row in first.items() if id_ in repeated]
     return Screening(rows, frozenset(repeated), pa.concat_tables(kept, promote_options="default") if kept else None)
 
 
 @contextmanager
 def _in_order(ds: Dataset) -> Iterator[None]:
-    """Make Ray keep the order of rows; its datasets share their options with those that they were made from."""
+    """Make Ray keep the order of rows; datasets share their options with those they were made from."""
     options = ds.context.execution_options
     before, options.preserve_order = options.preserve_order, True
     try:
@@ -141,7 +141,7 @@ def _drop_bad(rows: pa.Table, columns: Columns, repeated: frozenset[str]) -> pa.
 
 
 def _as_strings(rows: pa.Table, columns: Columns) -> pa.Table:
-    """Return rows whose ids and texts are strings to Arrow, whatever their type was."""
+    """Convert ids and texts to Arrow strings, whatever their type was."""
     for name in (columns.id, columns.text):
         if name in rows.column_names:
             values = [None if value is None else str(value) for value in rows[name].to_pylist()]
@@ -151,7 +151,7 @@ def _as_strings(rows: pa.Table, columns: Columns) -> pa.Table:
 
 def _hash(ids: Iterable[object]) -> np.ndarray:
     """Return (N,) uint64, the same in every process."""
-    # Bad ids are hashed with the others and left out later; pandas can hash what UTF-8 can write.
+    # Bad ids are hashed with the others and left out later; pandas can hash only what UTF-8 can encode.
     spelled = np.array([_writable(str(id_)) for id_ in ids], dtype=object)
     hashes: np.ndarray = pd.util.hash_array(spelled, categorize=False)
     return hashes
@@ -162,5 +162,5 @@ def _spell(value: object) -> str | None:
 
 
 def _writable(text: str) -> str:
-    """Return a string that UTF-8 can write: unpaired surrogates are spelled out."""
+    """Return a string that UTF-8 can encode, with unpaired surrogates escaped."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
