@@ -23,10 +23,7 @@ from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough to bound memory.
 _CHUNK = 1024
-# Tokens of one forward pass on a CPU: activations should about fit the cache. A GPU's are `pass_tokens`.
-_CPU_TOKENS = 1024
 # Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
-_MAX_CPU_WORKERS = 8
 
 logger = logging.getLogger(__name__)
 
