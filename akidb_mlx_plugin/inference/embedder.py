@@ -23,7 +23,6 @@ from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough to bound memory.
 _CHUNK = 1024
-# Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
 
 logger = logging.getLogger(__name__)
 
