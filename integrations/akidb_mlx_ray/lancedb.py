@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote, urlparse
 
 import lance
 import lance_ray
@@ -19,6 +21,7 @@ from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_
 from akidb_mlx_lancedb.handles import find_table
 from akidb_mlx_lancedb.keys import key_literal
 from akidb_mlx_lancedb.schema import read_table_schema
+from filelock import FileLock, Timeout
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.index import BTree
 from ray.data import Dataset
@@ -83,13 +86,15 @@ def write_lancedb(
     Returns:
         What was done.
     Raises:
-        InvalidInputError: a column or a value cannot be used, or, if strict, a row; nothing was written.
+        InvalidInputError: a column or a value cannot be used, or, if strict, a row, or another run writes to the same
+            local table; nothing was written.
         DimensionMismatchError: the function, or one of the dataset's vectors, does not fit the table; likewise.
         EmbeddingError: the run ended midway. The same call continues from there.
     """
     store = BulkTable(str(uri), table, on, embedding_function, text_column, vector_column, commit_rows, storage_options)
     path = Path(rejects) if rejects else Path(f"{table}.rejected.jsonl")
-    return run(ds, store, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
+    with _only_run(str(uri), table):
+        return run(ds, store, Workers(concurrency, num_cpus, num_gpus, batch_size), Options(strict, path))
 
 
 class BulkTable(BulkStore):
@@ -210,6 +215,36 @@ class BulkTable(BulkStore):
         )
         metadata = get_registry().get_table_metadata([config])  # type: ignore[no-untyped-call]
         return pa.schema([*own.values(), *others.values()], metadata=metadata)
+
+
+@contextmanager
+def _only_run(uri: str, table: str) -> Iterator[None]:
+    """Let one run at a time write to a local table: a run looks up existing ids only when it begins.
+
+    Raises:
+        InvalidInputError: another run writes to it.
+    """
+    parsed = urlparse(uri)
+    lock = None
+    if parsed.scheme in ("", "file"):
+        folder = Path(unquote(parsed.path) if parsed.scheme else uri)
+        lock = FileLock(folder / f".{table}.bulk.lock", timeout=0)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise InvalidInputError(
+                f"another run writes to table {table!r} of {uri}, and both would write the same new ids; wait until it "
+                "has ended"
+            ) from None
+        except OSError:
+            # A folder that cannot be written is reported by the run itself.
+            lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _open_checked(db: Any, name: str, function: MLXEmbeddings | None) -> Any:

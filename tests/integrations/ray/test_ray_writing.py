@@ -21,7 +21,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import ray.data
 from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
 from akidb_mlx_lancedb import MLXEmbeddings, create_table, open_table, validate_table
@@ -31,6 +30,7 @@ from akidb_mlx_ray.dataset import Workers
 from akidb_mlx_ray.estimate import estimate
 from akidb_mlx_ray.lancedb import BulkTable
 from chromadb.config import Settings
+from filelock import FileLock
 from host_helpers import MINILM, run_python
 from ray_corpus import MOCK, TEXTS, AtOnce, assert_same_vectors, corpus, find_missing, read_lines
 from ray_fixtures import RunningCluster
@@ -39,10 +39,18 @@ from akidb_mlx_plugin import (
     DimensionMismatchError,
     EmbeddingError,
     EmbeddingService,
+    InvalidInputError,
     ModelNotFoundError,
 )
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")
+
+
+def test_a_second_run_into_a_table_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    running = FileLock(tmp_path / ".docs.bulk.lock")
+    with running, pytest.raises(InvalidInputError, match=r"another run writes to table 'docs'"):
+        write_lancedb(corpus(), tmp_path, "docs", embedding_function=MLXEmbeddings.create(name=MINILM))
+    assert not (tmp_path / "docs.lance").exists()
 
 
 @pytest.mark.slow
