@@ -152,6 +152,8 @@ def test_what_another_process_is_working_on_is_left_alone(chroma: ClientAPI, doc
         f"another-machine:1:{time.time() + 1e6:.0f}",
         "host:1:nan",
     ],
+    # Names of their own: the moment in a value would make them others in each of the processes that run the tests.
+    ids=range(9),
 )
 def test_what_nobody_works_on_is_brought_back(docs: chromadb.Collection, owner: str) -> None:
     keep_by(docs, owner)
