@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from golden_models import GOLDEN
 
 from akidb_mlx_plugin.nn import layout
 
@@ -22,3 +25,10 @@ def _on_cpu() -> Iterator[None]:
 def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute by MLX's own kernels, as a GPU does, but here."""
     monkeypatch.setattr(layout, "_emulated", True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the tiny BERT."""
+    shutil.copytree(GOLDEN / "bert" / "model", tmp_path / "m")
+    return tmp_path / "m"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_helpers import change, write
 from golden_models import GOLDEN, NAMES
 
 from akidb_mlx_plugin.checkpoints.families import FAMILIES
@@ -22,22 +23,6 @@ from akidb_mlx_plugin.nn.pooling import POOLINGS
 from akidb_mlx_plugin.pooling_names import POOLING_MODES
 
 SPECS = {spec.name: spec for spec in list_models()}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the tiny BERT."""
-    shutil.copytree(GOLDEN / "bert" / "model", tmp_path / "m")
-    return tmp_path / "m"
-
-
-def write(file: Path, value: Any) -> None:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(value))
-
-
-def change(file: Path, **changes: Any) -> None:
-    write(file, {**json.loads(file.read_text()), **changes})
 
 
 def module(kind: str, path: str = "") -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_helpers import change
 from golden_models import GOLDEN
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
@@ -19,22 +19,6 @@ from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.registry import ModelSpec, list_models
 
 SPECS = {spec.name: spec for spec in list_models()}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the tiny BERT."""
-    shutil.copytree(GOLDEN / "bert" / "model", tmp_path / "m")
-    return tmp_path / "m"
-
-
-def write(file: Path, value: Any) -> None:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(value))
-
-
-def change(file: Path, **changes: Any) -> None:
-    write(file, {**json.loads(file.read_text()), **changes})
 
 
 class TestPrompts:

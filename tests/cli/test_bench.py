@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_reports import read_report
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin.benchmarks.drift import Sample
@@ -21,8 +22,6 @@ from akidb_mlx_plugin.benchmarks.subject import limit_cores
 from akidb_mlx_plugin.cli.bench import app
 from akidb_mlx_plugin.cli.bench_options import collect
 from akidb_mlx_plugin.errors import InvalidInputError
-
-DOCUMENT_KEYS = {"benchmark", "package", "when", "machine", "settings", "interrupted", "summary", "results", "raw"}
 
 
 @pytest.fixture
@@ -41,14 +40,6 @@ def run(folder: Path, corpus: Path, *arguments: str, exit_code: int = 0) -> Any:
     result = CliRunner().invoke(app, [*arguments, "--corpus", str(corpus), "--output", str(folder)])
     assert result.exit_code == exit_code, result.output + repr(result.exception)
     return result
-
-
-def read_report(folder: Path, name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    assert set(document) == DOCUMENT_KEYS
-    assert document["benchmark"] == name
-    assert {"processor", "cores", "memory_gb", "python"} <= set(document["machine"])
-    return document
 
 
 @pytest.mark.usefixtures("mock_mode")

@@ -7,35 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
-from akidb_mlx_plugin.cli.bench import app
-
-DOCUMENT_KEYS = {"benchmark", "package", "when", "machine", "settings", "interrupted", "summary", "results", "raw"}
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    file = tmp_path / "corpus.txt"
-    file.write_text("\n".join(f"text number {i} about {'this and ' * (i % 7)}that" for i in range(80)))
-    return file
-
-
-def run(folder: Path, corpus: Path, *arguments: str, exit_code: int = 0) -> Any:
-    result = CliRunner().invoke(app, [*arguments, "--corpus", str(corpus), "--output", str(folder)])
-    assert result.exit_code == exit_code, result.output + repr(result.exception)
-    return result
-
-
-def read_report(folder: Path, name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    assert set(document) == DOCUMENT_KEYS
-    assert document["benchmark"] == name
-    assert {"processor", "cores", "memory_gb", "python"} <= set(document["machine"])
-    return document
+from bench_reports import read_report
 
 
 @pytest.fixture

@@ -30,18 +30,6 @@ pytest_plugins = ("hub_fixtures",)
 Log = pytest.LogCaptureFixture
 
 
-@pytest.fixture
-def folders(hub: Hub, cache_dir: Path) -> list[Path]:
-    """Three models in the cache, the first unused for longest."""
-    found = []
-    for age, name in ((300, "org/a"), (200, "org/b"), (100, "org/c")):
-        hub.add(name, tiny_files(seed=age))
-        found.append(ensure_model(name).folder)
-        used = time.time() - age
-        os.utime(record_of(found[-1]), (used, used))
-    return found
-
-
 def names(cache_dir: Path) -> list[str]:
     return [model.name for model in list_cached_models(cache_dir)]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,22 +35,6 @@ handle = mark_in_use(Path({folder!r}))
 print("held", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def folders(hub: Hub, cache_dir: Path) -> list[Path]:
-    """Three models in the cache, the first unused for longest."""
-    found = []
-    for age, name in ((300, "org/a"), (200, "org/b"), (100, "org/c")):
-        hub.add(name, tiny_files(seed=age))
-        found.append(ensure_model(name).folder)
-        used = time.time() - age
-        os.utime(record_of(found[-1]), (used, used))
-    return found
-
-
-def names(cache_dir: Path) -> list[str]:
-    return [model.name for model in list_cached_models(cache_dir)]
 
 
 class TestProbes:
@@ -115,7 +97,7 @@ class TestUse:
         child = spawn(HOLD.format(folder=str(folders[0])))
         child.read_until("held")
         assert [model.name for model in cleanup_cache(0)] == ["org/b", "org/c"]
-        assert names(cache_dir) == ["org/a"]
+        assert [model.name for model in list_cached_models(cache_dir)] == ["org/a"]
         child.kill()
         assert [model.name for model in cleanup_cache(0)] == ["org/a"]
 

@@ -48,13 +48,6 @@ def minilm_embedder(minilm_dir: Path) -> Iterator[Embedder]:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Iterator[Embedder]:
-    """A tiny BERT."""
-    with Embedder.load(TINY) as embedder:
-        yield embedder
-
-
-@pytest.fixture(scope="module")
 def batch() -> list[str]:
     """200 texts of many lengths."""
     return sorted(TEXTS, key=len)[:400:2]

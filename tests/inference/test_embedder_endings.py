@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import gzip
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +12,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from host_helpers import MINILM, TINY, run_python
+from host_helpers import TINY, run_python
 
 from akidb_mlx_plugin import (
     EmbeddingError,
     InvalidInputError,
     ServiceUnavailableError,
 )
-from akidb_mlx_plugin.checkpoints.options import LoadOptions
-from akidb_mlx_plugin.hub.cache import resolve_cache_dir
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.engine import Engine
-from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder
 from akidb_mlx_plugin.runtime.devices import choose_device
 
 pytest_plugins = ("host_fixtures",)
@@ -34,37 +29,7 @@ pytest_plugins = ("host_fixtures",)
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-TEXTS: list[str] = json.loads(gzip.decompress((GOLDEN / "minilm_texts.json.gz").read_bytes()))
-
-
 TINY_TEXTS: list[str] = json.loads((TINY.parent / "texts.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def minilm_embedder(minilm_dir: Path) -> Iterator[Embedder]:
-    """The real MiniLM, shared with the services of other tests."""
-    embedder = acquire_embedder(MINILM, LoadOptions(cache_dir=resolve_cache_dir(None)))
-    yield embedder
-    release_embedder(embedder)
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Embedder]:
-    """A tiny BERT."""
-    with Embedder.load(TINY) as embedder:
-        yield embedder
-
-
-@pytest.fixture(scope="module")
-def batch() -> list[str]:
-    """200 texts of many lengths."""
-    return sorted(TEXTS, key=len)[:400:2]
-
-
-@pytest.fixture(scope="module")
-def expected(minilm_embedder: Embedder, batch: list[str]) -> Any:
-    """The batch's vectors, embedded together."""
-    return minilm_embedder.embed(batch).embeddings
 
 
 class TestFailures:
