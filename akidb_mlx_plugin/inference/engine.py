@@ -20,6 +20,7 @@ from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.runtime.cores import core_count
+from akidb_mlx_plugin.runtime.default_device import start_evaluating
 from akidb_mlx_plugin.runtime.devices import pass_tokens
 from akidb_mlx_plugin.runtime.memory import check_batch
 from akidb_mlx_plugin.runtime.workers import WorkerPool
@@ -145,7 +146,7 @@ class Engine:
         for layer in self.model.dense:
             pooled = layer(pooled)
         pooled = pooled.astype(mx.float32)
-        mx.async_eval(pooled)  # type: ignore[no-untyped-call]
+        start_evaluating(pooled)
         return pooled
 
     def _wait(self, under_way: ForwardPass) -> Vector:

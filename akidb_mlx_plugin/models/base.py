@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
+from akidb_mlx_plugin.runtime.default_device import evaluate, start_evaluating
 
 # From this many tokens on, computing a layer takes longer than waking the thread that waits for it.
 _WAIT_TOKENS = 64
@@ -90,9 +91,9 @@ def eval_layer(x: mx.array) -> mx.array:
     """
     if in_cpu_layout():
         if len(x) >= _WAIT_TOKENS:
-            mx.eval(x)
+            evaluate(x)
         else:
-            mx.async_eval(x)  # type: ignore[no-untyped-call]
+            start_evaluating(x)
     return x
 
 
