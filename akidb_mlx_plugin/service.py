@@ -75,6 +75,7 @@ class EmbeddingService:
         self._queue = BatchQueue(
             self._provider.embed_requests,
             prepare=self._provider.prepare,
+            begin=self._provider.begin,
             batch_size=config.mlx.batch_size,
             batch_timeout_ms=config.mlx.batch_timeout_ms,
             max_texts=config.service.queue_size,

@@ -28,6 +28,8 @@ from akidb_mlx_plugin.types import Vector
 
 # Tokens of one forward pass on a CPU: activations should about fit the cache. A GPU's are `pass_tokens`.
 _CPU_TOKENS = 1024
+# Tokens of a slice of a large request on a CPU: about a second of MiniLM on two cores.
+_CPU_SLICE_TOKENS = 4096
 # Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
 _MAX_CPU_WORKERS = 8
 
@@ -79,6 +81,11 @@ class Engine:
         self.prompts = PromptStore(self.model.encoder, checkpoint.pooling, pool_prompt=checkpoint.pool_prompt)
         self._may_overflow = dtype == "auto" and self.dtype.startswith("float16")
         self._reloading = threading.Lock()
+
+    @property
+    def slice_tokens(self) -> int:
+        """Tokens to compute at once of a request that others may have to wait for."""
+        return _CPU_SLICE_TOKENS if in_cpu_layout(self.device) else pass_tokens()
 
     def close(self) -> None:
         """Finish pending work, stop the threads and free the weights; safe to call twice."""

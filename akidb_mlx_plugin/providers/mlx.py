@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, ResolvedRequest
+from akidb_mlx_plugin.types import (
+    BatchEmbeddingRequest,
+    BatchEmbeddingResponse,
+    ModelInfo,
+    ResolvedRequest,
+    StartedRequest,
+)
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
@@ -48,6 +54,14 @@ class MLXProvider(EmbeddingProvider):
             ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
         """
         return self._load().embed_requests([self._with_defaults(request) for request in requests])
+
+    def begin(self, request: BatchEmbeddingRequest) -> StartedRequest:
+        """Start to compute as many of a request's first texts as a forward pass takes; loads the model if needed.
+
+        Raises:
+            As `embed_requests`.
+        """
+        return self._load().begin(self._with_defaults(request))
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
