@@ -18,7 +18,7 @@ from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.inference.prompts import Ids, PromptStore, Start
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
-from akidb_mlx_plugin.nn.pooling import pool
+from akidb_mlx_plugin.nn.pooling import pick_tokens, pool
 from akidb_mlx_plugin.runtime.cores import core_count
 from akidb_mlx_plugin.runtime.default_device import start_evaluating
 from akidb_mlx_plugin.runtime.devices import pass_tokens
@@ -146,8 +146,9 @@ class Engine:
         check_batch(len(batch.ids), self._checkpoint.widest_layer, self._checkpoint.name)
         prefix = self.prompts.prefix(self.model.encoder, start)
         tokens = Tokens.from_batch(batch, prefix)
-        if self._checkpoint.pooling == ("lasttoken",):
-            pooled = self.model.encoder.last_vectors(tokens).astype(mx.float32)
+        pick = pick_tokens(batch.blocks, self._checkpoint.pooling, start.skip)
+        if pick is not None:
+            pooled = self.model.encoder.picked_vectors(tokens, pick).astype(mx.float32)
         else:
             pooled = pool(self.model.encoder(tokens), batch.blocks, self._checkpoint.pooling, start.skip)
         for layer in self.model.dense:

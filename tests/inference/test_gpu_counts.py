@@ -13,7 +13,7 @@ from kernel_counts import count_kernels, fast_functions_counted_once
 from akidb_mlx_plugin.inference.packing import pack_padded
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.base import Encoder
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Tokens
 from akidb_mlx_plugin.nn.layout import emulate_gpu
 from akidb_mlx_plugin.nn.pooling import pool
 
@@ -74,7 +74,7 @@ def kernels(name: str, lengths: list[int]) -> int:
     tokens = Tokens.from_batch(batch)
     with fast_functions_counted_once() as excess:
         if name == "qwen3":
-            out = encoder.last_vectors(tokens).astype(mx.float32)
+            out = encoder.picked_vectors(tokens, Pick.last(batch.blocks)).astype(mx.float32)
         else:
             out = pool(encoder(tokens), batch.blocks, ("mean",))
     return count_kernels(out) - excess.kernels
