@@ -99,6 +99,7 @@ class Embedder:
             tokenizer = load_text_tokenizer(checkpoint)
             engine = Engine(checkpoint, device, options.dtype)
             parts.callback(engine.close)
+            engine.warm_up()
             embedder = cls(checkpoint, tokenizer, engine, parts.pop_all())
         embedder.load_seconds = time.perf_counter() - begun
         logger.info("loaded %s on %s in %.2f s", checkpoint.name, device, embedder.load_seconds)
@@ -116,6 +117,10 @@ class Embedder:
         The cache may evict the model again.
         """
         self._resources.close()
+
+    def keep_warm(self, seconds: float) -> None:
+        """Keep a GPU awake for at least so many seconds after each text; it makes no difference on a CPU."""
+        self._engine.keep_warm(seconds)
 
     def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
         """Describe the model and the vectors that these settings give."""

@@ -16,6 +16,7 @@ from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
 from akidb_mlx_plugin.errors import EmbeddingError, ServiceUnavailableError
 from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.inference.prompts import Ids, PromptStore, Start
+from akidb_mlx_plugin.inference.warmth import Warmth
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.pooling import pick_tokens, pool
@@ -32,6 +33,11 @@ _CPU_TOKENS = 1024
 _CPU_SLICE_TOKENS = 4096
 # Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
 _MAX_CPU_WORKERS = 8
+
+# Devices whose first passes are slow: a GPU compiles and loads each kernel when it first needs it.
+_WARMED_DEVICES = ("gpu",)
+# Tokens of one text each: as many as queries, chunks and long texts have, so that each kind of kernel is needed.
+_WARM_UP_LENGTHS = (2, 16, 128, 512)
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +87,8 @@ class Engine:
         self.prompts = PromptStore(self.model.encoder, checkpoint.pooling, pool_prompt=checkpoint.pool_prompt)
         self._may_overflow = dtype == "auto" and self.dtype.startswith("float16")
         self._reloading = threading.Lock()
+        self._warming: list[Future[Vector]] = []
+        self._warmth = Warmth(lambda: self.warm_up(_WARM_UP_LENGTHS[:1]))
 
     @property
     def slice_tokens(self) -> int:
@@ -89,9 +97,28 @@ class Engine:
 
     def close(self) -> None:
         """Finish pending work, stop the threads and free the weights; safe to call twice."""
+        self._warmth.close()
+        for future in self._warming:
+            future.cancel()
         self.workers.close()
         self.prompts.clear()
         self.model = None
+
+    def warm_up(self, lengths: Sequence[int] = _WARM_UP_LENGTHS) -> None:
+        """Start to compute a few texts on a GPU, behind whatever callers want; returns at once."""
+        if self.device not in _WARMED_DEVICES:
+            return
+        longest = min(self._checkpoint.max_tokens, pass_tokens())
+        for length in dict.fromkeys(min(length, longest) for length in lengths):
+            (batch,) = pack_padded([[0] * length], length)
+            # Nobody waits: what fails here fails again, and is reported, with a text.
+            self._warming = [future for future in self._warming if not future.done()]
+            self._warming.append(self._submit(batch, Start((), 0, 0), short=False))
+
+    def keep_warm(self, seconds: float) -> None:
+        """Keep a GPU awake for so many seconds after each text."""
+        if self.device in _WARMED_DEVICES:
+            self._warmth.extend(seconds)
 
     def start(self, rows: Sequence[list[int]], prompts: Sequence[Ids], *, short: bool) -> list[ForwardPass]:
         """Pack rows and submit them to the threads.
@@ -101,6 +128,7 @@ class Engine:
             prompts: token ids of the prompt alone.
             short: whether it goes ahead of all work that is not short.
         """
+        self._warmth.use()
         passes = []
         for start, chosen in self.prompts.group(prompts, rows).items():
             for batch in self._pack([rows[i][start.known :] for i in chosen]):

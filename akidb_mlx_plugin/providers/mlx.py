@@ -125,6 +125,7 @@ class MLXProvider(EmbeddingProvider):
             from akidb_mlx_plugin.inference.shared import acquire_embedder
 
             embedder = acquire_embedder(self._config.model, self._options())
+            embedder.keep_warm(self._config.keep_warm_s)
         except Exception as error:
             self._failure = error
             raise
