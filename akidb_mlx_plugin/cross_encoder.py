@@ -175,3 +175,30 @@ def _sort(texts: Sequence[str], scores: Vector, top_k: int | None) -> list[Ranke
         )
     order = np.argsort(-scores, kind="stable")[:top_k].tolist()
     return [RankedText(corpus_id=i, score=float(scores[i]), text=texts[i]) for i in order]
+
+
+def shared_cross_encoder(
+    model: str | Path | CrossEncoder,
+    *,
+    device: Device | None = None,
+    instruction: str | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    offline: bool | None = None,
+) -> CrossEncoder:
+    """Return this process's only reranker with these settings, or the caller's own; loads nothing.
+
+    For the adapters' functions, which are made anew for a search. It need not be closed.
+    """
+    if isinstance(model, CrossEncoder):
+        return model
+    key = (str(model), isinstance(model, Path), device, instruction, batch_size, offline)
+    reranker = _shared.get(key)
+    if reranker is None or reranker.closed:
+        # No lock, as in `service.shared_service`.
+        _shared.pop(key, None)
+        made = CrossEncoder(model, device=device, instruction=instruction, batch_size=batch_size, offline=offline)
+        reranker = _shared.setdefault(key, made)
+    return reranker
+
+
+_shared: dict[tuple[object, ...], CrossEncoder] = {}
