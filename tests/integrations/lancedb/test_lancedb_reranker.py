@@ -18,20 +18,7 @@ from lancedb.pydantic import LanceModel, Vector
 from akidb_mlx_plugin import CrossEncoder, InvalidInputError, ModelNotFoundError
 
 QUERY = "water and light"
-_WORDS = [
-    "water",
-    "light",
-    "stone",
-    "river",
-    "paper",
-    "garden",
-    "morning",
-    "window",
-    "music",
-    "letter",
-    "bridge",
-    "island",
-]
+_WORDS = ["water", "light", "stone", "river", "paper", "garden", "morning", "window", "music", "letter", "bridge"]
 TEXTS = [f"{first} {second} over the {first}" for first in _WORDS for second in _WORDS[:4] if first != second]
 
 
