@@ -116,14 +116,17 @@ def read_cross_encoder(
     )
 
 
-def check_cross_encoder(folder: Path) -> None:
+def check_cross_encoder(folder: Path, repo: str = "") -> None:
     """Check from its JSON files that a reranker is supported, before its weights are downloaded.
 
+    Args:
+        folder: holds these files.
+        repo: the repository they came from.
     Raises:
         ModelNotFoundError: it is not, with the reason.
     """
-    config, _ = _read_settings(folder, "")
-    if not answer_format(folder, config):
+    config, _ = _read_settings(folder, repo)
+    if not answer_format(folder, config, repo):
         score_layers(folder, config, {})
     _activation(folder, config, None, is_single=True)
 

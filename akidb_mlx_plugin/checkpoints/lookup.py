@@ -19,7 +19,6 @@ from akidb_mlx_plugin.checkpoints.rerankers import is_reranker
 from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub import models as hub
-from akidb_mlx_plugin.hub.download import SettingsCheck
 from akidb_mlx_plugin.hub.registry import ModelKind, list_models, resolve
 from akidb_mlx_plugin.types import ModelInfo
 
@@ -68,7 +67,8 @@ def _check_kind(model: str | Path, kind: ModelKind) -> None:
     )
 
 
-def _find(model: str | Path, options: LoadOptions, check: SettingsCheck, read: Callable[..., Found]) -> Found:
+def _find(model: str | Path, options: LoadOptions, check: Callable[..., None], read: Callable[..., Found]) -> Found:
+    check = partial(check, repo=resolve(model).repo or "")
     for last in (False, True):
         local = hub.ensure_model(
             model,
@@ -114,17 +114,17 @@ def download_model(
         revision=revision,
         show_progress=show_progress,
         force=force,
-        check=_check_either,
+        check=partial(_check_either, repo=resolve(model).repo or ""),
     )
 
 
-def _check_either(folder: Path) -> None:
+def _check_either(folder: Path, repo: str) -> None:
     """Check from its JSON files that a model is supported, whichever kind it is."""
     file = folder / "config.json"
-    if file.is_file() and is_reranker(folder, read_json(file)):
-        check_cross_encoder(folder)
+    if file.is_file() and is_reranker(folder, read_json(file), repo):
+        check_cross_encoder(folder, repo)
     else:
-        check_settings(folder)
+        check_settings(folder, repo)
 
 
 def describe_model(

@@ -133,20 +133,23 @@ def read_checkpoint(
     )
 
 
-def check_settings(folder: Path) -> None:
+def check_settings(folder: Path, repo: str = "") -> None:
     """Check from its JSON files that an embedding model is supported, before its weights are downloaded.
 
+    Args:
+        folder: holds these files.
+        repo: the repository they came from.
     Raises:
         ModelNotFoundError: it is not, with the reason.
     """
-    modules = _read_pipeline(folder)
+    modules = _read_pipeline(folder, repo)
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     if not is_static(modules):
         read_config(place, modules, settings)
 
 
-def _read_pipeline(folder: Path, repo: str = "") -> list[Module]:
+def _read_pipeline(folder: Path, repo: str) -> list[Module]:
     """Return the modules of a folder; its config.json is checked for custom code first, for a clearer error."""
     file = folder / "config.json"
     if file.is_file():

@@ -77,9 +77,9 @@ def _remote_facts(source: ModelSource, repo: str) -> dict[str, Any]:
             return {**_family_facts(repo), "not_read": str(error)}
         try:
             if _scores_pairs(folder, repo):
-                check_cross_encoder(folder)
+                check_cross_encoder(folder, repo)
                 return _describe_reranker(read_cross_encoder(folder, spec=source.spec, repo=repo)) | {"supported": True}
-            check_settings(folder)
+            check_settings(folder, repo)
             return _describe(read_checkpoint(folder, name=source.name, spec=source.spec, repo=repo)) | {
                 "supported": True
             }

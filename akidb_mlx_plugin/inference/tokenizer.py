@@ -138,12 +138,14 @@ class TextTokenizer:
         return len(row.ids) + sum(map(len, row.overflowing))
 
     def pair_frame(self) -> PairFrame:
-        """Return what the tokenizer's template puts around the two texts of a pair.
+        """Return what the tokenizer's template puts around the two texts of a pair; call it before texts are encoded.
 
         Raises:
             ModelNotFoundError: the template is not of that form.
         """
+        self._tokenizer.no_truncation()
         probe = self._tokenizer.encode("a", "a")
+        self._truncate(self._room, self._side)
         first, second = ([i for i, text in enumerate(probe.sequence_ids) if text == place] for place in (0, 1))
         whole = [*first, *second] and [*range(first[0], first[-1] + 1), *range(second[0], second[-1] + 1)]
         segments = probe.type_ids
