@@ -161,7 +161,8 @@ def load_pair_tokenizer(checkpoint: CrossEncoderCheckpoint, instruction: str | N
         )
     # A model without a row for the second segment knows only one.
     rows = checkpoint.config.get("type_vocab_size", 2)
-    names_segments = read_tokenizer_settings(checkpoint.folder).names_segments and (rows or 0) > 1
+    has_two = not isinstance(rows, int) or rows > 1
+    names_segments = read_tokenizer_settings(checkpoint.folder).names_segments and has_two
     return SegmentTokenizer(tokenizer, names_segments=names_segments)
 
 
