@@ -93,9 +93,12 @@ class SegmentTokenizer(PairTokenizer):
         counts = [row.tokens for row in rows]
         if sum(counts) <= self._room:
             return counts[0], counts[1]
-        if all(row.is_part for row in rows):
-            # Whichever is longer may keep a token more, which the parts do not show.
-            counts = [self._tokenizer.count_tokens(text) for text in pair]
+        if min(counts) > self._room:
+            # Whichever is longer may keep a token more, which a part of a text does not show.
+            counts = [
+                self._tokenizer.count_tokens(text) if row.is_part else row.tokens
+                for text, row in zip(pair, rows, strict=True)
+            ]
         shorter, longer = sorted(counts)
         longer = min(longer, max(shorter, self._room - shorter))
         if shorter + longer > self._room:
