@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, ResolvedRequest
+from akidb_mlx_plugin.providers.defaults import with_defaults
+from akidb_mlx_plugin.providers.idle import IdleRelease
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.options import LoadOptions
     from akidb_mlx_plugin.inference.embedder import Embedder
+
+logger = logging.getLogger(__name__)
 
 
 class MLXProvider(EmbeddingProvider):
@@ -36,6 +42,7 @@ class MLXProvider(EmbeddingProvider):
         self._described: ModelInfo | None = None
         self._failure: Exception | None = None
         self._closed = False
+        self._idle = IdleRelease(config.keep_alive, self._detach)
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
         """Embed one request; loads the model if needed."""
@@ -47,11 +54,12 @@ class MLXProvider(EmbeddingProvider):
         Raises:
             ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
         """
-        return self._load().embed_requests([self._with_defaults(request) for request in requests])
+        with self._idle.use():
+            return self._load().embed_requests([with_defaults(request, self._config) for request in requests])
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
-        completed = self._with_defaults(request)
+        completed = with_defaults(request, self._config)
         embedder = self._embedder
         if embedder is None:
             check_request(completed)
@@ -89,6 +97,7 @@ class MLXProvider(EmbeddingProvider):
     def close(self) -> None:
         """Release the model. A load in progress releases it itself when done."""
         self._closed = True
+        self._idle.stop()
         if self._loading.acquire(blocking=False):
             self._release_and_unlock()
 
@@ -130,6 +139,18 @@ class MLXProvider(EmbeddingProvider):
             pooling=config.pooling,
         )
 
+    def _detach(self) -> Callable[[], None] | None:
+        """Take the idle model away, and return what frees it; the next text loads it again."""
+        from akidb_mlx_plugin.inference.shared import release_embedder
+
+        with self._loading:
+            embedder, self._embedder = self._embedder, None
+            self.load_seconds = None
+        if embedder is None:
+            return None
+        logger.info("freeing %s, idle for %g s", self._config.model, self._config.keep_alive)
+        return partial(release_embedder, embedder)
+
     def _release_and_unlock(self) -> None:
         try:
             embedder, self._embedder = self._embedder, None
@@ -139,17 +160,3 @@ class MLXProvider(EmbeddingProvider):
             from akidb_mlx_plugin.inference.shared import release_embedder
 
             release_embedder(embedder)
-
-    def _with_defaults(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
-        if isinstance(request, ResolvedRequest):
-            return request
-        config, query = self._config, request.kind == "query"
-        prompt = config.query_prompt if query else config.document_prompt
-        task = config.query_task if query else config.document_task
-        return replace(
-            request,
-            normalize=self._config.normalize if request.normalize is None else request.normalize,
-            dimension=self._config.dimension if request.dimension is None else request.dimension,
-            prompt=prompt if request.prompt is None else request.prompt,
-            task=task if request.task is None else request.task,
-        )
