@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from akidb_mlx_plugin.config import EmbeddingConfig
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.hub.registry import resolve
 from akidb_mlx_plugin.providers import make_provider
 from akidb_mlx_plugin.service import EmbeddingService
@@ -124,7 +124,7 @@ class ServedModels:
             for model in self._models:
                 model.service.embed_batch(["ready"])
             self._loading = None
-        except EmbeddingError as error:
+        except Exception as error:
             logger.error("a model could not be loaded: %s", error)
             self._loading = ServiceUnavailableError(f"a model could not be loaded: {error}")
 
