@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
-import threading
-import time
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from akidb_mlx_plugin.batching.deadlines import Clock
-from akidb_mlx_plugin.batching.queue import BatchQueue
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
-from akidb_mlx_plugin.metrics.exporter import QueueMetrics, watch
+from akidb_mlx_plugin.model_queue import close_queue, close_when_forgotten, open_queue
 from akidb_mlx_plugin.providers import EmbeddingProvider, make_provider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo
 from akidb_mlx_plugin.validation import list_inputs
-
-_EXIT_TIMEOUT_S = 5.0
 
 
 class EmbeddingService:
@@ -71,23 +64,8 @@ class EmbeddingService:
             )
         self._config = config
         self._provider = provider or make_provider(config, trusted=trusted)
-        model = _model_label(config)
-        self._queue = BatchQueue(
-            self._provider.embed_requests,
-            prepare=self._provider.prepare,
-            batch_size=config.mlx.batch_size,
-            batch_timeout_ms=config.mlx.batch_timeout_ms,
-            max_texts=config.service.queue_size,
-            deadline_ms=config.service.deadline_ms,
-            observer=QueueMetrics(model),
-            clock=clock,
-        )
-        cache_dir = config.mlx.cache_dir if config.mode == "mlx" else None
-        watch(self._queue, self._provider, model=model, cache_dir=cache_dir)
-        _queues.add(self._queue)
-        self._when_forgotten = weakref.finalize(self, _close_in_background, self._queue, self._provider)
-        # No thread can start once the interpreter exits; `_close_all` closes the queue then.
-        self._when_forgotten.atexit = False
+        self._queue = open_queue(self._provider, config, _model_label(config), clock=clock)
+        self._when_forgotten = close_when_forgotten(self, self._queue, self._provider)
 
     @classmethod
     def from_config(cls, path: str | Path, *, trusted: bool = True) -> EmbeddingService:
@@ -266,7 +244,7 @@ class EmbeddingService:
             timeout_s: requests still pending after this time fail as well.
         """
         self._when_forgotten.detach()
-        _close(self._queue, self._provider, drain, timeout_s)
+        close_queue(self._queue, self._provider, drain=drain, timeout_s=timeout_s)
 
 
 def shared_service(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingService:
@@ -288,7 +266,6 @@ def shared_service(config: EmbeddingConfig, *, trusted: bool = True) -> Embeddin
 
 
 _shared: dict[tuple[EmbeddingConfig, bool], EmbeddingService] = {}
-_queues: weakref.WeakSet[BatchQueue] = weakref.WeakSet()
 
 
 def _make_request(
@@ -306,26 +283,3 @@ def _model_label(config: EmbeddingConfig) -> str:
     if config.mode == "mlx":
         return config.mlx.model
     return config.user_provided.model or config.mode if config.mode == "user_provided" else config.mode
-
-
-def _close(queue: BatchQueue, provider: EmbeddingProvider, drain: bool, timeout_s: float) -> None:
-    if queue.is_foreign:
-        return
-    if queue.close(drain=drain, timeout_s=timeout_s):
-        provider.close()
-    else:
-        # A model that is still computing cannot be freed yet.
-        queue.when_ended(provider.close)
-
-
-def _close_in_background(queue: BatchQueue, provider: EmbeddingProvider) -> None:
-    """Close on a separate thread: the garbage collector calls this anywhere, perhaps while locks are held."""
-    if queue.in_use:
-        threading.Thread(target=_close, args=(queue, provider, True, 30.0), daemon=True).start()
-
-
-@atexit.register
-def _close_all() -> None:
-    until = time.monotonic() + _EXIT_TIMEOUT_S
-    for queue in list(_queues):
-        queue.close(drain=False, timeout_s=max(0.0, until - time.monotonic()))

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.config import MLXConfig
-from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.providers.defaults import with_defaults
-from akidb_mlx_plugin.providers.idle import IdleRelease
+from akidb_mlx_plugin.providers.lazy import LazyModel
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.options import LoadOptions
     from akidb_mlx_plugin.inference.embedder import Embedder
-
-logger = logging.getLogger(__name__)
 
 
 class MLXProvider(EmbeddingProvider):
@@ -37,12 +31,13 @@ class MLXProvider(EmbeddingProvider):
         """
         self._config = config
         self._trusted = trusted
-        self._loading = threading.Lock()
-        self._embedder: Embedder | None = None
+        self._lazy: LazyModel[Embedder] = LazyModel(self._acquire, _release, config.keep_alive)
         self._described: ModelInfo | None = None
-        self._failure: Exception | None = None
-        self._closed = False
-        self._idle = IdleRelease(config.keep_alive, self._detach)
+
+    @property
+    def load_seconds(self) -> float | None:  # type: ignore[override]  # read only
+        """How long the model took to load; None if none is loaded."""
+        return self._lazy.load_seconds
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
         """Embed one request; loads the model if needed."""
@@ -54,13 +49,13 @@ class MLXProvider(EmbeddingProvider):
         Raises:
             ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
         """
-        with self._idle.use():
-            return self._load().embed_requests([with_defaults(request, self._config) for request in requests])
+        with self._lazy.use() as embedder:
+            return embedder.embed_requests([with_defaults(request, self._config) for request in requests])
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
         completed = with_defaults(request, self._config)
-        embedder = self._embedder
+        embedder = self._lazy.model
         if embedder is None:
             check_request(completed)
             return completed
@@ -81,7 +76,7 @@ class MLXProvider(EmbeddingProvider):
                 prompts={kind: prompt for kind, prompt in prompts.items() if prompt is not None},
                 tasks={kind: task for kind, task in tasks.items() if task is not None},
             )
-        embedder = self._embedder
+        embedder = self._lazy.model
         if embedder is None:
             return self._described
         loaded = embedder.info()
@@ -89,42 +84,16 @@ class MLXProvider(EmbeddingProvider):
 
     def health_check(self) -> None:
         """Raise ServiceUnavailableError if the last attempt to load the model failed."""
-        if self._failure is not None:
-            raise ServiceUnavailableError(
-                f"the model could not be loaded: {self._failure}; the next text tries again"
-            ) from self._failure
+        self._lazy.health_check()
 
     def close(self) -> None:
         """Release the model. A load in progress releases it itself when done."""
-        self._closed = True
-        self._idle.stop()
-        if self._loading.acquire(blocking=False):
-            self._release_and_unlock()
-
-    def _load(self) -> Embedder:
-        with self._loading:
-            if self._closed:
-                raise ServiceUnavailableError("the embedding provider is closed")
-            if self._embedder is None:
-                self._embedder = self._acquire()
-                self.load_seconds = self._embedder.load_seconds
-            embedder = self._embedder
-        # Checked without the lock: either `close` got the lock, or it had already set this.
-        if self._closed:
-            self.close()
-            raise ServiceUnavailableError("the embedding provider was closed while the model was being loaded")
-        return embedder
+        self._lazy.close()
 
     def _acquire(self) -> Embedder:
-        try:
-            from akidb_mlx_plugin.inference.shared import acquire_embedder
+        from akidb_mlx_plugin.inference.shared import acquire_embedder
 
-            embedder = acquire_embedder(self._config.model, self._options())
-        except Exception as error:
-            self._failure = error
-            raise
-        self._failure = None
-        return embedder
+        return acquire_embedder(self._config.model, self._options())
 
     def _options(self) -> LoadOptions:
         from akidb_mlx_plugin.checkpoints.options import LoadOptions
@@ -139,24 +108,8 @@ class MLXProvider(EmbeddingProvider):
             pooling=config.pooling,
         )
 
-    def _detach(self) -> Callable[[], None] | None:
-        """Take the idle model away, and return what frees it; the next text loads it again."""
-        from akidb_mlx_plugin.inference.shared import release_embedder
 
-        with self._loading:
-            embedder, self._embedder = self._embedder, None
-            self.load_seconds = None
-        if embedder is None:
-            return None
-        logger.info("freeing %s, idle for %g s", self._config.model, self._config.keep_alive)
-        return partial(release_embedder, embedder)
+def _release(embedder: Embedder) -> None:
+    from akidb_mlx_plugin.inference.shared import release_embedder
 
-    def _release_and_unlock(self) -> None:
-        try:
-            embedder, self._embedder = self._embedder, None
-        finally:
-            self._loading.release()
-        if embedder is not None:
-            from akidb_mlx_plugin.inference.shared import release_embedder
-
-            release_embedder(embedder)
+    release_embedder(embedder)
