@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,13 +80,14 @@ class LocalServer:
 @contextmanager
 def serving(
     *configs: EmbeddingConfig,
+    rerankers: Sequence[EmbeddingConfig] = (),
     uds: Path | None = None,
     port: int = 0,
     token: str | None = None,
     max_body_bytes: int = 1 << 20,
 ) -> Iterator[LocalServer]:
     """Serve models until the block ends."""
-    models = ServedModels(configs)
+    models = ServedModels(configs, rerankers)
     inner = make_app(models, token=token, max_body_bytes=max_body_bytes, drain_s=10.0)
     seen: list[str] = []
 

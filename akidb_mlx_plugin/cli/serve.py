@@ -45,6 +45,7 @@ def serve(
         list[str] | None,
         typer.Option(help="Short name, org/repo or checkpoint folder; repeatable. Default: as configured."),
     ] = None,
+    reranker: Annotated[list[str] | None, typer.Option(help="Reranker, for /v1/rerank; repeatable.")] = None,
     host: Annotated[str, typer.Option(help="Address; another than loopback needs AKIDB_SERVE_TOKEN.")] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 0 picks a free one. Default: 8321, or none with --uds.")
@@ -67,7 +68,7 @@ def serve(
     ] = 30.0,
     detach: Annotated[bool, typer.Option("--detach", help="Run in the background.")] = False,
 ) -> None:
-    """Serve models to other processes: OpenAI's API for embeddings, with one queue for all clients.
+    """Serve models to other processes: OpenAI's API for embeddings, Cohere's for rerankers, one queue for all clients.
 
     Our functions use a server where AKIDB_EMBEDDING__REMOTE__URL names it. A client must send the token in
     AKIDB_SERVE_TOKEN, if that is set. SIGTERM and Ctrl-C answer what is waiting, then stop.
@@ -95,8 +96,12 @@ def serve(
         drain_s=drain if drain >= 0 else _STOP_S,
         max_body_bytes=round(max_body_mb * 1e6),
     )
-    models = ServedModels(configs_for(model or [], config, keep_alive))
-    names = [each.info.model for each in models]
+    # A server of rerankers alone is fine; one that is told nothing serves the configured model.
+    embedders: list[str | None] = [*(model or [])]
+    if not embedders and not reranker:
+        embedders = [None]
+    models = ServedModels(configs_for(embedders, config, keep_alive), configs_for(reranker or [], config, keep_alive))
+    names = [info.model for info in models.infos]
     with open_listeners(options) as listeners:
         addresses = [address_of(listener) for listener in listeners]
         with announced(addresses, names, os.environ.get(_LOG_VARIABLE, "")):

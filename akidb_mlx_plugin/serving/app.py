@@ -23,6 +23,7 @@ from akidb_mlx_plugin.errors import EmbeddingError
 from akidb_mlx_plugin.metrics.exporter import exposition
 from akidb_mlx_plugin.serving.embeddings import ClientGoneError, answer_embeddings
 from akidb_mlx_plugin.serving.problems import ProblemError, to_problem
+from akidb_mlx_plugin.serving.rerank import answer_rerank
 from akidb_mlx_plugin.serving.served import ServedModel, ServedModels
 from akidb_mlx_plugin.types import ModelInfo
 
@@ -91,8 +92,11 @@ def make_app(
     async def embeddings(request: Request) -> Response:
         return await answer_embeddings(request, models, max_body_bytes)
 
+    async def rerank(request: Request) -> Response:
+        return await answer_rerank(request, models, max_body_bytes)
+
     async def list_models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_to_entry(model.info) for model in models]})
+        return JSONResponse({"object": "list", "data": [_to_entry(info) for info in models.infos]})
 
     async def describe(request: Request) -> Response:
         model = models.find(request.path_params["name"])
@@ -104,6 +108,8 @@ def make_app(
 
     routes = [
         Route("/v1/embeddings", _answering(embeddings), methods=["POST"]),
+        Route("/v1/rerank", _answering(rerank), methods=["POST"]),
+        Route("/v2/rerank", _answering(rerank), methods=["POST"]),
         Route("/v1/models", _answering(list_models)),
         Route("/v1/models/{name:path}", _answering(describe)),
         Route("/health", _health),
@@ -132,7 +138,7 @@ class _Gate:
             )
             await problem.to_response()(scope, receive, send)
             return
-        is_use = scope["path"].startswith("/v1/")
+        is_use = scope["path"].startswith(("/v1/", "/v2/"))
         if is_use:
             self._activity.begin()
         try:

@@ -1,4 +1,4 @@
-"""The body of a request, checked: OpenAI's fields and a few of ours."""
+"""The body of a request, checked: OpenAI's fields and a few of ours, and Cohere's."""
 
 from __future__ import annotations
 
@@ -57,6 +57,32 @@ class EmbeddingsBody(BaseModel):
     task: str | None = Field(default=None, min_length=1)
     prompt: str | None = None
     normalize: bool | None = None
+
+
+def _to_documents(value: Any) -> Any:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of texts")
+    return [each["text"] if isinstance(each, dict) and each.keys() == {"text"} else each for each in value]
+
+
+class RerankBody(BaseModel):
+    """The body of `POST /v1/rerank`, in Cohere's form.
+
+    Attributes:
+        model: one of the server's rerankers.
+        query: what is asked.
+        documents: the texts, plain or as {"text": …}.
+        top_n: how many of the best to return; None for all.
+        return_documents: whether to return the texts, too.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    model: str
+    query: str = Field(min_length=1)
+    documents: Annotated[list[str], BeforeValidator(_to_documents)] = Field(min_length=1)
+    top_n: int | None = Field(default=None, ge=1)
+    return_documents: bool = False
 
 
 def parse_body(schema: type[_Body], content: bytes) -> _Body:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -17,6 +17,8 @@ from akidb_mlx_plugin.serving.problems import ProblemError, to_problem
 from akidb_mlx_plugin.serving.served import ServedModel, ServedModels
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Vector
 
+_Answer = TypeVar("_Answer")
+_Body = TypeVar("_Body", bound=BaseModel)
 # Beyond these, work that would hold up the other clients on the event loop goes to a thread.
 _LARGE_BODY_BYTES = 1 << 18
 _LARGE_ANSWER_VALUES = 1 << 16
@@ -54,6 +56,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(content)
 
 
+async def read_checked_body(request: Request, schema: type[_Body], limit: int) -> _Body:
+    """Return the body of a request as its schema; errors as for `read_body` and `parse_body`."""
+    content = await read_body(request, limit)
+    if len(content) > _LARGE_BODY_BYTES:
+        return await asyncio.to_thread(parse_body, schema, content)
+    return parse_body(schema, content)
+
+
 async def answer_embeddings(request: Request, models: ServedModels, limit: int) -> Response:
     """Answer `POST /v1/embeddings`.
 
@@ -61,11 +71,7 @@ async def answer_embeddings(request: Request, models: ServedModels, limit: int) 
         ProblemError: the request cannot be answered.
         ClientGoneError: nobody waits for the answer any more.
     """
-    content = await read_body(request, limit)
-    if len(content) > _LARGE_BODY_BYTES:
-        body = await asyncio.to_thread(parse_body, EmbeddingsBody, content)
-    else:
-        body = parse_body(EmbeddingsBody, content)
+    body = await read_checked_body(request, EmbeddingsBody, limit)
     model = models.find(body.model)
     await _check_settings(model, body)
     try:
@@ -77,7 +83,7 @@ async def answer_embeddings(request: Request, models: ServedModels, limit: int) 
             prompt=body.prompt,
             task=body.task,
         )
-        response = await wait_or_withdraw(request, future)
+        response = await wait_or_withdraw(request, asyncio.wrap_future(future))
     except EmbeddingError as error:
         raise to_problem(error, "input") from error
     encode = _encode_base64 if body.encoding_format == "base64" else _encode_numbers
@@ -88,13 +94,12 @@ async def answer_embeddings(request: Request, models: ServedModels, limit: int) 
     return Response(text, media_type="application/json")
 
 
-async def wait_or_withdraw(request: Request, future: Future[BatchEmbeddingResponse]) -> BatchEmbeddingResponse:
-    """Wait for a response; withdraw it from the queue if its client hangs up first.
+async def wait_or_withdraw(request: Request, answer: asyncio.Future[_Answer]) -> _Answer:
+    """Wait for an answer; cancel it, which withdraws it from the queue, if its client hangs up first.
 
     Raises:
         ClientGoneError: it did.
     """
-    answer = asyncio.wrap_future(future)
     gone = asyncio.ensure_future(_wait_until_gone(request))
     try:
         waiting: set[asyncio.Future[Any]] = {answer, gone}

@@ -36,7 +36,7 @@ def service(folder: Path, keep_alive: Any) -> EmbeddingService:
 
 
 def is_loaded(folder: Path) -> bool:
-    return any(entry.embedder is not None for key, entry in shared._entries.items() if str(folder) in key)
+    return any(entry.model is not None for key, entry in shared._entries.items() if str(folder) in key)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ class TestQueue:
             engine.release()
 
     def waiting(self, server: LocalServer) -> int:
-        (model,) = server.models
+        (model,) = server.models.embedders
         return model.service._queue.waiting_texts
 
     def test_a_full_queue(self, held: LocalServer, engine: GatedEngine) -> None:
