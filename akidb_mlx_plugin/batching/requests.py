@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -77,7 +77,7 @@ class PendingRequest:
             stop += 1
         indexes = self._order[self.sent : stop]
         self.sent = stop
-        return RequestSlice(self, replace(self.request, inputs=[inputs[index] for index in indexes]), indexes)
+        return RequestSlice(self, self.request.select(indexes), indexes)
 
     def order_after(self, texts: int) -> list[int]:
         """Order its texts, of which the first ones stay in their places, and return all indexes."""
@@ -154,4 +154,4 @@ class RequestSlice:
             self.indexes = self.pending.order_after(texts)
         self.pending.sent -= len(self.indexes) - texts
         self.indexes = self.indexes[:texts]
-        self.request = replace(self.request, inputs=self.request.inputs[:texts])
+        self.request = self.request.select(range(texts))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
-from akidb_mlx_plugin.checkpoints.lookup import find_checkpoint
+from akidb_mlx_plugin.checkpoints.lookup import Found, find_checkpoint
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub.locks import ModelInUse, mark_in_use
@@ -94,7 +94,7 @@ class Embedder:
         begun = time.perf_counter()
         device = choose_device(options.device)
         with ExitStack() as parts:
-            checkpoint, in_use = _find_for_use(model, options)
+            checkpoint, in_use = find_for_use(lambda: find_checkpoint(model, options))
             parts.callback(in_use.close)
             tokenizer = load_text_tokenizer(checkpoint)
             engine = Engine(checkpoint, device, options.dtype)
@@ -242,21 +242,11 @@ class Embedder:
 
     def _note(self, job: EmbeddingJob, r: int, prompt: str, encoded: TokenRows) -> list[Ids]:
         """Check and count a request's token rows; return the ids of each row's prompt."""
-        self._check_ids(encoded.ids)
+        check_ids(encoded.ids, self._checkpoint)
         job.count(r, tokens=sum(map(len, encoded.ids)), truncated=encoded.truncated)
         if encoded.truncated:
             self._warn_of_truncation()
         return [tuple(self._tokenizer.prompt_ids(prompt))] * len(encoded.ids)
-
-    def _check_ids(self, rows: list[list[int]]) -> None:
-        """Refuse an id that the tokenizer should never give: MLX would read past the end of the table."""
-        table = self._checkpoint.config.get("vocab_size")
-        highest = max(map(max, rows))
-        if table is not None and highest >= table:
-            raise EmbeddingError(
-                f"a text has the token id {highest}, and {self._checkpoint.name} has embeddings for {table}; its "
-                "tokenizer.json belongs to another model"
-            )
 
     def _finish(self, job: EmbeddingJob, chunk: Sequence[Place], passes: Sequence[ForwardPass]) -> None:
         """Wait for a chunk's passes and fill in their vectors."""
@@ -274,10 +264,10 @@ class Embedder:
             )
 
 
-def _find_for_use(model: str | Path, options: LoadOptions) -> tuple[Checkpoint, ModelInUse]:
-    """Find the checkpoint and shield it from eviction by any process until the handle is closed."""
+def find_for_use(find: Callable[[], Found]) -> tuple[Found, ModelInUse]:
+    """Find a checkpoint and shield it from eviction by any process until the handle is closed."""
     for last in (False, True):
-        checkpoint = find_checkpoint(model, options)
+        checkpoint = find()
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:
@@ -285,3 +275,18 @@ def _find_for_use(model: str | Path, options: LoadOptions) -> tuple[Checkpoint, 
             if last:
                 raise
     raise AssertionError("unreachable")
+
+
+def check_ids(rows: Sequence[Sequence[int]], checkpoint: Checkpoint) -> None:
+    """Refuse an id that the tokenizer should never give: MLX would read past the end of the table.
+
+    Raises:
+        EmbeddingError: there is one.
+    """
+    table = checkpoint.config.get("vocab_size")
+    highest = max(map(max, rows))
+    if table is not None and highest >= table:
+        raise EmbeddingError(
+            f"a text has the token id {highest}, and {checkpoint.name} has embeddings for {table}; its "
+            "tokenizer.json belongs to another model"
+        )

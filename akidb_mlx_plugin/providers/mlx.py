@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.config import MLXConfig
-from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
-from akidb_mlx_plugin.types import (
-    BatchEmbeddingRequest,
-    BatchEmbeddingResponse,
-    ModelInfo,
-    ResolvedRequest,
-    StartedRequest,
-)
+from akidb_mlx_plugin.providers.defaults import with_defaults
+from akidb_mlx_plugin.providers.lazy import LazyModel
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedRequest
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.options import LoadOptions
     from akidb_mlx_plugin.inference.embedder import Embedder
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A started request that holds its model until it is done."""
+
+    started: StartedRequest
+    model: ExitStack
+
+    @property
+    def texts(self) -> int:
+        return self.started.texts
+
+    def result(self) -> BatchEmbeddingResponse:
+        with self.model:
+            return self.started.result()
 
 
 class MLXProvider(EmbeddingProvider):
@@ -37,11 +48,13 @@ class MLXProvider(EmbeddingProvider):
         """
         self._config = config
         self._trusted = trusted
-        self._loading = threading.Lock()
-        self._embedder: Embedder | None = None
+        self._lazy: LazyModel[Embedder] = LazyModel(self._acquire, _release, config.keep_alive)
         self._described: ModelInfo | None = None
-        self._failure: Exception | None = None
-        self._closed = False
+
+    @property
+    def load_seconds(self) -> float | None:  # type: ignore[override]  # read only
+        """How long the model took to load; None if none is loaded."""
+        return self._lazy.load_seconds
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
         """Embed one request; loads the model if needed."""
@@ -53,7 +66,8 @@ class MLXProvider(EmbeddingProvider):
         Raises:
             ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
         """
-        return self._load().embed_requests([self._with_defaults(request) for request in requests])
+        with self._lazy.use() as embedder:
+            return embedder.embed_requests([with_defaults(request, self._config) for request in requests])
 
     def begin(self, request: BatchEmbeddingRequest) -> StartedRequest:
         """Start to compute as many of a request's first texts as a forward pass takes; loads the model if needed.
@@ -61,12 +75,15 @@ class MLXProvider(EmbeddingProvider):
         Raises:
             As `embed_requests`.
         """
-        return self._load().begin(self._with_defaults(request))
+        with ExitStack() as held:
+            embedder = held.enter_context(self._lazy.use())
+            started = embedder.begin(with_defaults(request, self._config))
+            return _Held(started, held.pop_all())
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
-        completed = self._with_defaults(request)
-        embedder = self._embedder
+        completed = with_defaults(request, self._config)
+        embedder = self._lazy.model
         if embedder is None:
             check_request(completed)
             return completed
@@ -87,7 +104,7 @@ class MLXProvider(EmbeddingProvider):
                 prompts={kind: prompt for kind, prompt in prompts.items() if prompt is not None},
                 tasks={kind: task for kind, task in tasks.items() if task is not None},
             )
-        embedder = self._embedder
+        embedder = self._lazy.model
         if embedder is None:
             return self._described
         loaded = embedder.info()
@@ -95,41 +112,17 @@ class MLXProvider(EmbeddingProvider):
 
     def health_check(self) -> None:
         """Raise ServiceUnavailableError if the last attempt to load the model failed."""
-        if self._failure is not None:
-            raise ServiceUnavailableError(
-                f"the model could not be loaded: {self._failure}; the next text tries again"
-            ) from self._failure
+        self._lazy.health_check()
 
     def close(self) -> None:
         """Release the model. A load in progress releases it itself when done."""
-        self._closed = True
-        if self._loading.acquire(blocking=False):
-            self._release_and_unlock()
-
-    def _load(self) -> Embedder:
-        with self._loading:
-            if self._closed:
-                raise ServiceUnavailableError("the embedding provider is closed")
-            if self._embedder is None:
-                self._embedder = self._acquire()
-                self.load_seconds = self._embedder.load_seconds
-            embedder = self._embedder
-        # Checked without the lock: either `close` got the lock, or it had already set this.
-        if self._closed:
-            self.close()
-            raise ServiceUnavailableError("the embedding provider was closed while the model was being loaded")
-        return embedder
+        self._lazy.close()
 
     def _acquire(self) -> Embedder:
-        try:
-            from akidb_mlx_plugin.inference.shared import acquire_embedder
+        from akidb_mlx_plugin.inference.shared import acquire_embedder
 
-            embedder = acquire_embedder(self._config.model, self._options())
-            embedder.keep_warm(self._config.keep_warm_s)
-        except Exception as error:
-            self._failure = error
-            raise
-        self._failure = None
+        embedder = acquire_embedder(self._config.model, self._options())
+        embedder.keep_warm(self._config.keep_warm_s)
         return embedder
 
     def _options(self) -> LoadOptions:
@@ -145,26 +138,8 @@ class MLXProvider(EmbeddingProvider):
             pooling=config.pooling,
         )
 
-    def _release_and_unlock(self) -> None:
-        try:
-            embedder, self._embedder = self._embedder, None
-        finally:
-            self._loading.release()
-        if embedder is not None:
-            from akidb_mlx_plugin.inference.shared import release_embedder
 
-            release_embedder(embedder)
+def _release(embedder: Embedder) -> None:
+    from akidb_mlx_plugin.inference.shared import release_embedder
 
-    def _with_defaults(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
-        if isinstance(request, ResolvedRequest):
-            return request
-        config, query = self._config, request.kind == "query"
-        prompt = config.query_prompt if query else config.document_prompt
-        task = config.query_task if query else config.document_task
-        return replace(
-            request,
-            normalize=self._config.normalize if request.normalize is None else request.normalize,
-            dimension=self._config.dimension if request.dimension is None else request.dimension,
-            prompt=prompt if request.prompt is None else request.prompt,
-            task=task if request.task is None else request.task,
-        )
+    release_embedder(embedder)
