@@ -22,7 +22,7 @@ class Lookahead:
         self,
         begin: Begin | None,
         scheduler: Scheduler,
-        lock: threading.RLock,  # type: ignore[valid-type]
+        lock: threading.RLock,
         clock: Clock,
         pending: Container[PendingRequest],
     ) -> None:

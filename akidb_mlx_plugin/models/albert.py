@@ -17,7 +17,7 @@ from akidb_mlx_plugin.models.base import Encoder, eval_layer
 from akidb_mlx_plugin.models.bert import Embeddings, SelfAttention
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
-from akidb_mlx_plugin.nn.batch import Block, Tokens
+from akidb_mlx_plugin.nn.batch import Block, Pick, Tokens, take
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 
@@ -39,8 +39,10 @@ class Attention(SelfAttention):
         self.dense = nn.Linear(args.hidden_size, args.hidden_size)
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
-        return self.LayerNorm(self.dense(super().__call__(x, blocks, bias)) + x)
+    def __call__(
+        self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
+    ) -> mx.array:
+        return self.LayerNorm(self.dense(super().__call__(x, blocks, bias, pick)) + take(x, pick))
 
 
 class EncoderLayer(nn.Module):

@@ -20,7 +20,7 @@ from akidb_mlx_plugin.models.base import Encoder, eval_layer, split_linear
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Block, Tokens
+from akidb_mlx_plugin.nn.batch import Block, Pick, Tokens, take
 from akidb_mlx_plugin.nn.position_bias import PositionBias, alibi_slopes
 
 # The activation of the gate; "original" is BERT's network without a gate.
@@ -67,12 +67,14 @@ class SelfAttention(bert.SelfAttention):
         self.layer_norm_q = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
         self.layer_norm_k = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
+    ) -> mx.array:
         size = x.shape[-1] // self.heads
-        projected = self.layer_norm_q(self.query(x)), self.layer_norm_k(self.key(x)), self.value(x)
+        projected = self.layer_norm_q(self.query(take(x, pick))), self.layer_norm_k(self.key(x)), self.value(x)
         # (T, D) -> (T, H, d)
-        q, k, v = (y.reshape(len(x), self.heads, size) for y in projected)
-        return attend(q, k, v, blocks, scale=size**-0.5, bias=bias)
+        q, k, v = (y.reshape(len(y), self.heads, size) for y in projected)
+        return attend(q, k, v, blocks, scale=size**-0.5, bias=bias, pick=pick)
 
 
 class GatedMLP(nn.Module):
