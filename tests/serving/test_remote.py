@@ -98,7 +98,10 @@ VECTOR = {"data": [{"index": 0, "embedding": "AAAAAAAAgD8="}], "usage": {"total_
 
 @contextmanager
 def answers(*prepared: tuple[int, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Run a server that gives prepared answers in turn; yield its address, and the paths that were asked for."""
+    """Run a server that gives prepared answers in turn; yield its address, and the paths that were asked for.
+
+    Status 0 breaks the connection within the answer.
+    """
     seen: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -109,10 +112,11 @@ def answers(*prepared: tuple[int, Any]) -> Iterator[tuple[str, list[str]]]:
             status, content = prepared[len(seen)]
             seen.append(self.path)
             body = json.dumps(content).encode()
-            self.send_response(status)
+            self.send_response(status or 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body if status else body[:5])
+            self.close_connection = not status
 
         def do_POST(self) -> None:
             self.do_GET()
@@ -196,6 +200,12 @@ class TestRetries:
         with answers((503, {}), (200, DESCRIBED), busy, (502, {}), (200, VECTOR)) as (url, seen), client(url) as far:
             assert far.embed_batch(["a"]).embeddings.tolist() == [[0.0, 1.0]]
             assert len(seen) == 5
+
+    def test_a_connection_that_breaks_within_an_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(remote_provider, "_RECONNECT_S", 10.0)
+        with answers((200, DESCRIBED), (0, VECTOR), (0, VECTOR), (200, VECTOR)) as (url, seen), client(url) as far:
+            assert far.embed_batch(["a"]).embeddings.tolist() == [[0.0, 1.0]]
+            assert len(seen) == 4
 
     def test_only_until_the_deadline(self) -> None:
         busy = (429, {"error": {"message": "the queue is full"}})
