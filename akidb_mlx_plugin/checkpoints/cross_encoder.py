@@ -24,6 +24,9 @@ from akidb_mlx_plugin.models.architectures import check_code
 # By the last part of the torch class name, in lower case.
 ACTIVATIONS = ("identity", "sigmoid", "softmax", "tanh")
 _PACKAGE = "torch."
+_SENTENCE_CONFIG = "config_sentence_transformers.json"
+# Classes in `auto_map` of published checkpoints that `score_heads` computes.
+_KNOWN_CODE = ("NewForSequenceClassification",)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def read_cross_encoder(
         InvalidInputError: no such activation.
     """
     config, settings = _read_settings(folder, repo or (spec.repo if spec else ""))
-    asks = answer_format(folder, config, repo)
+    asks = _with_instruction(folder, answer_format(folder, config, repo))
     limit = min(spec.max_tokens if spec else asks.max_tokens, asks.max_tokens) if asks else None
     pooling: tuple[str, ...] = ("lasttoken",)
     layers: tuple[DenseLayer, ...] = ()
@@ -137,12 +140,13 @@ def _read_settings(folder: Path, repo: str) -> tuple[dict[str, Any], Transformer
         raise ModelNotFoundError(f"{folder} is not a reranker: it has no config.json")
     stored = read_json(file)
     refuse_embedder(folder, stored, repo)
-    check_code(stored, str(file))
+    _check_code(stored, file)
     _check_modules(folder)
     asks = answer_format(folder, stored, repo)
     settings = read_transformer_settings(folder, _TASKS[bool(asks)])
     config = read_config(folder, [], replace(settings, chat_template=settings.chat_template and not asks))
-    _check_prompt(folder, asked=bool(asks))
+    if not asks:
+        _check_prompt(folder)
     return config, settings
 
 
@@ -156,6 +160,8 @@ _TASKS: Mapping[bool, Mapping[str, Any]] = {
     True: {
         "transformer_task": "text-generation",
         "module_output_name": "causal_logits",
+        # The answer follows the question, as in `AnswerFormat.after`.
+        "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
         "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
     },
 }
@@ -182,14 +188,39 @@ def _word_ids(folder: Path) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _check_prompt(folder: Path, *, asked: bool) -> None:
-    """Refuse a default prompt before every pair; a language model's is its instruction."""
-    file = folder / "config_sentence_transformers.json"
-    named = read_json(file).get("default_prompt_name") if file.is_file() else None
-    if named is not None and not asked:
+def _check_code(config: Mapping[str, Any], file: Path) -> None:
+    """Check that neither the encoder nor its head is custom code that this package does not reproduce."""
+    check_code(config, str(file))
+    code = config.get("auto_map")
+    named = code.get("AutoModelForSequenceClassification") if isinstance(code, Mapping) else None
+    if named is not None and str(named).rpartition(".")[2] not in _KNOWN_CODE:
         raise ModelNotFoundError(
-            f"{file} puts its prompt {named!r} before every pair, which this package does not support for rerankers"
+            f"{file} has auto_map: the model needs custom code ({named}), which this package does not run; the "
+            "architecture's usual code would give different scores"
         )
+
+
+def _check_prompt(folder: Path) -> None:
+    """Refuse a default prompt, which sentence-transformers puts before every pair."""
+    sentence_config = _sentence_config(folder)
+    if (named := sentence_config.get("default_prompt_name")) is not None:
+        raise ModelNotFoundError(
+            f"{folder / _SENTENCE_CONFIG} puts its prompt {named!r} before every pair, which this package does not "
+            "support for rerankers"
+        )
+
+
+def _with_instruction(folder: Path, asks: AnswerFormat | None) -> AnswerFormat | None:
+    """Return a format with the instruction that the folder names as its default prompt, if it does."""
+    sentence_config = _sentence_config(folder)
+    named, prompts = sentence_config.get("default_prompt_name"), sentence_config.get("prompts")
+    prompt = prompts.get(named) if isinstance(prompts, Mapping) and isinstance(named, str) else None
+    return replace(asks, instruction=prompt) if asks and isinstance(prompt, str) and prompt else asks
+
+
+def _sentence_config(folder: Path) -> Mapping[str, Any]:
+    file = folder / _SENTENCE_CONFIG
+    return read_json(file) if file.is_file() else {}
 
 
 def _activation(folder: Path, config: Mapping[str, Any], chosen: str | None, *, is_single: bool) -> str:
@@ -211,8 +242,7 @@ def _activation(folder: Path, config: Mapping[str, Any], chosen: str | None, *, 
 
 
 def _named_activation(folder: Path, config: Mapping[str, Any]) -> object:
-    file = folder / "config_sentence_transformers.json"
-    own = read_json(file) if file.is_file() else {}
+    own = _sentence_config(folder)
     section = config.get("sentence_transformers")
     inner = section.get("activation_fn") if isinstance(section, Mapping) else None
     return own.get("activation_fn") or inner or config.get("sbert_ce_default_activation_function")

@@ -110,7 +110,7 @@ def score_layers(
                 activation=_setting(layer.activation, config),
                 prefix=name,
                 norm=norm,
-                norm_eps=float(config.get("norm_eps", 1e-5)),
+                norm_eps=_epsilon(config) if norm else 1e-5,
                 norm_bias=f"{norm}.bias" in stored,
             )
         )
@@ -129,6 +129,13 @@ def _setting(value: str, config: Mapping[str, Any]) -> str:
         return value
     key = value.strip("{}")
     return str(config.get(key) or _DEFAULTS[key])
+
+
+def _epsilon(config: Mapping[str, Any]) -> float:
+    value = config.get("norm_eps", 1e-5)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ModelNotFoundError(f"config.json: norm_eps must be a small number, not {value!r}")
+    return float(value)
 
 
 def _count_labels(config: Mapping[str, Any]) -> int:

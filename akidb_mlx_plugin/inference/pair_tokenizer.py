@@ -93,9 +93,12 @@ class SegmentTokenizer(PairTokenizer):
         counts = [row.tokens for row in rows]
         if sum(counts) <= self._room:
             return counts[0], counts[1]
-        if all(row.is_part for row in rows):
-            # Whichever is longer may keep a token more, which the parts do not show.
-            counts = [self._tokenizer.count_tokens(text) for text in pair]
+        if min(counts) > self._room:
+            # Whichever is longer may keep a token more, which a part of a text does not show.
+            counts = [
+                self._tokenizer.count_tokens(text) if row.is_part else row.tokens
+                for text, row in zip(pair, rows, strict=True)
+            ]
         shorter, longer = sorted(counts)
         longer = min(longer, max(shorter, self._room - shorter))
         if shorter + longer > self._room:
@@ -161,7 +164,8 @@ def load_pair_tokenizer(checkpoint: CrossEncoderCheckpoint, instruction: str | N
         )
     # A model without a row for the second segment knows only one.
     rows = checkpoint.config.get("type_vocab_size", 2)
-    names_segments = read_tokenizer_settings(checkpoint.folder).names_segments and (rows or 0) > 1
+    has_two = not isinstance(rows, int) or rows > 1
+    names_segments = read_tokenizer_settings(checkpoint.folder).names_segments and has_two
     return SegmentTokenizer(tokenizer, names_segments=names_segments)
 
 

@@ -67,9 +67,13 @@ def test_several_labels_are_not_squashed(tmp_path: Path) -> None:
         ({"architectures": ["BertModel"]}, "has the architecture BertModel, not one that ends in"),
         ({"architectures": None}, "has the architecture of no class"),
         ({"auto_map": {"AutoModel": "modeling.OddModel"}}, "needs custom code"),
+        (
+            {"auto_map": {"AutoModelForSequenceClassification": "modeling.Odd"}},
+            "needs custom code .modeling.Odd.*scores",
+        ),
         ({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}, "language model that nothing says"),
     ],
-    ids=["model_type", "architecture", "none", "code", "language model"],
+    ids=["model_type", "architecture", "none", "code", "code of the head", "language model"],
 )
 def test_other_checkpoints_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = copy_reranker("bert", tmp_path, **changes)
@@ -140,6 +144,35 @@ def test_damaged_answers(ids: dict[str, Any], tmp_path: Path) -> None:
     edit_json(folder / "1_LogitScore" / "config.json", **ids)
     with pytest.raises(ModelNotFoundError, match="names no token for the answer yes"):
         read_cross_encoder(folder)
+
+
+def test_a_language_models_files_as_sentence_transformers_saves_them(tmp_path: Path) -> None:
+    """As in Qwen3-Reranker and zerank since sentence-transformers 5.4: the default prompt is the instruction."""
+    folder = copy_reranker("qwen3_reranker", tmp_path)
+    (folder / "README.md").unlink()
+    (folder / "modules.json").write_text(
+        f'[{{"type": "{MODULE}", "path": ""}}, {{"type": "x.LogitScore", "path": "1_LogitScore"}}]'
+    )
+    output = {"method": "forward", "method_output_name": "logits"}
+    edit_json(
+        folder / "sentence_bert_config.json",
+        transformer_task="text-generation",
+        modality_config={"text": output, "message": {**output, "format": "flat"}},
+        module_output_name="causal_logits",
+        processing_kwargs={"chat_template": {"add_generation_prompt": True}},
+    )
+    edit_json(
+        folder / "config_sentence_transformers.json",
+        model_type="CrossEncoder",
+        activation_fn="torch.nn.modules.linear.Identity",
+        prompts={"query": "Find water"},
+        default_prompt_name="query",
+    )
+    edit_json(folder / "1_LogitScore" / "config.json", true_token_id=7, false_token_id=5)
+    checkpoint = read_cross_encoder(folder)
+    assert checkpoint.asks is not None
+    assert (checkpoint.asks.instruction, checkpoint.activation) == ("Find water", "identity")
+    assert checkpoint.word_ids == (5, 7)
 
 
 class TestEmbeddingModels:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from golden_rerankers import NAMES, copy_reranker, edit_json, opened, read_pairs, reranker_dir, score
@@ -13,6 +15,8 @@ from golden_rerankers import NAMES, copy_reranker, edit_json, opened, read_pairs
 from akidb_mlx_plugin.checkpoints.cross_encoder import read_cross_encoder
 from akidb_mlx_plugin.inference import engine
 from akidb_mlx_plugin.types import PairRequest
+
+_PARTS = ("weight", "scales", "biases")
 
 
 def farthest(actual: Any, expected: Any) -> float:
@@ -99,8 +103,8 @@ def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any],
         assert farthest(score(reranker, pairs), expected) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "separate"), [("bert", True), ("electra", True), ("gte", True), ("new", True)])
-def test_references_notice_segments(name: str, separate: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["bert", "electra", "gte", "new"])
+def test_references_notice_segments(name: str, tmp_path: Path) -> None:
     pairs, expected = read_pairs(name)
     folder = copy_reranker(name, tmp_path)
     edit_json(folder / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
@@ -127,8 +131,27 @@ class TestQuestions:
             # The query itself is part of what is kept.
             assert len(kept) > len(rows.beginnings[0])
 
-    @pytest.mark.parametrize("words", [(b"no", b"yes"), (b"yes",)], ids=["two", "one"])
-    def test_a_module_may_name_other_answers(self, words: tuple[bytes, ...], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["qwen3_reranker", "qwen3_reranker_untied"])
+    @pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+    def test_quantized_weights(self, name: str, gpu: bool, tmp_path: Path) -> None:
+        """As in mlx-community's conversions: the answers' rows are quantized too."""
+        pairs, expected = read_pairs(name)
+        folder = copy_reranker(name, tmp_path, quantization={"group_size": 32, "bits": 8})
+        stored = mx.load(str(folder / "model.safetensors"))
+        assert isinstance(stored, dict)
+        tensors: dict[str, mx.array] = {}
+        for key, value in stored.items():
+            if value.ndim == 2:
+                parts = mx.quantize(value, 32, 8)
+                tensors |= {key.replace("weight", part): each for part, each in zip(_PARTS, parts, strict=True)}
+            else:
+                tensors[key] = value
+        mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "mlx"})
+        with opened(folder, gpu=gpu) as reranker:
+            assert np.abs(score(reranker, pairs) - expected).max() < 0.03
+
+    @pytest.mark.parametrize("single", [False, True], ids=["two", "one"])
+    def test_a_module_may_name_other_answers(self, single: bool, tmp_path: Path) -> None:
         """Two as in Qwen's own folder, one as in zerank's."""
         pairs, expected = read_pairs("qwen3_reranker")
         folder = copy_reranker("qwen3_reranker", tmp_path)
@@ -136,9 +159,8 @@ class TestQuestions:
             no, yes = reranker.checkpoint.dense[0].rows
         modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"}]
         modules += [{"idx": 1, "name": "1", "path": "1_LogitScore", "type": "sentence_transformers.x.LogitScore"}]
-        (folder / "modules.json").write_text(__import__("json").dumps(modules))
-        (folder / "README.md").unlink(missing_ok=True)
-        single = len(words) == 1
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "README.md").unlink()
         edit_json(
             folder / "1_LogitScore" / "config.json",
             true_token_id=no if not single else yes,
