@@ -113,8 +113,12 @@ class Connections:
         return None
 
     def _put_back(self, connection: http.client.HTTPConnection) -> None:
+        now = time.monotonic()
         with self._lock:
-            self._idle.append((connection, time.monotonic()))
+            self._idle.append((connection, now))
+            # The oldest come first, and may never be taken again.
+            while self._idle and now - self._idle[0][1] >= _LONGEST_IDLE_S:
+                self._idle.pop(0)[0].close()
 
     def _open(self) -> http.client.HTTPConnection:
         if self._parts.scheme == "unix":

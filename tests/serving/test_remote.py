@@ -6,6 +6,7 @@ import http.server
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, upsert
 from host_helpers import TINY, count_loads
-from local_server import LocalServer, mock_config, serving, wait_until
+from local_server import PATIENCE_S, LocalServer, mock_config, serving, wait_until
 from queue_fakes import GatedEngine
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.providers import make_provider
 from akidb_mlx_plugin.providers import remote as remote_provider
+from akidb_mlx_plugin.providers.connections import Connections
 from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.stores.settings import stored_settings
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
@@ -240,6 +242,17 @@ class TestRetries:
                 far.embed_batch(["a"])
             with pytest.raises(ServiceUnavailableError, match="No such file"):
                 far.model_info()
+
+
+def test_idle_connections_are_closed(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    connections = Connections(server.url, None)
+    first, second = connections._open(), connections._open()
+    for connection in (first, second):
+        connections._exchange(connection, "GET", "/health", None, time.monotonic() + PATIENCE_S)
+    assert first.sock is not None
+    monkeypatch.setattr("akidb_mlx_plugin.providers.connections._LONGEST_IDLE_S", 0.0)
+    assert connections.call("GET", "/health", None, PATIENCE_S).status == 200
+    assert (first.sock, second.sock, connections._idle) == (None, None, [])
 
 
 class TestFallback:
