@@ -45,6 +45,7 @@ class CrossEncoder:
         batch_size: int = DEFAULT_BATCH_SIZE,
         cache_dir: str | Path | None = None,
         offline: bool | None = None,
+        keep_alive: str | float | None = None,
         trusted: bool = True,
     ) -> None:
         """Make a reranker; loads nothing.
@@ -59,11 +60,19 @@ class CrossEncoder:
             batch_size: most pairs of several callers that are merged into one batch; it does not change the scores.
             cache_dir: folder of downloaded models. Defaults to the configuration's.
             offline: True to never download. Defaults to HF_HUB_OFFLINE.
+            keep_alive: how long idle weights stay in memory, such as "5m". Defaults to the configuration's.
             trusted: False if the model's name comes from stored data; see `MLXProvider`.
         Raises:
             InvalidInputError: an invalid value.
         """
-        given = {"model": model, "device": device, "dtype": dtype, "cache_dir": cache_dir, "batch_size": batch_size}
+        given: dict[str, object] = {
+            "model": model,
+            "device": device,
+            "dtype": dtype,
+            "cache_dir": cache_dir,
+            "batch_size": batch_size,
+            "keep_alive": keep_alive,
+        }
         mlx = {key: value for key, value in given.items() if value is not None}
         self._config = EmbeddingConfig.load(overrides={"mode": "mlx", "mlx": mlx})
         settings = RerankSettings(activation, instruction, offline)

@@ -119,6 +119,7 @@ class EmbeddingService:
         normalize: bool | None = None,
         dimension: int | None = None,
         prompt: str | None = None,
+        task: str | None = None,
         deadline_ms: float | None = None,
     ) -> BatchEmbeddingResponse:
         """Embed texts and wait for the vectors.
@@ -129,6 +130,7 @@ class EmbeddingService:
             normalize: whether to scale vectors to unit length. Defaults to the configuration, else to the checkpoint.
             dimension: keep this many leading components. Defaults to the configuration, else to the model's default.
             prompt: replaces the prompt that `kind` selects.
+            task: name of another of the model's prompts, replacing the one that `kind` selects.
             deadline_ms: longest wait. Defaults to the configuration.
         Returns:
             (N, D) float32 in the order of the texts, and their usage.
@@ -137,7 +139,7 @@ class EmbeddingService:
             ServiceUnavailableError: closed, full, past the deadline, or forked.
             ModelNotFoundError, DownloadError: the model could not be loaded; the next call tries again.
         """
-        request = _make_request(texts, kind, normalize, dimension, prompt)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task)
         return self._queue.embed(request, deadline_ms=deadline_ms)
 
     def submit(
@@ -148,6 +150,7 @@ class EmbeddingService:
         normalize: bool | None = None,
         dimension: int | None = None,
         prompt: str | None = None,
+        task: str | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue one text or several and return at once. Arguments and errors are those of `embed_batch`.
@@ -157,7 +160,7 @@ class EmbeddingService:
             is working on it. Its callbacks run on the service's own thread and should be quick.
         """
         texts = [text] if isinstance(text, str) else text
-        request = _make_request(texts, kind, normalize, dimension, prompt)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task)
         return self._queue.submit(request, deadline_ms=deadline_ms)
 
     def submit_when_room(
@@ -168,6 +171,7 @@ class EmbeddingService:
         normalize: bool | None = None,
         dimension: int | None = None,
         prompt: str | None = None,
+        task: str | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue texts like `submit`, but wait in line for room in a full queue instead of being refused.
@@ -176,7 +180,7 @@ class EmbeddingService:
         waiting for room, and canceling it leaves the line. The deadline counts from the moment there is room.
         """
         texts = [text] if isinstance(text, str) else text
-        request = _make_request(texts, kind, normalize, dimension, prompt)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task)
         return self._queue.submit(request, deadline_ms=deadline_ms, wait_for_room=True)
 
     async def aembed_batch(
@@ -187,13 +191,14 @@ class EmbeddingService:
         normalize: bool | None = None,
         dimension: int | None = None,
         prompt: str | None = None,
+        task: str | None = None,
         deadline_ms: float | None = None,
     ) -> BatchEmbeddingResponse:
         """Embed texts without blocking the event loop. Arguments and errors are those of `embed_batch`.
 
         Canceling the task withdraws the request.
         """
-        request = _make_request(texts, kind, normalize, dimension, prompt)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task)
         return await self._queue.aembed(request, deadline_ms=deadline_ms)
 
     def model_info(self) -> ModelInfo:
@@ -264,9 +269,14 @@ _shared: dict[tuple[EmbeddingConfig, bool], EmbeddingService] = {}
 
 
 def _make_request(
-    texts: Sequence[str], kind: Kind, normalize: bool | None, dimension: int | None, prompt: str | None
+    texts: Sequence[str],
+    kind: Kind,
+    normalize: bool | None,
+    dimension: int | None,
+    prompt: str | None,
+    task: str | None,
 ) -> BatchEmbeddingRequest:
-    return BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt)
+    return BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt, task)
 
 
 def _model_label(config: EmbeddingConfig) -> str:

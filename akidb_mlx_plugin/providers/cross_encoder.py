@@ -47,7 +47,7 @@ class CrossEncoderProvider(EmbeddingProvider):
         self._config = config
         self._settings = settings
         self._trusted = trusted
-        self._lazy: LazyModel[Reranker] = LazyModel(self._acquire, _release)
+        self._lazy: LazyModel[Reranker] = LazyModel(self._acquire, _release, config.keep_alive)
 
     @property
     def load_seconds(self) -> float | None:  # type: ignore[override]  # read only
@@ -64,7 +64,8 @@ class CrossEncoderProvider(EmbeddingProvider):
         Raises:
             ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
         """
-        return self._lazy.load().score_requests([_as_pairs(request) for request in requests])
+        with self._lazy.use() as reranker:
+            return reranker.score_requests([_as_pairs(request) for request in requests])
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Check the pairs of a request."""

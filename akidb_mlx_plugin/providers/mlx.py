@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
+from akidb_mlx_plugin.providers.defaults import with_defaults
 from akidb_mlx_plugin.providers.lazy import LazyModel
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, ResolvedRequest
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class MLXProvider(EmbeddingProvider):
         """
         self._config = config
         self._trusted = trusted
-        self._lazy: LazyModel[Embedder] = LazyModel(self._acquire, _release)
+        self._lazy: LazyModel[Embedder] = LazyModel(self._acquire, _release, config.keep_alive)
         self._described: ModelInfo | None = None
 
     @property
@@ -48,11 +49,12 @@ class MLXProvider(EmbeddingProvider):
         Raises:
             ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
         """
-        return self._lazy.load().embed_requests([self._with_defaults(request) for request in requests])
+        with self._lazy.use() as embedder:
+            return embedder.embed_requests([with_defaults(request, self._config) for request in requests])
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
-        completed = self._with_defaults(request)
+        completed = with_defaults(request, self._config)
         embedder = self._lazy.model
         if embedder is None:
             check_request(completed)
@@ -104,20 +106,6 @@ class MLXProvider(EmbeddingProvider):
             max_cache_gb=config.max_cache_gb,
             trusted=self._trusted,
             pooling=config.pooling,
-        )
-
-    def _with_defaults(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
-        if isinstance(request, ResolvedRequest):
-            return request
-        config, query = self._config, request.kind == "query"
-        prompt = config.query_prompt if query else config.document_prompt
-        task = config.query_task if query else config.document_task
-        return replace(
-            request,
-            normalize=self._config.normalize if request.normalize is None else request.normalize,
-            dimension=self._config.dimension if request.dimension is None else request.dimension,
-            prompt=prompt if request.prompt is None else request.prompt,
-            task=task if request.task is None else request.task,
         )
 
 
