@@ -25,8 +25,8 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 PICTURE = Path(__file__).parents[1] / "images" / "demo.svg"
-QUESTION = "how do I parse a date from a string"
-COLUMNS, LINES = 112, 40
+QUESTION = "parse a date"
+COLUMNS, LINES = 140, 40
 _THEME = TerminalTheme(
     (13, 17, 23),
     (230, 237, 243),
