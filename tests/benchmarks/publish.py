@@ -28,7 +28,9 @@ _COLUMNS = {"what": "what", "ours": "this package", "peer": "beside it", "result
 
 def main() -> None:
     if len(sys.argv) > 1:
-        FIGURES.write_text(json.dumps(adopt(json.loads(Path(sys.argv[1]).read_text("utf-8"))), indent=1) + "\n", "utf-8")
+        FIGURES.write_text(
+            json.dumps(adopt(json.loads(Path(sys.argv[1]).read_text("utf-8"))), indent=1) + "\n", "utf-8"
+        )
     report = json.loads(FIGURES.read_text("utf-8"))
     draw(report)
     for page in PAGES:
@@ -40,7 +42,9 @@ def adopt(report: dict[str, Any]) -> dict[str, Any]:
     """Return what is published of a report: everything but the raw measurements."""
     settings = report["settings"]
     if report["interrupted"] or settings["quick"] or settings["only"]:
-        raise SystemExit("only a whole run is published: python tests/benchmarks/compare.py, without --quick and --only")
+        raise SystemExit(
+            "only a whole run is published: python tests/benchmarks/compare.py, without --quick and --only"
+        )
     # A BLAS is described with the path of its file, which is of no use elsewhere.
     blas = re.sub(r" \(/[^)]*\)", "", report["machine"].get("blas", ""))
     published = {key: report[key] for key in ("package", "when", "machine", "results")}
