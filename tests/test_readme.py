@@ -1,4 +1,4 @@
-"""README and docs: their code runs, their commands exist, their links lead somewhere, their figures are the published ones."""
+"""README and docs: code runs, commands exist, links lead to files, figures and messages are the real ones."""
 
 from __future__ import annotations
 
