@@ -1,4 +1,4 @@
-"""Put the figures of a run of compare.py into README, docs and chart.
+"""Put the figures of a run of compare.py into docs/performance.md and the chart of README and docs.
 
     python tests/benchmarks/publish.py bench-results/compare.json
     python tests/benchmarks/publish.py    # again from the figures that are published
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
 FIGURES = Path(__file__).parent / "results" / "compare.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGE = ROOT / "docs" / "performance.md"
 CHART = ROOT / "docs" / "images" / "texts_per_second.svg"
 _COLUMNS = {"what": "what", "ours": "this package", "peer": "beside it", "result": "result"}
 
@@ -33,9 +33,8 @@ def main() -> None:
         )
     report = json.loads(FIGURES.read_text("utf-8"))
     draw(report)
-    for page in PAGES:
-        page.write_text(insert(page.read_text("utf-8"), report), "utf-8")
-    print("written:", FIGURES, CHART, *PAGES)
+    PAGE.write_text(insert(PAGE.read_text("utf-8"), report), "utf-8")
+    print("written:", FIGURES, CHART, PAGE)
 
 
 def adopt(report: dict[str, Any]) -> dict[str, Any]:
@@ -61,11 +60,9 @@ def machine(report: dict[str, Any]) -> str:
 
 
 def insert(page: str, report: dict[str, Any]) -> str:
-    """Return a page with the parts that show figures made anew."""
-    for name, content in (("table", table(report)), ("caption", f"Measured on {machine(report)}.")):
-        begin, end = (f"<!-- made by tests/benchmarks/publish.py: {name} {word} -->" for word in ("begin", "end"))
-        page = re.sub(f"{begin}.*?{end}", lambda _, b=begin, c=content, e=end: f"{b}\n{c}\n{e}", page, flags=re.DOTALL)
-    return page
+    """Return the page with the table of a run in it."""
+    begin, end = (f"<!-- made by tests/benchmarks/publish.py: table {word} -->" for word in ("begin", "end"))
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table(report)}\n{end}", page, flags=re.DOTALL)
 
 
 def table(report: dict[str, Any]) -> str:
