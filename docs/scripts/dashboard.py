@@ -2,8 +2,8 @@
 
     python docs/scripts/dashboard.py    # needs `prometheus` (Debian: apt install prometheus) and matplotlib
 
-A service with MiniLM gets queries at a rate that rises in steps, and now and then a large request. Prometheus scrapes it
-every second; each panel of `akidb-mlx metrics dashboard` is drawn from what it answers.
+A service with MiniLM gets queries at a rate that rises in steps, and now and then a large request. Prometheus scrapes
+it every second; each panel of `akidb-mlx metrics dashboard` is drawn from what it answers.
 """
 
 from __future__ import annotations
