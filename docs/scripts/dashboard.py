@@ -34,6 +34,14 @@ MODEL = "minilm-l6-v2"
 # Shares of what the machine can do, and the seconds of each step.
 STEPS, STEP_S = (0.1, 0.3, 0.6, 0.3), 20
 _WINDOW = "8s"
+# What Grafana's units are called here, and what a value is multiplied with.
+_UNITS = {
+    "ms": ("ms", 1),
+    "s": ("s", 1),
+    "reqps": ("a second", 1),
+    "cps": ("a second", 1),
+    "bytes": ("MB", 1e-6),
+}
 
 
 def main() -> None:
@@ -91,17 +99,22 @@ def draw(port: int, begun: float) -> None:
     FigureCanvasAgg(figure)
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot(rows, 3, number)
+        unit, scale = _UNITS.get(panel["fieldConfig"]["defaults"].get("unit", ""), ("", 1))
         for target in panel["targets"]:
             for labels, times, values in ask(port, target["expr"], begun):
-                axes.plot([at - begun for at in times], values, linewidth=1.2, label=legend(target, labels))
-        unit = panel["fieldConfig"]["defaults"].get("unit", "")
-        axes.set_title(f"{panel['title']}{f' ({unit})' if unit and unit != 'short' else ''}", loc="left", fontsize=10)
-        axes.set_ylim(bottom=0)
+                shown = [value * scale for value in values]
+                axes.plot([at - begun for at in times], shown, linewidth=1.2, label=legend(target, labels))
+        axes.set_title(f"{panel['title']}, {unit}" if unit else panel["title"], loc="left", fontsize=10)
+        axes.set_xlim(0, time.time() - begun)
+        # Room for the legend above the lines.
+        axes.set_ylim(0, (axes.get_ylim()[1] if axes.lines else 1) * 1.4)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
-            axes.legend(frameon=False, fontsize=7, loc="upper left")
+            axes.legend(frameon=False, fontsize=7, loc="upper left", ncols=3)
+        else:
+            axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color="#57606a")
     figure.savefig(PICTURE, dpi=90)
 
 
