@@ -1,8 +1,8 @@
 """Record `akidb-mlx demo` as the picture at the top of the README.
 
-    python docs/scripts/record_demo.py
+    python docs/scripts/record_demo.py [FOLDER OF AN EARLIER DEMO]
 
-Runs the command in a terminal of its own, in a new folder, and draws what it prints. Nothing else should run meanwhile:
+Runs the command in a terminal of its own, by default in a new folder, and draws what it prints. Nothing else should run meanwhile:
 the picture shows how many texts were embedded in a second.
 """
 
@@ -26,7 +26,7 @@ from rich.text import Text
 
 PICTURE = Path(__file__).parents[1] / "images" / "demo.svg"
 QUESTION = "parse a date"
-COLUMNS, LINES = 140, 40
+COLUMNS, LINES = 144, 40
 _THEME = TerminalTheme(
     (13, 17, 23),
     (230, 237, 243),
@@ -38,7 +38,8 @@ _THEME = TerminalTheme(
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = sys.argv[1] if len(sys.argv) > 1 else scratch
         printed = run_in_terminal([sys.executable, "-m", "akidb_mlx_plugin", "demo", "--path", folder, QUESTION])
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "bright_black"), (f'akidb-mlx demo "{QUESTION}"', "bold")))

@@ -51,6 +51,7 @@ def main() -> None:
             options.work,
             Path(scratch),
             options.quick,
+            options.gemma,
             status.update,
         )
         try:
@@ -68,6 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--only", help="rows, comma-separated: " + ", ".join(BARS))
     parser.add_argument("--quick", action="store_true", help="few texts and rounds")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a contender")
+    parser.add_argument("--gemma", type=Path, metavar="FOLDER", help="EmbeddingGemma with its real weights")
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="where JSON and PNG go")
     kept = default_cache_dir().parent / "benchmarks"
     parser.add_argument("--work", type=Path, default=kept, help="where checkpoints of several GB are kept")
