@@ -2,8 +2,8 @@
 
     python docs/scripts/record_demo.py [FOLDER OF AN EARLIER DEMO]
 
-Runs the command in a terminal of its own, by default in a new folder, and draws what it prints. Nothing else should run meanwhile:
-the picture shows how many texts were embedded in a second.
+Runs the command in a terminal of its own, by default in a new folder, and draws what it prints. Nothing else should run
+meanwhile: the picture shows how many texts were embedded in a second.
 """
 
 from __future__ import annotations
