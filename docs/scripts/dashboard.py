@@ -112,7 +112,7 @@ def draw(port: int, begun: float) -> None:
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
-            axes.legend(frameon=False, fontsize=7, loc="upper left", ncols=3)
+            axes.legend(frameon=False, fontsize=7, loc="upper left", ncols=2)
         else:
             axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color="#57606a")
     figure.savefig(PICTURE, dpi=90)
