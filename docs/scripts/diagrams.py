@@ -1,6 +1,6 @@
 """Draw the diagrams of docs/how-it-works.md.
 
-    python docs/scripts/diagrams.py
+python docs/scripts/diagrams.py
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Record `akidb-mlx demo` as the picture at the top of the README.
 
-    python docs/scripts/record_demo.py
+    python docs/scripts/record_demo.py [FOLDER OF AN EARLIER DEMO]
 
-Runs the command in a terminal of its own, in a new folder, and draws what it prints. On a machine that does nothing else:
-the picture shows how many texts were embedded in a second.
+Runs the command in a terminal of its own, by default in a new folder, and draws what it prints. Nothing else should run
+meanwhile: the picture shows how many texts were embedded in a second.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 PICTURE = Path(__file__).parents[1] / "images" / "demo.svg"
-QUESTION = "how do I parse a date from a string"
-COLUMNS, LINES = 112, 40
+QUESTION = "parse a date"
+COLUMNS, LINES = 144, 40
 _THEME = TerminalTheme(
     (13, 17, 23),
     (230, 237, 243),
-    [(72, 79, 88), (255, 123, 114), (63, 185, 80), (210, 153, 34), (88, 166, 255), (188, 140, 255), (57, 197, 207)]
-    + [(177, 186, 196)],
+    [
+        *((72, 79, 88), (255, 123, 114), (63, 185, 80), (210, 153, 34)),
+        *((88, 166, 255), (188, 140, 255), (57, 197, 207), (177, 186, 196)),
+    ],
 )
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = sys.argv[1] if len(sys.argv) > 1 else scratch
         printed = run_in_terminal([sys.executable, "-m", "akidb_mlx_plugin", "demo", "--path", folder, QUESTION])
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "bright_black"), (f'akidb-mlx demo "{QUESTION}"', "bold")))

@@ -1,4 +1,4 @@
-"""Put the figures of a run of compare.py into README, docs and chart.
+"""Put the figures of a run of compare.py into docs/performance.md and the chart of README and docs.
 
     python tests/benchmarks/publish.py bench-results/compare.json
     python tests/benchmarks/publish.py    # again from the figures that are published
@@ -21,26 +21,29 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
 FIGURES = Path(__file__).parent / "results" / "compare.json"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGE = ROOT / "docs" / "performance.md"
 CHART = ROOT / "docs" / "images" / "texts_per_second.svg"
 _COLUMNS = {"what": "what", "ours": "this package", "peer": "beside it", "result": "result"}
 
 
 def main() -> None:
     if len(sys.argv) > 1:
-        FIGURES.write_text(json.dumps(adopt(json.loads(Path(sys.argv[1]).read_text("utf-8"))), indent=1) + "\n", "utf-8")
+        FIGURES.write_text(
+            json.dumps(adopt(json.loads(Path(sys.argv[1]).read_text("utf-8"))), indent=1) + "\n", "utf-8"
+        )
     report = json.loads(FIGURES.read_text("utf-8"))
     draw(report)
-    for page in PAGES:
-        page.write_text(insert(page.read_text("utf-8"), report), "utf-8")
-    print("written:", FIGURES, CHART, *PAGES)
+    PAGE.write_text(insert(PAGE.read_text("utf-8"), report), "utf-8")
+    print("written:", FIGURES, CHART, PAGE)
 
 
 def adopt(report: dict[str, Any]) -> dict[str, Any]:
     """Return what is published of a report: everything but the raw measurements."""
     settings = report["settings"]
     if report["interrupted"] or settings["quick"] or settings["only"]:
-        raise SystemExit("only a whole run is published: python tests/benchmarks/compare.py, without --quick and --only")
+        raise SystemExit(
+            "only a whole run is published: python tests/benchmarks/compare.py, without --quick and --only"
+        )
     # A BLAS is described with the path of its file, which is of no use elsewhere.
     blas = re.sub(r" \(/[^)]*\)", "", report["machine"].get("blas", ""))
     published = {key: report[key] for key in ("package", "when", "machine", "results")}
@@ -57,11 +60,9 @@ def machine(report: dict[str, Any]) -> str:
 
 
 def insert(page: str, report: dict[str, Any]) -> str:
-    """Return a page with the parts that show figures made anew."""
-    for name, content in (("table", table(report)), ("caption", f"Measured on {machine(report)}.")):
-        begin, end = (f"<!-- made by tests/benchmarks/publish.py: {name} {word} -->" for word in ("begin", "end"))
-        page = re.sub(f"{begin}.*?{end}", lambda _, b=begin, c=content, e=end: f"{b}\n{c}\n{e}", page, flags=re.DOTALL)
-    return page
+    """Return the page with the table of a run in it."""
+    begin, end = (f"<!-- made by tests/benchmarks/publish.py: table {word} -->" for word in ("begin", "end"))
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table(report)}\n{end}", page, flags=re.DOTALL)
 
 
 def table(report: dict[str, Any]) -> str:
