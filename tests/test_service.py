@@ -142,7 +142,7 @@ class TestChecking:
 
     @pytest.mark.parametrize("dimension", ["384", 0, True, 384.0])
     def test_an_invalid_dimension_of_a_collection(self, dimension: Any) -> None:
-        with pytest.raises(InvalidInputError, match="positive whole number"):
+        with pytest.raises(InvalidInputError, match="positive integer"):
             EmbeddingService(MOCK).validate_collection_dimension(dimension)
 
     def test_unknown_dimension_fits_any_collection(self) -> None:

@@ -16,7 +16,8 @@ _LOWEST_MACOS, _MATRIX_UNITS_MACOS = (14, 0), (26, 2)
 _M5 = 17
 # Weights that the default model multiplies with each token, its embedding table left out.
 _DEFAULT_MODEL_WEIGHTS = 440e6
-_TOKENS = 512
+# A product as large as one of the default model's: tokens, and the weight's columns and rows.
+_TOKENS, _WIDTH, _OUTPUTS = 512, 1024, 3072
 
 # A check, what was found, and a remedy where something is off.
 Finding = tuple[str, str, str]
@@ -67,8 +68,8 @@ def _measure_quantized() -> float:
     from akidb_mlx_plugin.runtime.devices import emulates_bfloat16
 
     dtype = mx.float16 if emulates_bfloat16() else mx.bfloat16
-    x = mx.random.normal((_TOKENS, 1024)).astype(dtype)
-    weight, scales, biases = mx.quantize(mx.random.normal((3072, 1024)).astype(dtype), group_size=64, bits=4)
+    x = mx.random.normal((_TOKENS, _WIDTH)).astype(dtype)
+    weight, scales, biases = mx.quantize(mx.random.normal((_OUTPUTS, _WIDTH)).astype(dtype), group_size=64, bits=4)
     mx.eval(x, weight, scales, biases)
     best = float("inf")
     for _ in range(10):
@@ -78,4 +79,4 @@ def _measure_quantized() -> float:
         best = min(best, (time.perf_counter() - begun) / 8)
         if best > 0.1:
             break
-    return 2 * _TOKENS * 1024 * 3072 / best / 1e12
+    return 2 * _TOKENS * _WIDTH * _OUTPUTS / best / 1e12

@@ -13,7 +13,7 @@ _SPARE_BYTES = 16 << 20
 
 
 def check_free_space(folder: Path, needed_bytes: int, name: str) -> None:
-    """Refuse a download that the disk has no room for.
+    """Reject a download that the disk has no room for.
 
     Raises:
         DownloadError: too little space; it gives both sizes.

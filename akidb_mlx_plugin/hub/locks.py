@@ -74,7 +74,7 @@ def mark_in_use(folder: Path) -> ModelInUse:
     handle.share()
     if not folder.is_dir():
         handle.close()
-        raise ModelNotFoundError(f"{folder} is gone from the model cache; ask for the model again")
+        raise ModelNotFoundError(f"{folder} was removed from the model cache; request the model again")
     touch(folder)
     return handle
 

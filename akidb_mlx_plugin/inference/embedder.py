@@ -188,7 +188,7 @@ class Embedder:
         return self._engine.start(rows, prompts, short=short)
 
     def _check_ids(self, rows: list[list[int]]) -> None:
-        """Refuse an id that the tokenizer should never give: MLX would read past the end of the table."""
+        """Reject an id that the tokenizer should never give: MLX would read past the end of the table."""
         table = self._checkpoint.config.get("vocab_size")
         highest = max(map(max, rows))
         if table is not None and highest >= table:

@@ -140,7 +140,7 @@ def test_what_a_cluster_refuses_is_refused_here(
 @pytest.mark.parametrize("source", ["docs.rejected.jsonl", "*.jsonl", "."])
 def test_side_file_is_not_read_from(source: str, tmp_path: Path) -> None:
     (tmp_path / "docs.rejected.jsonl").write_text('{"id": "a", "text": "mended"}\n')
-    with pytest.raises(InvalidInputError, match="and is among the input; name another by --rejects"):
+    with pytest.raises(InvalidInputError, match="and is also an input; name another with --rejects"):
         run("--input", source, "--to", "lancedb://db/docs")
     assert "mended" in (tmp_path / "docs.rejected.jsonl").read_text()
 

@@ -106,7 +106,7 @@ class TestWholeness:
         hub.add(REPO, tiny_files())
         folder = ensure_model(REPO).folder
         alter(folder / WEIGHTS, b"")
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
 
     @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ class TestProcesses:
         child.kill()
         assert list_cached_models(cache_dir) == []
         assert [model.partial for model in list_cached_models(cache_dir, include_partial=True)] == [True]
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
         hub.requests.clear()
         model = ensure_model(REPO)

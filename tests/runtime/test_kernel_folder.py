@@ -103,7 +103,7 @@ def test_a_damaged_list_counts_as_none(home: Path, content: bytes) -> None:
     kernel_folder.load_kernel(lambda: None)
     folder = kernel_folder._private_folder()
     assert folder is not None
-    (folder / "a.so").write_bytes(b"not whole")
+    (folder / "a.so").write_bytes(b"not complete")
     (folder / "libraries.json").write_bytes(content)
     assert kernel_folder.load_kernel(lambda: None)
     assert libraries(home) == []

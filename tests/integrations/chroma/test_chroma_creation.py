@@ -101,7 +101,7 @@ class TestWhatStoresNoFunction:
         assert chroma.get_collection(name).configuration_json["embedding_function"]["name"] == "akidb_mlx"
         filled = chroma.create_collection(f"{name}-2", embedding_function=theirs)
         filled.add(ids=["a"], documents=["a"])
-        with pytest.raises(InvalidInputError, match="it is unknown what its vectors mean"):
+        with pytest.raises(InvalidInputError, match="nothing says which model its vectors come from"):
             create_collection(chroma, filled.name, mock, get_or_create=True)
         assert upsert(get_collection(chroma, filled.name, mock), [Document("b", "b")]).inserted == 1
 

@@ -202,7 +202,7 @@ class TestOpening:
 
     def test_ids_of_another_type(self, db: Any) -> None:
         table = db.create_table("docs", schema=pa.schema({"id": pa.float64(), "vector": pa.list_(pa.float32(), D)}))
-        with pytest.raises(InvalidInputError, match="holds double; ids are strings, whole numbers or UUIDs"):
+        with pytest.raises(InvalidInputError, match="holds double; ids are strings, integers or UUIDs"):
             upsert(table, [Document("1", vector=[1.0] * D)])
 
 
