@@ -29,6 +29,7 @@ def commands() -> list[str]:
     return sorted({line for line in (*lines, *inline) if line.startswith("akidb-mlx ")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
 @pytest.mark.usefixtures("minilm_dir")
 def test_python_runs(code: str, tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ class TestEnding:
         service_module._close_all()
         assert allowed == [service_module._EXIT_TIMEOUT_S, 0, 0]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("texts", [1, 2000])
     def test_the_interpreter_exits_without_close(self, texts: int) -> None:
         script = f"""
@@ -232,6 +233,7 @@ class TestEnding:
         """
         assert run_python(script, silent=True) == "end\n"
 
+    @pytest.mark.slow
     def test_a_forked_child_is_refused_and_ends(self) -> None:
         script = """
             import os, signal

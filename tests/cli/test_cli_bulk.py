@@ -26,6 +26,9 @@ from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")
 
+# Ray starts processes for each run.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _not_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from akidb_mlx_plugin.hub.registry import ModelSpec, WheelMirror
 
 pytest_plugins = ("hub_fixtures",)
 
+pytestmark = pytest.mark.slow
+
 NAME, REPO = "tiny-model", "org/tiny-mirrored"
 UNREACHABLE = "http://127.0.0.1:9"
 

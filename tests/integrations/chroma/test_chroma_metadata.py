@@ -221,6 +221,7 @@ async def test_the_asynchronous_client_keeps_and_refuses_the_same(chroma_port: i
     assert await remote.count() == len(KEPT)
 
 
+@pytest.mark.slow
 def test_an_int_enum_does_not_hang(tmp_path: Any) -> None:
     code = """
     import faulthandler, http, sys
@@ -250,6 +251,7 @@ def test_a_change_of_type_is_a_change(docs: chromadb.Collection) -> None:
         assert is_same_metadata(read, {"x": new})
 
 
+@pytest.mark.slow
 def test_floats_to_the_last_place_but_one(docs: chromadb.Collection) -> None:
     bits = np.random.default_rng(0).integers(0, 2**63, 2000, dtype=np.uint64)
     numbers = [number for number in bits.view(np.float64).tolist() if np.isfinite(number)]

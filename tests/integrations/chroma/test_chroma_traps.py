@@ -156,6 +156,7 @@ class TestTrust:
             client.get_collection(name).query(query_texts=["a"])
         assert len(hub.requests) > asked
 
+    @pytest.mark.slow
     def test_a_stored_request_for_code_is_refused(self, tmp_path: Path, hub: Hub, cache_dir: Path) -> None:
         client = chromadb.PersistentClient(tmp_path / "db")
         client.create_collection("docs", embedding_function=MLXEmbeddingFunction("org/foreign"))

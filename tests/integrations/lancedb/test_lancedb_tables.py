@@ -253,6 +253,7 @@ class TestUpserting:
             hits = docs.search(f"note {wanted} about things", query_type="hybrid").limit(3).to_list()
             assert hits[0]["text"] == f"note {wanted} about things"
 
+    @pytest.mark.slow
     def test_a_hundred_thousand_rows_with_an_index(self, db: Any) -> None:
         function = MLXEmbeddings.create(mode="mock", dimension=32)
         table = create_table(db, "big", function)

@@ -45,6 +45,9 @@ from akidb_mlx_plugin import (
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")
 
+# Ray starts processes for each run.
+pytestmark = pytest.mark.slow
+
 
 def test_a_second_run_into_a_table_at_the_same_time_is_refused(tmp_path: Path) -> None:
     running = FileLock(tmp_path / ".docs.bulk.lock")
