@@ -13,7 +13,7 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.lookup import find_checkpoint
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
-from akidb_mlx_plugin.hub.locks import ModelInUse, mark_in_use
+from akidb_mlx_plugin.hub.locks import mark_in_use
 from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
 from akidb_mlx_plugin.inference.job import EmbeddingJob, Place
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
@@ -213,7 +213,7 @@ class Embedder:
             )
 
 
-def _find_for_use(model: str | Path, options: LoadOptions) -> tuple[Checkpoint, ModelInUse]:
+def _find_for_use(model: str | Path, options: LoadOptions) -> tuple[Checkpoint, ExitStack]:
     """Find the checkpoint and shield it from eviction by any process until the handle is closed."""
     for last in (False, True):
         checkpoint = find_checkpoint(model, options)
