@@ -25,6 +25,7 @@ from akidb_mlx_plugin.errors import (
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.lookup import download_model
     from akidb_mlx_plugin.config import EmbeddingConfig
+    from akidb_mlx_plugin.cross_encoder import CrossEncoder
     from akidb_mlx_plugin.hub.cache import cache_size_gb, list_cached_models
     from akidb_mlx_plugin.hub.eviction import cleanup_cache
     from akidb_mlx_plugin.hub.registry import list_models
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "BatchEmbeddingRequest": "types",
     "BatchEmbeddingResponse": "types",
+    "CrossEncoder": "cross_encoder",
     "Document": "types",
     "Embedder": "inference.embedder",
     "EmbeddingConfig": "config",
@@ -63,6 +65,7 @@ _LAZY = {
 __all__ = [
     "BatchEmbeddingRequest",
     "BatchEmbeddingResponse",
+    "CrossEncoder",
     "DimensionMismatchError",
     "Document",
     "DownloadError",

@@ -11,22 +11,22 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from akidb_mlx_plugin.config_sections import DEFAULT_MODEL as DEFAULT_MODEL
+from akidb_mlx_plugin.config_sections import Device as Device
+from akidb_mlx_plugin.config_sections import Dtype as Dtype
+from akidb_mlx_plugin.config_sections import MLXConfig as MLXConfig
+from akidb_mlx_plugin.config_sections import MockConfig, RemoteConfig, ServiceConfig, UserProvidedConfig
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.pooling_names import join_pooling
 
 Mode = Literal["mlx", "user_provided", "mock"]
-Device = Literal["auto", "gpu", "cpu"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 ENVIRONMENT_PREFIX = "AKIDB_EMBEDDING__"
 _CACHE_VARIABLE = "AKIDB_MODEL_CACHE_DIR"
-# A name of the registry.
-DEFAULT_MODEL = "qwen3-0.6b-4bit"
 
 # Aliases let a few lines of YAML stand for more than memory holds, which a message must not spell out.
 _SHORT = Repr()
@@ -35,100 +35,6 @@ _LONGEST_KEY = 100
 
 # A value by its dotted key, with its source.
 Layer: TypeAlias = dict[str, tuple[Any, str]]
-
-
-def _to_path(value: Any) -> Any:
-    return Path(os.path.expanduser(value)) if isinstance(value, str | Path) and str(value) else value
-
-
-def _to_name(value: Any) -> Any:
-    # A Path always means a folder, but as the bare string "bert/model" it would name a repository on the hub.
-    return str(value.expanduser().absolute()) if isinstance(value, Path) else value
-
-
-def _to_pooling(value: Any) -> Any:
-    return None if value is None else join_pooling(value)
-
-
-def _default_cache_dir() -> Path:
-    return Path(os.path.expanduser("~/.cache/akidb/models"))
-
-
-class _Section(BaseModel):
-    # Strict: YAML and JSON have their own types, and `batch_size: true` is a mistake, not 1.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class MLXConfig(_Section):
-    """The section `mlx`.
-
-    Attributes:
-        model: a short name, a Hugging Face repository, or a checkpoint folder.
-        dimension: length of the vectors; defaults to the model's.
-        cache_dir: folder of downloaded models.
-        max_cache_gb: size limit of the cache.
-        batch_size: most texts merged into one batch.
-        batch_timeout_ms: how long running work may delay a request that waits for its batch. An idle service starts
-            at once; while requests arrive from several callers, large ones run in slices of this length.
-        normalize: scale vectors to unit length; defaults to the checkpoint's setting.
-        pooling: such as "mean" or "cls+mean"; defaults to the setting of the checkpoint, registry or architecture.
-        device: "gpu" or "cpu"; "auto" uses a GPU if there is one.
-        dtype: dtype of the weights; "auto" is float32 on a CPU, bfloat16 or the stored dtype on a GPU.
-        query_prompt: text prepended to a query; defaults to the model's.
-        document_prompt: text prepended to a document; defaults to the model's.
-        query_task: name of the model's prompt to use for queries, such as "clustering".
-        document_task: name of the model's prompt to use for documents.
-    """
-
-    model: Annotated[str, BeforeValidator(_to_name)] = Field(default=DEFAULT_MODEL, min_length=1)
-    dimension: int | None = Field(default=None, ge=1)
-    cache_dir: Annotated[Path, BeforeValidator(_to_path)] = Field(default_factory=_default_cache_dir)
-    max_cache_gb: float = Field(default=10, gt=0)
-    batch_size: int = Field(default=10, ge=1, le=4096)
-    batch_timeout_ms: float = Field(default=50, ge=0, le=60_000)
-    normalize: bool | None = None
-    pooling: Annotated[str | None, BeforeValidator(_to_pooling)] = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    query_prompt: str | None = None
-    document_prompt: str | None = None
-    query_task: str | None = Field(default=None, min_length=1)
-    document_task: str | None = Field(default=None, min_length=1)
-
-
-class MockConfig(_Section):
-    """The section `mock`.
-
-    Attributes:
-        dimension: length of the vectors.
-    """
-
-    dimension: int = Field(default=384, ge=1)
-
-
-class UserProvidedConfig(_Section):
-    """The section `user_provided`.
-
-    Attributes:
-        dimension: length of the user's vectors; None if unknown.
-        model: the user's name for the model that made them.
-    """
-
-    dimension: int | None = Field(default=None, ge=1)
-    model: str | None = Field(default=None, min_length=1)
-
-
-class ServiceConfig(_Section):
-    """The section `service`.
-
-    Attributes:
-        queue_size: most waiting texts, counted separately for small and large requests; further ones are rejected.
-        deadline_ms: time limit of a request of up to `batch_size` texts; for a larger one it is multiplied by its
-            number of batches. None for no limit.
-    """
-
-    queue_size: int = Field(default=10_000, ge=1)
-    deadline_ms: float | None = Field(default=600_000, gt=0)
 
 
 class EmbeddingConfig(BaseModel):
@@ -142,6 +48,7 @@ class EmbeddingConfig(BaseModel):
         mock: used in mode "mock".
         user_provided: used in mode "user_provided".
         service: the queue in front of the model.
+        remote: a server that computes the vectors of mode "mlx" in place of this process.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -151,6 +58,7 @@ class EmbeddingConfig(BaseModel):
     mock: MockConfig = Field(default_factory=MockConfig)
     user_provided: UserProvidedConfig = Field(default_factory=UserProvidedConfig)
     service: ServiceConfig = Field(default_factory=ServiceConfig)
+    remote: RemoteConfig = Field(default_factory=RemoteConfig)
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> EmbeddingConfig:
@@ -204,6 +112,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "mock": MockConfig,
     "user_provided": UserProvidedConfig,
     "service": ServiceConfig,
+    "remote": RemoteConfig,
 }
 _KEYS = ("mode", *(f"{section}.{name}" for section, schema in _SECTIONS.items() for name in schema.model_fields))
 # Taken literally from the environment, unlike other values, which are parsed as YAML: a prompt may end in a colon.
@@ -218,7 +127,12 @@ _TEXT_KEYS = {
     "mlx.query_prompt",
     "mlx.document_prompt",
     "user_provided.model",
+    "remote.url",
+    "remote.token",
+    "remote.fallback",
 }
+# Never shown, not even in the message about a wrong value.
+_SECRET_KEYS = {"remote.token"}
 
 
 def load_with_origins(
@@ -242,8 +156,9 @@ def load_with_origins(
 
 
 def flatten_config(config: EmbeddingConfig) -> dict[str, Any]:
-    """Return the values of a configuration by dotted key, in schema order."""
-    return {key: attrgetter(key)(config) for key in _KEYS}
+    """Return the values of a configuration by dotted key, in schema order; a secret is masked."""
+    values = {key: attrgetter(key)(config) for key in _KEYS}
+    return {key: str(value) if isinstance(value, SecretStr) else value for key, value in values.items()}
 
 
 def _read_file(path: Path) -> Layer:
@@ -326,4 +241,5 @@ def _suggest(key: str) -> str:
 def _explain(fault: Any, layers: Layer) -> str:
     key = ".".join(str(part) for part in fault["loc"][:2])
     value, origin = layers.get(key, (fault["input"], "default"))
-    return f"{key} = {_SHORT.repr(value)} ({origin}): {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    shown = "**********" if key in _SECRET_KEYS else _SHORT.repr(value)
+    return f"{key} = {shown} ({origin}): {fault['msg'][:1].lower()}{fault['msg'][1:]}"

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
-import threading
-import time
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from akidb_mlx_plugin.batching.deadlines import Clock
-from akidb_mlx_plugin.batching.queue import BatchQueue
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
-from akidb_mlx_plugin.metrics.exporter import QueueMetrics, watch
+from akidb_mlx_plugin.model_queue import close_queue, close_when_forgotten, open_queue
 from akidb_mlx_plugin.providers import EmbeddingProvider, make_provider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo
 from akidb_mlx_plugin.validation import list_inputs
-
-_EXIT_TIMEOUT_S = 5.0
 
 
 class EmbeddingService:
@@ -71,23 +64,8 @@ class EmbeddingService:
             )
         self._config = config
         self._provider = provider or make_provider(config, trusted=trusted)
-        model = _model_label(config)
-        self._queue = BatchQueue(
-            self._provider.embed_requests,
-            prepare=self._provider.prepare,
-            batch_size=config.mlx.batch_size,
-            batch_timeout_ms=config.mlx.batch_timeout_ms,
-            max_texts=config.service.queue_size,
-            deadline_ms=config.service.deadline_ms,
-            observer=QueueMetrics(model),
-            clock=clock,
-        )
-        cache_dir = config.mlx.cache_dir if config.mode == "mlx" else None
-        watch(self._queue, self._provider, model=model, cache_dir=cache_dir)
-        _queues.add(self._queue)
-        self._when_forgotten = weakref.finalize(self, _close_in_background, self._queue, self._provider)
-        # No thread can start once the interpreter exits; `_close_all` closes the queue then.
-        self._when_forgotten.atexit = False
+        self._queue = open_queue(self._provider, config, _model_label(config), clock=clock)
+        self._when_forgotten = close_when_forgotten(self, self._queue, self._provider)
 
     @classmethod
     def from_config(cls, path: str | Path, *, trusted: bool = True) -> EmbeddingService:
@@ -141,6 +119,7 @@ class EmbeddingService:
         normalize: bool | None = None,
         dimension: int | None = None,
         prompt: str | None = None,
+        task: str | None = None,
         deadline_ms: float | None = None,
     ) -> BatchEmbeddingResponse:
         """Embed texts and wait for the vectors.
@@ -151,6 +130,7 @@ class EmbeddingService:
             normalize: whether to scale vectors to unit length. Defaults to the configuration, else to the checkpoint.
             dimension: keep this many leading components. Defaults to the configuration, else to the model's default.
             prompt: replaces the prompt that `kind` selects.
+            task: name of another of the model's prompts, replacing the one that `kind` selects.
             deadline_ms: longest wait. Defaults to the configuration.
         Returns:
             (N, D) float32 in the order of the texts, and their usage.
@@ -159,7 +139,7 @@ class EmbeddingService:
             ServiceUnavailableError: closed, full, past the deadline, or forked.
             ModelNotFoundError, DownloadError: the model could not be loaded; the next call tries again.
         """
-        request = _make_request(texts, kind, normalize, dimension, prompt)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task)
         return self._queue.embed(request, deadline_ms=deadline_ms)
 
     def submit(
@@ -170,6 +150,7 @@ class EmbeddingService:
         normalize: bool | None = None,
         dimension: int | None = None,
         prompt: str | None = None,
+        task: str | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue one text or several and return at once. Arguments and errors are those of `embed_batch`.
@@ -179,7 +160,7 @@ class EmbeddingService:
             is working on it. Its callbacks run on the service's own thread and should be quick.
         """
         texts = [text] if isinstance(text, str) else text
-        request = _make_request(texts, kind, normalize, dimension, prompt)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task)
         return self._queue.submit(request, deadline_ms=deadline_ms)
 
     def submit_when_room(
@@ -190,6 +171,7 @@ class EmbeddingService:
         normalize: bool | None = None,
         dimension: int | None = None,
         prompt: str | None = None,
+        task: str | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue texts like `submit`, but wait in line for room in a full queue instead of being rejected.
@@ -198,7 +180,7 @@ class EmbeddingService:
         waiting for room, and canceling it leaves the line. The deadline counts from the moment there is room.
         """
         texts = [text] if isinstance(text, str) else text
-        request = _make_request(texts, kind, normalize, dimension, prompt)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task)
         return self._queue.submit(request, deadline_ms=deadline_ms, wait_for_room=True)
 
     async def aembed_batch(
@@ -209,13 +191,14 @@ class EmbeddingService:
         normalize: bool | None = None,
         dimension: int | None = None,
         prompt: str | None = None,
+        task: str | None = None,
         deadline_ms: float | None = None,
     ) -> BatchEmbeddingResponse:
         """Embed texts without blocking the event loop. Arguments and errors are those of `embed_batch`.
 
         Canceling the task withdraws the request.
         """
-        request = _make_request(texts, kind, normalize, dimension, prompt)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task)
         return await self._queue.aembed(request, deadline_ms=deadline_ms)
 
     def model_info(self) -> ModelInfo:
@@ -261,7 +244,7 @@ class EmbeddingService:
             timeout_s: requests still pending after this time fail as well.
         """
         self._when_forgotten.detach()
-        _close(self._queue, self._provider, drain, timeout_s)
+        close_queue(self._queue, self._provider, drain=drain, timeout_s=timeout_s)
 
 
 def shared_service(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingService:
@@ -283,39 +266,20 @@ def shared_service(config: EmbeddingConfig, *, trusted: bool = True) -> Embeddin
 
 
 _shared: dict[tuple[EmbeddingConfig, bool], EmbeddingService] = {}
-_queues: weakref.WeakSet[BatchQueue] = weakref.WeakSet()
 
 
 def _make_request(
-    texts: Sequence[str], kind: Kind, normalize: bool | None, dimension: int | None, prompt: str | None
+    texts: Sequence[str],
+    kind: Kind,
+    normalize: bool | None,
+    dimension: int | None,
+    prompt: str | None,
+    task: str | None,
 ) -> BatchEmbeddingRequest:
-    return BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt)
+    return BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt, task)
 
 
 def _model_label(config: EmbeddingConfig) -> str:
     if config.mode == "mlx":
         return config.mlx.model
     return config.user_provided.model or config.mode if config.mode == "user_provided" else config.mode
-
-
-def _close(queue: BatchQueue, provider: EmbeddingProvider, drain: bool, timeout_s: float) -> None:
-    if queue.is_foreign:
-        return
-    if queue.close(drain=drain, timeout_s=timeout_s):
-        provider.close()
-    else:
-        # A model that is still computing cannot be freed yet.
-        queue.when_ended(provider.close)
-
-
-def _close_in_background(queue: BatchQueue, provider: EmbeddingProvider) -> None:
-    """Close on a separate thread: the garbage collector calls this anywhere, perhaps while locks are held."""
-    if queue.in_use:
-        threading.Thread(target=_close, args=(queue, provider, True, 30.0), daemon=True).start()
-
-
-@atexit.register
-def _close_all() -> None:
-    until = time.monotonic() + _EXIT_TIMEOUT_S
-    for queue in list(_queues):
-        queue.close(drain=False, timeout_s=max(0.0, until - time.monotonic()))

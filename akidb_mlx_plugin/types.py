@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,27 @@ class BatchEmbeddingRequest:
     dimension: int | None = None
     prompt: str | None = None
     task: str | None = None
+
+    def select(self, indexes: Sequence[int]) -> BatchEmbeddingRequest:
+        """Return a request for some of the texts, with the same settings."""
+        return replace(self, inputs=[self.inputs[index] for index in indexes])
+
+
+@dataclass(frozen=True)
+class PairRequest(BatchEmbeddingRequest):
+    """Pairs of texts to score; its response has scores in place of vectors.
+
+    Attributes:
+        inputs: the second text of each pair.
+        queries: the first text of each pair.
+    """
+
+    queries: Sequence[str] = ()
+
+    def select(self, indexes: Sequence[int]) -> PairRequest:
+        """Return a request for some of the pairs."""
+        queries = [self.queries[index] for index in indexes]
+        return replace(self, inputs=[self.inputs[index] for index in indexes], queries=queries)
 
 
 @dataclass(frozen=True)

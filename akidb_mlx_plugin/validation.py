@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, Kind
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, Kind, PairRequest
 
 _KINDS = get_args(Kind)
 
@@ -46,6 +46,49 @@ def check_request(request: BatchEmbeddingRequest) -> None:
     dimension = request.dimension
     if dimension is not None and (isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1):
         raise InvalidInputError(f"dimension must be a positive integer, got {dimension!r}")
+
+
+def list_pairs(pairs: object) -> tuple[list[str], list[str]]:
+    """Return the first and the second texts of the caller's pairs, without checking the texts themselves.
+
+    Raises:
+        InvalidInputError: not a list of pairs.
+    """
+    if isinstance(pairs, str | bytes | bytearray | Mapping) or not isinstance(pairs, Iterable):
+        raise InvalidInputError(
+            f"pairs must be a list of pairs of strings, got {type(pairs).__name__}; put a single pair in [ ]"
+        )
+    queries, texts = [], []
+    for index, pair in enumerate(pairs):
+        if isinstance(pair, str | bytes | bytearray | Mapping) or not isinstance(pair, Iterable):
+            raise InvalidInputError(
+                f"pair {index} is {type(pair).__name__}, not a pair of strings; put a single pair in [ ]"
+            )
+        both = list(pair)
+        if len(both) != 2:
+            raise InvalidInputError(f"pair {index} has {len(both)} texts, not 2: a query and a text")
+        queries.append(both[0])
+        texts.append(both[1])
+    return queries, texts
+
+
+def check_pairs(request: PairRequest) -> None:
+    """Check pairs of texts against what every reranker requires.
+
+    Raises:
+        InvalidInputError: no pairs, or a text that is not a string, is empty, or has an unpaired surrogate. The message
+            names the position, never the text.
+    """
+    if not request.inputs:
+        raise InvalidInputError("there are no pairs to score; give at least one")
+    for index, pair in enumerate(zip(request.queries, request.inputs, strict=True)):
+        for place, text in zip(("first", "second"), pair, strict=True):
+            what = f"the {place} text of pair {index}"
+            if not isinstance(text, str):
+                raise InvalidInputError(f"{what} is {type(text).__name__}, not a string; leave the pair out")
+            if not text.strip():
+                raise InvalidInputError(f"{what} is empty, and there is nothing to compare; leave the pair out")
+            check_unicode(text, what)
 
 
 def check_unicode(text: str, what: str) -> None:

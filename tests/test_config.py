@@ -124,6 +124,11 @@ class TestPrecedence:
             "user_provided.model": "123",
             "service.queue_size": 9,
             "service.deadline_ms": None,
+            "mlx.keep_alive": 300.0,
+            "remote.url": "unix:///run/akidb.sock",
+            "remote.token": "**********",
+            "remote.timeout_ms": 1000.0,
+            "remote.fallback": "local",
         }
         for key, value in wanted.items():
             variable = "AKIDB_EMBEDDING__" + key.upper().replace(".", "__")

@@ -15,8 +15,10 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("benchmarks",),
+    ("serving",),
     ("stores",),
-    ("service",),
+    ("service", "cross_encoder"),
+    ("model_queue",),
     ("metrics",),
     ("batching",),
     ("providers",),
@@ -26,7 +28,7 @@ LAYERS = (
     ("nn",),
     ("runtime",),
     ("hub",),
-    ("config", "types", "errors", "validation", "progress", "display", "pooling_names"),
+    ("config", "config_sections", "types", "errors", "validation", "progress", "display", "durations", "pooling_names"),
     ("_lazy", "_version"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

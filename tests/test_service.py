@@ -15,7 +15,7 @@ import pytest
 from processes import run_python
 from queue_fakes import PATIENCE_S, FakeClock, GatedEngine
 
-from akidb_mlx_plugin import service as service_module
+from akidb_mlx_plugin import model_queue
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.providers.mock import hash_texts
@@ -210,10 +210,10 @@ class TestEnding:
                 clock.advance(timeout_s)
                 return False
 
-        monkeypatch.setattr(service_module, "_queues", [Hung() for _ in range(3)])
-        monkeypatch.setattr(service_module.time, "monotonic", clock.now)
-        service_module._close_all()
-        assert allowed == [service_module._EXIT_TIMEOUT_S, 0, 0]
+        monkeypatch.setattr(model_queue, "_queues", [Hung() for _ in range(3)])
+        monkeypatch.setattr(model_queue.time, "monotonic", clock.now)
+        model_queue._close_all()
+        assert allowed == [model_queue._EXIT_TIMEOUT_S, 0, 0]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("texts", [1, 2000])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -77,7 +77,7 @@ class PendingRequest:
             stop += 1
         indexes = self._order[self.sent : stop]
         self.sent = stop
-        return RequestSlice(self, replace(self.request, inputs=[inputs[index] for index in indexes]), indexes)
+        return RequestSlice(self, self.request.select(indexes), indexes)
 
     def whole(self) -> RequestSlice:
         """Return one slice with all of its texts."""

@@ -37,6 +37,11 @@ class DenseLayer:
         residual: whether its input is added to its output.
         normalize_input: whether its input is scaled to unit length.
         prefix: prefix of its tensors in the model's own files, such as "dense.0".
+        norm: prefix of the layer norm after its activation, in the same files; "" for none.
+        norm_eps: epsilon of that norm.
+        norm_bias: whether that norm has a bias.
+        rows: rows of the matrix at `prefix` that it consists of, for a language model's answer; the matrix itself stays
+            with the encoder. Empty for all rows.
     """
 
     folder: Path | None
@@ -47,6 +52,15 @@ class DenseLayer:
     residual: bool = False
     normalize_input: bool = False
     prefix: str = ""
+    norm: str = ""
+    norm_eps: float = 1e-5
+    norm_bias: bool = True
+    rows: tuple[int, ...] = ()
+
+    @property
+    def own_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of the tensors in the model's own files that belong to it alone."""
+        return () if self.rows else tuple(f"{name}." for name in (self.prefix, self.norm) if name)
 
 
 def read_head(
@@ -62,7 +76,7 @@ def read_head(
     Raises:
         ModelNotFoundError: a layer does not give its sizes, does not fit the one before, or has no weights.
     """
-    stored = _stored_inside(place)
+    stored = stored_inside(place)
     width = int(config["hidden_size"]) * len(pooling)
     projection = _read_projection(place, config, stored, pooling)
     if projection:
@@ -72,7 +86,7 @@ def read_head(
 
 def is_in_head(name: str, layers: Iterable[DenseLayer]) -> bool:
     """Return whether a tensor of the model's own files belongs to a dense layer rather than to the encoder."""
-    return name.startswith(("dense.", *(f"{layer.prefix}." for layer in layers if layer.prefix)))
+    return name.startswith(("dense.", *(prefix for layer in layers for prefix in layer.own_prefixes)))
 
 
 def _read_projection(
@@ -164,7 +178,7 @@ def _with_norms(layers: Sequence[DenseLayer], modules: Sequence[Module]) -> list
     return result
 
 
-def _stored_inside(place: Path) -> Mapping[str, TensorInfo]:
+def stored_inside(place: Path) -> Mapping[str, TensorInfo]:
     """Return the tensors of the model's own files; empty before the weights are downloaded."""
     if not any(place.rglob("*.safetensors")):
         return {}

@@ -32,7 +32,7 @@ from akidb_mlx_plugin.models.architectures import check_pooling
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn.batch import Block, TokenBatch, Tokens
 from akidb_mlx_plugin.nn.cpu_layers import use_cpu_layers
-from akidb_mlx_plugin.nn.dense import Dense
+from akidb_mlx_plugin.nn.dense import Dense, Norm
 from akidb_mlx_plugin.nn.layout import in_cpu_layout, is_emulated
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
 from akidb_mlx_plugin.runtime.blas import load_blas
@@ -277,6 +277,7 @@ def _build_dense(checkpoint: Checkpoint, tensors: Mapping[str, mx.array]) -> tup
             activation=spec.activation,
             residual=spec.residual,
             normalize_input=spec.normalize_input,
+            norm=Norm(spec.norm_eps, spec.norm_bias) if spec.norm else None,
         )
         weights, names = _dense_weights(spec, tensors)
         _take_quantized(layer, weights, keep=False)
@@ -291,9 +292,14 @@ def _dense_weights(spec: DenseLayer, tensors: Mapping[str, mx.array]) -> tuple[d
         weights = {name: value for file in find_weight_files(spec.folder) for name, value in read_tensors(file).items()}
         check_formats(weights, str(spec.folder))
         return weights, {}
-    prefix = f"{spec.prefix}."
-    names = {f"linear.{name.removeprefix(prefix)}": name for name in tensors if name.startswith(prefix)}
-    return {name: tensors[original] for name, original in names.items()}, names
+    names: dict[str, str] = {}
+    for part, prefix in (("linear", spec.prefix), ("norm", spec.norm)):
+        own = [name for name in tensors if prefix and name.startswith(f"{prefix}.")]
+        names |= {f"{part}.{name.removeprefix(f'{prefix}.')}": name for name in own}
+    weights = {name: tensors[original] for name, original in names.items()}
+    if spec.rows:
+        weights = {name: value[mx.array(spec.rows)] for name, value in weights.items()}
+    return weights, names
 
 
 def _count(module: nn.Module) -> int:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.cross_encoder import (
+    CrossEncoderCheckpoint,
+    check_cross_encoder,
+    read_cross_encoder,
+)
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
+from akidb_mlx_plugin.checkpoints.rerankers import is_reranker
+from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub import models as hub
-from akidb_mlx_plugin.hub.registry import resolve
+from akidb_mlx_plugin.hub.registry import ModelKind, list_models, resolve
 from akidb_mlx_plugin.types import ModelInfo
 
 _DEFAULTS = LoadOptions()
+Found = TypeVar("Found", bound=Checkpoint)
 
 
 def find_checkpoint(model: str | Path, options: LoadOptions = _DEFAULTS) -> Checkpoint:
@@ -25,6 +35,40 @@ def find_checkpoint(model: str | Path, options: LoadOptions = _DEFAULTS) -> Chec
     Raises:
         As `ensure_model` and `read_checkpoint`.
     """
+    _check_kind(model, "embedding")
+    return _find(model, options, check_settings, partial(read_checkpoint, pooling=options.pooling))
+
+
+def find_cross_encoder(
+    model: str | Path, options: LoadOptions = _DEFAULTS, *, activation: str | None = None
+) -> CrossEncoderCheckpoint:
+    """Find a reranker, downloading it if needed, and read its settings.
+
+    Args:
+        model, options: as for `find_checkpoint`.
+        activation: as for `read_cross_encoder`.
+    Raises:
+        As `ensure_model` and `read_cross_encoder`.
+    """
+    _check_kind(model, "reranker")
+    return _find(model, options, check_cross_encoder, partial(read_cross_encoder, activation=activation))
+
+
+def _check_kind(model: str | Path, kind: ModelKind) -> None:
+    """Raise ModelNotFoundError, before any download, for a model that the registry knows as another kind."""
+    spec = resolve(model).spec
+    if spec is None or spec.kind == kind:
+        return
+    others = ", ".join(other.name for other in list_models(kind))
+    use = "CrossEncoder" if spec.kind == "reranker" else "EmbeddingService"
+    raise ModelNotFoundError(
+        f"{model} is a model of the kind {spec.kind}, not {kind}: use it as {use}({spec.name!r}), or take one of "
+        f"{others} here"
+    )
+
+
+def _find(model: str | Path, options: LoadOptions, check: Callable[..., None], read: Callable[..., Found]) -> Found:
+    check = partial(check, repo=resolve(model).repo or "")
     for last in (False, True):
         local = hub.ensure_model(
             model,
@@ -32,11 +76,11 @@ def find_checkpoint(model: str | Path, options: LoadOptions = _DEFAULTS) -> Chec
             max_cache_gb=options.max_cache_gb,
             trusted=options.trusted,
             offline=options.offline,
-            check=check_settings,
+            check=check,
         )
         known = local.snapshot
         try:
-            return read_checkpoint(
+            return read(
                 local.folder,
                 name=local.name,
                 spec=local.spec,
@@ -44,7 +88,6 @@ def find_checkpoint(model: str | Path, options: LoadOptions = _DEFAULTS) -> Chec
                 revision=known.revision if known else "",
                 # A user's own folder is hashed only when its fingerprint is needed.
                 weights_digest=known.weights_digest if known else "",
-                pooling=options.pooling,
             )
         except ModelNotFoundError:
             # Another process may have evicted it since it was found: fetch it again, but only once.
@@ -71,8 +114,17 @@ def download_model(
         revision=revision,
         show_progress=show_progress,
         force=force,
-        check=check_settings,
+        check=partial(_check_either, repo=resolve(model).repo or ""),
     )
+
+
+def _check_either(folder: Path, repo: str) -> None:
+    """Check from its JSON files that a model is supported, whichever kind it is."""
+    file = folder / "config.json"
+    if file.is_file() and is_reranker(folder, read_json(file), repo):
+        check_cross_encoder(folder, repo)
+    else:
+        check_settings(folder, repo)
 
 
 def describe_model(

@@ -17,6 +17,7 @@ from akidb_mlx_plugin.checkpoints.families import Family, find_family, find_fami
 from akidb_mlx_plugin.checkpoints.head import read_head
 from akidb_mlx_plugin.checkpoints.prompts import PROMPT_NAMES, check_default_prompt
 from akidb_mlx_plugin.checkpoints.readme import find_family_in_readme
+from akidb_mlx_plugin.checkpoints.rerankers import refuse_reranker
 from akidb_mlx_plugin.checkpoints.schemas import PoolingSettings, SentenceConfig, TokenizerConfig, validate
 from akidb_mlx_plugin.checkpoints.sentence_transformers import Module, pooling_modes, read_json, read_modules
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC, is_static, read_static_config
@@ -77,10 +78,10 @@ def read_checkpoint(
         ModelNotFoundError: not a checkpoint, or an unsupported one.
         InvalidInputError: no such pooling, or one that does not fit the checkpoint's dense layers.
     """
-    modules = _read_pipeline(folder)
+    modules = _read_pipeline(folder, repo or (spec.repo if spec else ""))
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
-    config = _read_config(place, modules, settings)
+    config = read_config(place, modules, settings)
     file = folder / "config_sentence_transformers.json"
     sentence_config = validate(SentenceConfig, _read_optional(file), file)
     prompts = {name: prompt for name, prompt in (sentence_config.prompts or {}).items() if prompt is not None}
@@ -103,6 +104,7 @@ def read_checkpoint(
             f"{folder} is a {known_as} without the {family.dense} dense layers after its pooling, so its vectors "
             "would be wrong; download it with all its folders"
         )
+    known_tokens = spec.max_tokens if spec else family.max_tokens if family else None
     return Checkpoint(
         name=name or str(folder),
         root=folder,
@@ -111,7 +113,7 @@ def read_checkpoint(
         family=family,
         config=config,
         model_type=config["model_type"],
-        max_tokens=_max_tokens(place, config, settings, spec, family),
+        max_tokens=longest_text(place, config, settings, known_tokens),
         pooling=modes.modes,
         pool_prompt=modes.pool_prompt,
         dense=dense,
@@ -131,28 +133,33 @@ def read_checkpoint(
     )
 
 
-def check_settings(folder: Path) -> None:
-    """Check from its JSON files that a checkpoint is supported, before its weights are downloaded.
+def check_settings(folder: Path, repo: str = "") -> None:
+    """Check from its JSON files that an embedding model is supported, before its weights are downloaded.
 
+    Args:
+        folder: holds these files.
+        repo: the repository they came from.
     Raises:
         ModelNotFoundError: it is not, with the reason.
     """
-    modules = _read_pipeline(folder)
+    modules = _read_pipeline(folder, repo)
     place = modules[0].folder if modules else folder
     settings = read_transformer_settings(place)
     if not is_static(modules):
-        _read_config(place, modules, settings)
+        read_config(place, modules, settings)
 
 
-def _read_pipeline(folder: Path) -> list[Module]:
+def _read_pipeline(folder: Path, repo: str) -> list[Module]:
     """Return the modules of a folder; its config.json is checked for custom code first, for a clearer error."""
     file = folder / "config.json"
     if file.is_file():
-        check_code(read_json(file), str(file))
+        config = read_json(file)
+        refuse_reranker(folder, config, repo)
+        check_code(config, str(file))
     return read_modules(folder)
 
 
-def _read_config(place: Path, modules: list[Module], settings: TransformerSettings) -> dict[str, Any]:
+def read_config(place: Path, modules: list[Module], settings: TransformerSettings) -> dict[str, Any]:
     if is_static(modules) or (not modules and is_static(place)):
         return read_static_config(place)
     file = place / "config.json"
@@ -237,14 +244,15 @@ def _similarity(sentence_config: SentenceConfig, family: Family | None) -> Simil
     return family.similarity if family else "cosine"
 
 
-def _max_tokens(
-    folder: Path,
-    config: Mapping[str, Any],
-    settings: TransformerSettings,
-    spec: ModelSpec | None,
-    family: Family | None,
-) -> int:
-    """Return the longest text in tokens: from sentence-transformers' setting, else registry, family or tokenizer."""
+def longest_text(folder: Path, config: Mapping[str, Any], settings: TransformerSettings, known: int | None) -> int:
+    """Return the longest text in tokens.
+
+    Args:
+        folder: the encoder's.
+        config: `config.json`.
+        settings: next to it; they come first.
+        known: from the registry or the family, which come before the tokenizer.
+    """
     architecture = find_architecture(config["model_type"])
     positions = _UNBOUNDED
     if architecture.positions and config.get(architecture.positions) is not None:
@@ -257,7 +265,7 @@ def _max_tokens(
         return positions
     if settings.max_tokens:
         return min(settings.max_tokens, positions)
-    if known := spec.max_tokens if spec else family.max_tokens if family else None:
+    if known:
         return min(known, positions)
     file = folder / "tokenizer_config.json"
     tokenizer = validate(TokenizerConfig, _read_optional(file), file)

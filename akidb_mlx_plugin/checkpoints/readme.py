@@ -21,16 +21,21 @@ def find_family_in_readme(folder: Path) -> tuple[Family, str] | None:
 
     A fine-tuned model does not inherit a family this way: it may be used differently from its base.
     """
+    for repo in base_models(folder):
+        if family := find_family(repo):
+            return family, repo
+    return None
+
+
+def base_models(folder: Path) -> list[str]:
+    """Return the repositories that a checkpoint is a copy or conversion of; none for a fine-tuned model."""
     facts = read_front_matter(folder)
     tags = facts.get("tags")
     trained = isinstance(tags, list) and _TRAINED_TAGS & {str(tag) for tag in tags}
     if trained or facts.get("base_model_relation", "quantized") != "quantized":
-        return None
+        return []
     named = facts.get("base_model")
-    for repo in named if isinstance(named, list) else [named]:
-        if isinstance(repo, str) and (family := find_family(repo)):
-            return family, repo
-    return None
+    return [repo for repo in (named if isinstance(named, list) else [named]) if isinstance(repo, str)]
 
 
 def read_front_matter(folder: Path) -> Mapping[str, Any]:

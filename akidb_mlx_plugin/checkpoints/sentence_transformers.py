@@ -82,6 +82,22 @@ def _load_json(file: Path) -> Any:
         raise ModelNotFoundError(f"{file} cannot be read as JSON: {error}") from error
 
 
+def list_module_kinds(folder: Path) -> list[str] | None:
+    """Return the kinds of a folder's modules, whether supported or not; None if it has no modules.json.
+
+    Raises:
+        ModelNotFoundError: it is not a list of modules.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
+        return None
+    try:
+        kinds = [entry["type"].rpartition(".")[2] for entry in _load_json(file)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelNotFoundError(f"{file} cannot be read as a list of modules: {error!r}") from error
+    return [kind for kind in kinds if kind not in _IGNORED]
+
+
 def read_modules(folder: Path) -> list[Module]:
     """Return the pipeline of a folder; empty for a bare checkpoint.
 

@@ -21,6 +21,7 @@ _READ = {"max_seq_length", "do_lower_case"}
 _FIXED: Mapping[str, Any] = {
     "transformer_task": "feature-extraction",
     "module_output_name": "token_embeddings",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "query_length": None,
     "document_length": None,
     "query_expansion": None,
@@ -71,9 +72,12 @@ class TransformerSettings:
     chat_template: bool = False
 
 
-def read_transformer_settings(folder: Path) -> TransformerSettings:
+def read_transformer_settings(folder: Path, task: Mapping[str, Any] | None = None) -> TransformerSettings:
     """Read the settings next to the transformer; defaults if there are none.
 
+    Args:
+        folder: the transformer's.
+        task: what its task settings must be. Defaults to those of token vectors.
     Raises:
         ModelNotFoundError: unreadable, or a setting that would change the vectors; it is named.
     """
@@ -81,14 +85,15 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
     if file is None:
         return TransformerSettings()
     settings = read_json(file)
+    fixed = {**_FIXED, **(task or {})}
     for name, value in settings.items():
         if name in _READ or name in _CONFIG_ARGUMENTS or name == "unpad_inputs":
             continue
         if name == "modality_config":
-            _check_modalities(file, value)
+            _check_modalities(file, value, fixed[name])
         elif name in _OTHER_ARGUMENTS:
             _check_arguments(file, name, value)
-        elif value not in (None, _FIXED.get(name), False, {}):
+        elif value not in (None, fixed.get(name), False, {}):
             raise ModelNotFoundError(f"{file} has a setting that this package does not support: {name} = {value!r}")
     limit = settings.get("max_seq_length")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
@@ -104,14 +109,13 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
     return TransformerSettings(limit, bool(settings.get("do_lower_case", False)), config, chat_template)
 
 
-def _check_modalities(file: Path, modalities: object) -> None:
-    """Check that texts take the model's plain forward pass to its last hidden state."""
+def _check_modalities(file: Path, modalities: object, expected: Mapping[str, Any]) -> None:
+    """Check that texts take the model's plain forward pass to the expected output."""
     text = modalities.get("text") if isinstance(modalities, Mapping) else None
-    if modalities is None or text == {"method": "forward", "method_output_name": "last_hidden_state"}:
+    if modalities is None or text == expected["text"]:
         return
-    raise ModelNotFoundError(
-        f"{file} does not take token vectors from the last hidden state: modality_config = {modalities!r}"
-    )
+    output = expected["text"]["method_output_name"].replace("_", " ")
+    raise ModelNotFoundError(f"{file} does not take its result from the {output}: modality_config = {modalities!r}")
 
 
 def _check_arguments(file: Path, name: str, arguments: object) -> None:

@@ -24,6 +24,7 @@ from akidb_mlx_plugin.cli.models import app as models_commands
 from akidb_mlx_plugin.cli.output import PlainFormatter, print_error
 from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
 from akidb_mlx_plugin.cli.search import search as search_command
+from akidb_mlx_plugin.cli.serve import app as serve_commands
 from akidb_mlx_plugin.errors import EmbeddingError
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ app.command("search")(search_command)
 app.command("bulk")(bulk_command)
 app.command("reembed")(reembed_command)
 app.command("convert")(convert_command)
+app.add_typer(serve_commands, name="serve")
 app.add_typer(models_commands, name="models")
 app.add_typer(cache_commands, name="cache")
 app.add_typer(config_commands, name="config")

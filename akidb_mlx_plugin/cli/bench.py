@@ -17,6 +17,7 @@ from akidb_mlx_plugin.cli.bench_options import (
     QpsOption,
     ThreadsOption,
     TimeoutOption,
+    UrlOption,
     collect,
     describe_settings,
     measuring_bar,
@@ -110,6 +111,7 @@ def load(
         Literal["uniform", "poisson"], typer.Option(help="Evenly spaced, or independent of each other.")
     ] = "uniform",
     whole: Annotated[bool, typer.Option("--whole", help="Send whole texts instead of first lines.")] = False,
+    url: UrlOption = None,
     batch_size: BatchSizeOption = None,
     batch_timeout_ms: TimeoutOption = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -121,35 +123,33 @@ def load(
 ) -> None:
     """Send single queries at a fixed rate, however long the answers take; latency counts from when each was due.
 
-    Exits with status 1 if a request was not answered.
+    With --url to a server (token: AKIDB_SERVE_TOKEN). Exits with status 1 if a request was not answered.
 
     Example: akidb-mlx bench load --qps 50 --seconds 600
     """
     from akidb_mlx_plugin.benchmarks.load import OpenLoop, poisson_arrivals, uniform_arrivals
+    from akidb_mlx_plugin.benchmarks.load_target import open_target
     from akidb_mlx_plugin.benchmarks.plots import draw_load
-    from akidb_mlx_plugin.benchmarks.process import peak_bytes
-    from akidb_mlx_plugin.benchmarks.subject import open_subject
     from akidb_mlx_plugin.benchmarks.tables import report_load
     from akidb_mlx_plugin.benchmarks.texts import first_lines
-    from akidb_mlx_plugin.runtime.memory import resident_bytes
 
-    config = prepare(model, device, threads, batch_size, batch_timeout_ms)
+    if url is not None and any(value is not None for value in (device, batch_size, batch_timeout_ms)):
+        raise typer.BadParameter("--device, --batch-size and --batch-timeout-ms are the server's", param_hint="--url")
+    config = prepare(model, device, threads, batch_size, batch_timeout_ms, download=url is None)
     documents = read_texts(corpus)
     queries = documents if whole else first_lines(documents)
     due_s = (uniform_arrivals if arrivals == "uniform" else poisson_arrivals)(qps, seconds)
-    with open_subject(config, queries[:_WARM_UP]) as subject, measuring_bar() as bar:
+    with open_target(config, url, queries[:_WARM_UP]) as target, measuring_bar() as bar:
         task = bar.add_task("load", total=len(due_s))
-        memory_bytes = {"start": resident_bytes()}
+        memory_bytes = {"start": target.resident_bytes()}
         record = OpenLoop(
-            lambda i: subject.service.submit(queries[i % len(queries)], kind="query"),
-            due_s,
-            on_sent=lambda: bar.advance(task),
+            lambda i: target.submit(queries[i % len(queries)]), due_s, on_sent=lambda: bar.advance(task)
         ).run()
-        memory_bytes["end"] = resident_bytes()
+        memory_bytes["end"] = target.resident_bytes()
         # The system updates its own peak only approximately.
-        memory_bytes["peak"] = max(peak_bytes(), *memory_bytes.values())
+        memory_bytes["peak"] = max(target.peak_bytes(), *memory_bytes.values())
     settings = describe_settings(config, threads, corpus)
-    settings |= {"qps": qps, "seconds": seconds, "arrivals": arrivals, "whole": whole}
+    settings |= {"qps": qps, "seconds": seconds, "arrivals": arrivals, "whole": whole, "url": url}
     publish(report_load(record, settings, memory_bytes), draw_load, output, json)
     if not record.complete:
         print_error(f"{record.sent - record.answered} of {record.sent} requests were not answered: {record.failures}")

@@ -30,6 +30,10 @@ TimeoutOption = Annotated[
     float | None, typer.Option(help="Longest that a running batch delays others; default: as configured.")
 ]
 QpsOption = Annotated[float, typer.Option(min=0.1, help="Queries per second.")]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="A server, http://HOST:PORT or unix:///PATH; default: in this process."),
+]
 CorpusOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="One text per line; default: the standard library's docstrings."),
@@ -46,6 +50,8 @@ def prepare(
     threads: int | None,
     batch_size: int | None = None,
     batch_timeout_ms: float | None = None,
+    *,
+    download: bool = True,
 ) -> EmbeddingConfig:
     """Return the configuration to measure, after downloading its model and limiting this thread to its cores.
 
@@ -61,7 +67,7 @@ def prepare(
     given = {"device": device, "batch_size": batch_size, "batch_timeout_ms": batch_timeout_ms}
     mlx = {"model": model, **{key: value for key, value in given.items() if value is not None}}
     config = EmbeddingConfig.load(overrides={"mlx": mlx})
-    if config.mode == "mlx":
+    if config.mode == "mlx" and download and config.remote.url is None:
         ensure_model(model, cache_dir=config.mlx.cache_dir, show_progress=sys.stderr.isatty(), check=check_settings)
     if threads is not None:
         limit_cores(threads)

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -14,7 +15,9 @@ import typer
 
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import print_rows
+from akidb_mlx_plugin.cli.rerank import RerankOption, count_candidates, sort_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
+from akidb_mlx_plugin.cross_encoder import CrossEncoder
 from akidb_mlx_plugin.errors import EmbeddingError
 
 if TYPE_CHECKING:
@@ -48,17 +51,22 @@ def demo(
     path: Annotated[Path | None, typer.Option(help="Folder for the two databases.")] = None,
     model: Annotated[str, typer.Option(help="Model to embed with.")] = "minilm-l6-v2",
     pooling: PoolingOption = None,
+    rerank: RerankOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Index 1,000 docstrings of the standard library in Chroma and LanceDB, and answer questions from both.
 
     Example: akidb-mlx demo 'how do I parse a date from a string'
+
+    Example: akidb-mlx demo --rerank ms-marco-minilm-l6
     """
     from akidb_mlx_plugin.benchmarks.corpus import popular_docstrings
     from akidb_mlx_plugin.checkpoints.lookup import download_model
     from akidb_mlx_plugin.hub.cache import default_cache_dir
 
-    download_model(model, show_progress=sys.stderr.isatty())
+    for name in (model, rerank):
+        if name:
+            download_model(name, show_progress=sys.stderr.isatty())
     folder = path or default_cache_dir().parent / "demo"
     # A name that both databases accept.
     short = re.sub(r"[^A-Za-z0-9]+", "_", f"{model} {pooling or ''}").strip("_")[-60:]
@@ -72,7 +80,8 @@ def demo(
         for store in stores:
             _fill(store, corpus, bar)
     questions, count = ((question,), _HITS) if question else (_QUESTIONS, _HITS_BUILT_IN)
-    rows = [row for asked in questions for store in stores for row in _answers(store, asked, count)]
+    with CrossEncoder(rerank) if rerank else nullcontext() as encoder:
+        rows = [row for asked in questions for store in stores for row in _answers(store, asked, count, encoder)]
     print_rows(rows, as_json=json, title="Answers from Python's standard library")
 
 
@@ -93,20 +102,24 @@ def _fill(store: _Store, corpus: Sequence[Docstring], bar: Progress) -> None:
         )
 
 
-def _answers(store: _Store, question: str, count: int) -> list[dict[str, Any]]:
+def _answers(store: _Store, question: str, count: int, encoder: CrossEncoder | None) -> list[dict[str, Any]]:
     begun = time.perf_counter()
-    hits = store.ask(question, count)
+    hits = store.ask(question, count_candidates(count, encoder))
+    found: list[dict[str, Any]] = [
+        {"score": round(score, 3), "found": name, "text": text} for name, text, score in hits
+    ]
+    if encoder:
+        found = sort_rows(found, question, encoder, count)
     milliseconds = (time.perf_counter() - begun) * 1000
     return [
         {
             "question": question,
             "database": store.title,
-            "score": round(score, 3),
-            "found": name,
-            "text": " ".join(text.split())[:60],
+            **row,
+            "text": " ".join(row["text"].split())[:60],
             "ms": round(milliseconds, 1),
         }
-        for name, text, score in hits
+        for row in found
     ]
 
 

@@ -109,6 +109,6 @@ def _open_service(model: str | None, dimension: int | None, pooling: str | None)
 
     service = EmbeddingService(model, dimension=dimension, pooling=pooling)
     mlx = service.config.mlx
-    if service.config.mode == "mlx":
+    if service.config.mode == "mlx" and service.config.remote.url is None:
         ensure_model(mlx.model, cache_dir=mlx.cache_dir, show_progress=sys.stderr.isatty(), check=check_settings)
     return service

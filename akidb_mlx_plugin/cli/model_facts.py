@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
+from akidb_mlx_plugin.checkpoints.cross_encoder import (
+    CrossEncoderCheckpoint,
+    check_cross_encoder,
+    read_cross_encoder,
+)
 from akidb_mlx_plugin.checkpoints.families import find_family
 from akidb_mlx_plugin.checkpoints.loading import estimate_memory
 from akidb_mlx_plugin.checkpoints.reader import check_settings, read_checkpoint
+from akidb_mlx_plugin.checkpoints.rerankers import is_reranker
+from akidb_mlx_plugin.checkpoints.sentence_transformers import read_json
 from akidb_mlx_plugin.errors import DownloadError, EmbeddingError
 from akidb_mlx_plugin.hub.client import is_offline
 from akidb_mlx_plugin.hub.download import fetch_settings
 from akidb_mlx_plugin.hub.models import find_snapshot
 from akidb_mlx_plugin.hub.registry import ModelSource
+from akidb_mlx_plugin.inference.pair_tokenizer import load_pair_tokenizer
 from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
 
 # Settings in a checkpoint's config.json that characterize a model.
@@ -46,9 +54,10 @@ def collect_facts(source: ModelSource, cache_dir: Path | None) -> dict[str, Any]
 def _registry_facts(source: ModelSource) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": source.name, "repo": source.repo}
     if spec := source.spec:
+        vectors = {"dimension": spec.dimension, "native_dimension": spec.native_dimension}
         facts |= {
-            "dimension": spec.dimension,
-            "native_dimension": spec.native_dimension,
+            "kind": spec.kind,
+            **(vectors if spec.kind == "embedding" else {}),
             "max_tokens": spec.max_tokens,
             "licence": spec.licence,
             "download_bytes": spec.size_mb * 1_000_000,
@@ -67,7 +76,10 @@ def _remote_facts(source: ModelSource, repo: str) -> dict[str, Any]:
         except DownloadError as error:
             return {**_family_facts(repo), "not_read": str(error)}
         try:
-            check_settings(folder)
+            if _scores_pairs(folder, repo):
+                check_cross_encoder(folder, repo)
+                return _describe_reranker(read_cross_encoder(folder, spec=source.spec, repo=repo)) | {"supported": True}
+            check_settings(folder, repo)
             return _describe(read_checkpoint(folder, name=source.name, spec=source.spec, repo=repo)) | {
                 "supported": True
             }
@@ -77,10 +89,16 @@ def _remote_facts(source: ModelSource, repo: str) -> dict[str, Any]:
 
 def _folder_facts(source: ModelSource, folder: Path, repo: str) -> dict[str, Any]:
     try:
-        checkpoint = read_checkpoint(folder, name=source.name, spec=source.spec, repo=repo)
-        facts = _describe(checkpoint)
+        checkpoint: Checkpoint
+        if _scores_pairs(folder, repo):
+            checkpoint = reranker = read_cross_encoder(folder, name=source.name, spec=source.spec, repo=repo)
+            load_pair_tokenizer(reranker)
+            facts = _describe_reranker(reranker)
+        else:
+            checkpoint = read_checkpoint(folder, name=source.name, spec=source.spec, repo=repo)
+            load_text_tokenizer(checkpoint)
+            facts = _describe(checkpoint)
         facts["memory_bytes"] = estimate_memory(checkpoint)
-        load_text_tokenizer(checkpoint)
         return facts | {"supported": True}
     except EmbeddingError as error:
         return _unsupported(error, folder, str(folder))
@@ -93,6 +111,23 @@ def _unsupported(error: EmbeddingError, folder: Path, shown_as: str) -> dict[str
         return {**{key: config[key] for key in ("model_type", *_CONFIG_KEYS) if key in config}, **facts}
     except (OSError, ValueError, TypeError, RecursionError):
         return facts
+
+
+def _scores_pairs(folder: Path, repo: str) -> bool:
+    file = folder / "config.json"
+    return file.is_file() and is_reranker(folder, read_json(file), repo)
+
+
+def _describe_reranker(checkpoint: CrossEncoderCheckpoint) -> dict[str, Any]:
+    return {
+        "kind": "reranker",
+        "model_type": checkpoint.model_type,
+        **{key: checkpoint.config[key] for key in _CONFIG_KEYS if key in checkpoint.config},
+        "max_tokens": checkpoint.max_tokens,
+        "scores": checkpoint.scores,
+        "activation": checkpoint.activation,
+        **({"instruction": checkpoint.asks.instruction} if checkpoint.asks else {}),
+    }
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def list_command(cache_dir: CacheDirOption = None, as_json: JsonOption = False) 
     Example: akidb-mlx models list
     """
     cached = {model.repo: model for model in [*list_shared_models(), *list_cached_models(cache_dir)]}
-    rows = [_spec_row(spec, cached.get(spec.repo), as_json) for spec in list_models()]
-    known = {spec.repo for spec in list_models()}
+    rows = [_spec_row(spec, cached.get(spec.repo), as_json) for spec in list_models(None)]
+    known = {spec.repo for spec in list_models(None)}
     rows += [_other_row(model, as_json) for repo, model in sorted(cached.items()) if repo not in known]
     print_rows(rows, as_json=as_json)
 
@@ -140,7 +140,8 @@ def remove(name: NameArgument, cache_dir: CacheDirOption = None, as_json: JsonOp
 def _spec_row(spec: ModelSpec, cached: CachedModel | None, as_json: bool) -> dict[str, Any]:
     return {
         "model": spec.name,
-        "dimension": spec.dimension,
+        "kind": spec.kind,
+        "dimension": spec.dimension or None,
         "max_tokens": spec.max_tokens,
         **_size(spec.size_mb * 1_000_000, as_json),
         "licence": spec.licence,
@@ -152,6 +153,7 @@ def _spec_row(spec: ModelSpec, cached: CachedModel | None, as_json: bool) -> dic
 def _other_row(model: CachedModel, as_json: bool) -> dict[str, Any]:
     return {
         "model": model.name,
+        "kind": None,
         "dimension": None,
         "max_tokens": None,
         **_size(model.size_bytes, as_json),

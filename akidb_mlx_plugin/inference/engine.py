@@ -85,17 +85,26 @@ class Engine:
         self.prompts.clear()
         self.model = None
 
-    def start(self, rows: Sequence[list[int]], prompts: Sequence[Ids], *, short: bool) -> list[ForwardPass]:
+    def start(
+        self,
+        rows: Sequence[list[int]],
+        prompts: Sequence[Ids],
+        *,
+        short: bool,
+        seconds: Sequence[int] | None = None,
+    ) -> list[ForwardPass]:
         """Pack rows and submit them to the threads.
 
         Args:
             rows: token ids of each text, including its prompt.
             prompts: token ids of the prompt alone.
             short: whether it goes ahead of all work that is not short.
+            seconds: for pairs of texts, where in each row the second begins.
         """
         passes = []
         for start, chosen in self.prompts.group(prompts, rows).items():
-            for batch in self._pack([rows[i][start.known :] for i in chosen]):
+            own = [rows[i][start.known :] for i in chosen]
+            for batch in self._pack(own, seconds and [seconds[i] for i in chosen]):
                 places = [chosen[i] for i in batch.order]
                 passes.append(ForwardPass(places, batch, start, self._submit(batch, start, short=short)))
         return passes
@@ -121,8 +130,14 @@ class Engine:
     def _load(self, dtype: str) -> LoadedModel:
         return load_model(self._checkpoint, device=self.device, dtype=dtype)
 
-    def _pack(self, rows: list[list[int]], *, parts: int = 1) -> Iterator[TokenBatch]:
+    def _pack(
+        self, rows: list[list[int]], seconds: Sequence[int] | None = None, *, parts: int = 1
+    ) -> Iterator[TokenBatch]:
         """Lay rows out for the device, in at least `parts` passes if there are that many rows."""
+        for batch in self._pack_ids(rows, parts):
+            yield replace(batch, seconds=tuple(seconds[i] for i in batch.order)) if seconds else batch
+
+    def _pack_ids(self, rows: list[list[int]], parts: int) -> Iterator[TokenBatch]:
         total = -(-sum(map(len, rows)) // parts)
         if not in_cpu_layout(self.device):
             return pack_padded(rows, min(pass_tokens(), total))
@@ -172,7 +187,7 @@ class Engine:
     def _compute_in_halves(self, under_way: ForwardPass) -> Vector:
         rows = under_way.batch.rows()
         vectors = np.empty((len(rows), self._checkpoint.native_dimension), dtype=np.float32)
-        for batch in self._pack(rows, parts=2):
+        for batch in self._pack(rows, under_way.batch.seconds, parts=2):
             vectors[list(batch.order)] = self._submit(batch, under_way.start, short=True).result()
         return vectors
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.hub.registry import resolve
 from akidb_mlx_plugin.inference.embedder import Embedder
+from akidb_mlx_plugin.inference.reranker import Reranker
 from akidb_mlx_plugin.pooling_names import join_pooling
 from akidb_mlx_plugin.runtime.devices import choose_device
 
-_Key = tuple[str, str, str, str, str]
+_Key = tuple[str, ...]
+# What is shared: an embedder or a reranker.
+Model = TypeVar("Model", bound="Closable")
 _DEFAULTS = LoadOptions()
+
+
+class Closable(Protocol):
+    """A loaded model."""
+
+    def close(self) -> None:
+        """Free the weights."""
 
 
 @dataclass
@@ -22,7 +34,7 @@ class _Entry:
     """A model that is loaded or loading, and its number of holders."""
 
     loading: threading.Lock = field(default_factory=threading.Lock)
-    embedder: Embedder | None = None
+    model: Closable | None = None
     holders: int = 0
 
 
@@ -48,34 +60,63 @@ def acquire_embedder(model: str | Path, options: LoadOptions = _DEFAULTS) -> Emb
     Callers that arrive during the load wait for it. The next caller retries a failed load.
     Arguments and errors are those of `Embedder.open`.
     """
-    source = resolve(model)
     pooling = "" if options.pooling is None else join_pooling(options.pooling)
-    key = (
-        str(source.folder or source.repo),
-        choose_device(options.device),
-        options.dtype,
-        str(options.cache_dir),
-        pooling,
+    return _acquire(Embedder, (*_identify(model, options), pooling), lambda: Embedder.open(model, options))
+
+
+def acquire_reranker(
+    model: str | Path,
+    options: LoadOptions = _DEFAULTS,
+    *,
+    activation: str | None = None,
+    instruction: str | None = None,
+) -> Reranker:
+    """Return the process's only reranker of a model with these settings, as `acquire_embedder`.
+
+    Arguments and errors are those of `Reranker.open`.
+    """
+    key = ("reranker", *_identify(model, options), activation or "", repr(instruction))
+    return _acquire(
+        Reranker, key, lambda: Reranker.open(model, options, activation=activation, instruction=instruction)
     )
+
+
+def release_embedder(embedder: Embedder) -> None:
+    """Release an acquired embedder; the last holder's release frees it."""
+    _release(embedder)
+
+
+def release_reranker(reranker: Reranker) -> None:
+    """Release an acquired reranker; the last holder's release frees it."""
+    _release(reranker)
+
+
+def _release(model: Closable) -> None:
+    with _lock:
+        found = next(((key, entry) for key, entry in _entries.items() if entry.model is model), None)
+    if found:
+        _drop(*found)
+
+
+def _identify(model: str | Path, options: LoadOptions) -> tuple[str, ...]:
+    source = resolve(model)
+    place = str(source.folder or source.repo)
+    return place, choose_device(options.device), options.dtype, str(options.cache_dir)
+
+
+def _acquire(kind: type[Model], key: _Key, load: Callable[[], Model]) -> Model:
     with _lock:
         entry = _entries.setdefault(key, _Entry())
         entry.holders += 1
     try:
         with entry.loading:
-            if entry.embedder is None:
-                entry.embedder = Embedder.open(model, options)
-            return entry.embedder
+            if entry.model is None:
+                entry.model = load()
+            assert isinstance(entry.model, kind), "keys of different kinds of models differ"
+            return entry.model
     except BaseException:
         _drop(key, entry)
         raise
-
-
-def release_embedder(embedder: Embedder) -> None:
-    """Release an acquired embedder; the last holder's release frees it."""
-    with _lock:
-        found = next(((key, entry) for key, entry in _entries.items() if entry.embedder is embedder), None)
-    if found:
-        _drop(*found)
 
 
 def _drop(key: _Key, entry: _Entry) -> None:
@@ -84,5 +125,5 @@ def _drop(key: _Key, entry: _Entry) -> None:
         last = entry.holders == 0
         if last:
             _entries.pop(key, None)
-    if last and entry.embedder is not None:
-        entry.embedder.close()
+    if last and entry.model is not None:
+        entry.model.close()

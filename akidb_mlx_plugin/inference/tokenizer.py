@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
@@ -27,6 +27,34 @@ class TokenRows:
 
     ids: list[list[int]]
     truncated: int
+
+
+class PlainRow(NamedTuple):
+    """Tokens of a text without special tokens.
+
+    Attributes:
+        ids: as many as a row has room for, from the end that truncation keeps.
+        tokens: number of all tokens.
+        is_part: whether they were counted in a part of the text that is longer than a row.
+    """
+
+    ids: list[int]
+    tokens: int
+    is_part: bool
+
+
+class PairFrame(NamedTuple):
+    """What surrounds the two texts of a pair.
+
+    Attributes:
+        opening, between, closing: special tokens.
+        segment: how many tokens after the first text the second segment begins; None for one segment.
+    """
+
+    opening: list[int]
+    between: list[int]
+    closing: list[int]
+    segment: int | None
 
 
 class TextTokenizer:
@@ -56,7 +84,6 @@ class TextTokenizer:
                 the table, there is no such end token, or special tokens leave no room for text.
         """
         # Imported here: an adapter may be imported and built without ever embedding a text.
-        from akidb_mlx_plugin.inference.tokenizer_bounds import TextBounds
         from akidb_mlx_plugin.inference.tokenizer_loading import load_plain_tokenizer, load_tokenizer
 
         loaded = (load_plain_tokenizer if plain else load_tokenizer)(folder, rows)
@@ -73,8 +100,7 @@ class TextTokenizer:
                 f"{folder} allows {max_tokens} tokens per text, which its special tokens alone exceed; "
                 "increase max_seq_length in sentence_bert_config.json"
             )
-        self._tokenizer.enable_truncation(max_length=room, direction=loaded.side)
-        self._bounds = TextBounds(self._tokenizer, room, loaded.side)
+        self._truncate(room, loaded.side)
 
     def encode(self, texts: Sequence[str]) -> TokenRows:
         """Return the token ids of each text.
@@ -93,6 +119,81 @@ class TextTokenizer:
                 raise InvalidInputError(f"text {i} has no tokens with this model's tokenizer; leave it out")
         return TokenRows(ids, truncated=sum(bool(encoding.overflowing) for encoding in encodings))
 
+    def plain_rows(self, texts: Sequence[str]) -> list[PlainRow]:
+        """Return the tokens of each text without special tokens.
+
+        Raises:
+            InvalidInputError: a text has a character that the tokenizer cannot read.
+        """
+        short = [self._bounds.shorten(text) for text in texts]
+        rows = self._run(short, special=False)
+        return [
+            PlainRow(row.ids, len(row.ids) + sum(map(len, row.overflowing)), part is not text)
+            for text, part, row in zip(texts, short, rows, strict=True)
+        ]
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a whole text, without special tokens."""
+        (row,) = self._run([text], special=False)
+        return len(row.ids) + sum(map(len, row.overflowing))
+
+    def pair_frame(self) -> PairFrame:
+        """Return what the tokenizer's template puts around the two texts of a pair; call it before texts are encoded.
+
+        Raises:
+            ModelNotFoundError: the template is not of that form.
+        """
+        self._tokenizer.no_truncation()
+        probe = self._tokenizer.encode("a", "a")
+        self._truncate(self._room, self._side)
+        first, second = ([i for i, text in enumerate(probe.sequence_ids) if text == place] for place in (0, 1))
+        whole = [*first, *second] and [*range(first[0], first[-1] + 1), *range(second[0], second[-1] + 1)]
+        segments = probe.type_ids
+        if not first or not second or [*first, *second] != whole or segments != sorted(segments):
+            raise ModelNotFoundError(f"the tokenizer joins a pair of texts as {probe.tokens}, which is not supported")
+        begins = next((i for i, segment in enumerate(segments) if segment), None)
+        return PairFrame(
+            probe.ids[: first[0]],
+            probe.ids[first[-1] + 1 : second[0]],
+            probe.ids[second[-1] + 1 :],
+            None if begins is None else begins - first[-1] - 1,
+        )
+
+    @property
+    def room(self) -> int:
+        """Longest row, including special tokens."""
+        return self._room
+
+    @property
+    def keeps_beginnings(self) -> bool:
+        """Whether truncation keeps the beginning of a text, not its end."""
+        return self._side == "right"
+
+    def reserve(self, tokens: int) -> None:
+        """Truncate texts that many tokens earlier, for what the caller adds to their rows.
+
+        Raises:
+            ModelNotFoundError: that leaves no room.
+        """
+        special = self._tokenizer.num_special_tokens_to_add(False)
+        if self._room - tokens <= special:
+            raise ModelNotFoundError(
+                f"texts of up to {self._room} tokens leave no room for {tokens} others around them"
+            )
+        self._truncate(self._room - tokens, self._side)
+
+    def _truncate(self, room: int, side: str) -> None:
+        from akidb_mlx_plugin.inference.tokenizer_bounds import TextBounds
+
+        self._room, self._side = room, side
+        self._tokenizer.enable_truncation(max_length=room, direction=side)
+        self._bounds = TextBounds(self._tokenizer, room, side)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token; None if the vocabulary lacks it."""
+        number = self._tokenizer.token_to_id(token)
+        return None if number is None else int(number)
+
     def prompt_length(self, prompt: str) -> int:
         """Return the number of leading tokens that belong to a prompt, counted like sentence-transformers."""
         return len(self.prompt_ids(prompt))
@@ -109,9 +210,11 @@ class TextTokenizer:
         return row[:-1] if row and row[-1] in self._special_ids else row
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
+        return self._run([self._bounds.shorten(text) for text in texts], special=self._adds_special_tokens)
+
+    def _run(self, texts: list[str], *, special: bool) -> list[Encoding]:
         try:
-            texts = [self._bounds.shorten(text) for text in texts]
-            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._adds_special_tokens)
+            return self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
         except BaseException as error:
             # tokenizers raises bare Exception, or on a panic PanicException, which is not an Exception.
             if isinstance(error, Exception) or type(error).__name__ == "PanicException":

@@ -51,6 +51,7 @@ class TokenizerClass:
         vocabulary: files to read if there is no tokenizer.json.
         mask_takes_space: whether a mask token given only by name strips the space before it.
         plain_tokens: whether its special tokens strip no spaces, whatever the folder says.
+        separators: closing tokens between the two texts of a pair.
     """
 
     build: Callable[[Tokenizer, TokenizerSettings, NamedTokens], None]
@@ -60,6 +61,7 @@ class TokenizerClass:
     vocabulary: tuple[str, ...] = ()
     mask_takes_space: bool = False
     plain_tokens: bool = False
+    separators: int = 1
 
     def read_vocabulary(self, folder: Path, named: NamedTokens) -> Tokenizer:
         """Return a tokenizer with only a folder's vocabulary."""
@@ -72,12 +74,16 @@ class TokenizerClass:
         """Add the class's own special tokens around every text; they must already be in the vocabulary."""
         if self.template:
             opening, closing = (str(named[name]) if name else None for name in self.template)
-            surround(tokenizer, opening, closing)
+            surround(tokenizer, opening, closing, separators=self.separators)
 
 
-def surround(tokenizer: Tokenizer, opening: str | None, closing: str | None) -> None:
+def surround(tokenizer: Tokenizer, opening: str | None, closing: str | None, *, separators: int = 1) -> None:
     """Add tokens before and after every text.
 
+    Args:
+        tokenizer: to change.
+        opening, closing: the tokens; None for none.
+        separators: closing tokens between the texts of a pair.
     Raises:
         ModelNotFoundError: the tokenizer does not have them.
     """
@@ -86,7 +92,10 @@ def surround(tokenizer: Tokenizer, opening: str | None, closing: str | None) -> 
         if number is None:
             raise ModelNotFoundError(f"the tokenizer has no token {token!r}, which every text needs; {REMEDY}")
     pieces = [*([opening] if opening else []), "$A", *([closing] if closing else [])]
-    tokenizer.post_processor = processors.TemplateProcessing(single=pieces, special_tokens=ends)
+    second = [*([closing] * (separators - 1) if closing else []), "$B:1", *([f"{closing}:1"] if closing else [])]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=pieces, pair=[*pieces, *second], special_tokens=ends
+    )
 
 
 def _build_bert(tokenizer: Tokenizer, settings: TokenizerSettings, named: NamedTokens) -> None:
@@ -205,7 +214,7 @@ _MERGES = ("vocab.json", "merges.txt")
 _END_OF_TEXT = "<|endoftext|>"
 _BERT = TokenizerClass(_build_bert, _adapt_bert, _BERT_TOKENS, _FRAME, ("vocab.txt",))
 _MPNET_TOKENS = _ROBERTA_TOKENS | {"unk_token": "[UNK]"}
-_ROBERTA = TokenizerClass(_build_byte_level, _adapt_byte_level, _ROBERTA_TOKENS, _FRAME, _MERGES)
+_ROBERTA = TokenizerClass(_build_byte_level, _adapt_byte_level, _ROBERTA_TOKENS, _FRAME, _MERGES, separators=2)
 _GPT2_TOKENS = dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END_OF_TEXT) | {"pad_token": None}
 _QWEN_TOKENS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), _END_OF_TEXT)
 _GEMMA_TOKENS = {f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad", "mask")}
@@ -217,7 +226,7 @@ TOKENIZER_CLASSES = {
     **dict.fromkeys(("BertTokenizer", "ConvBertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), _BERT),
     **dict.fromkeys(("LxmertTokenizer", "MobileBertTokenizer", "SqueezeBertTokenizer"), _BERT),
     "MPNetTokenizer": TokenizerClass(
-        _build_bert, _adapt_bert, _MPNET_TOKENS, _FRAME, _BERT.vocabulary, mask_takes_space=True
+        _build_bert, _adapt_bert, _MPNET_TOKENS, _FRAME, _BERT.vocabulary, mask_takes_space=True, separators=2
     ),
     **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "LongformerTokenizer"), _ROBERTA),
     "GPT2Tokenizer": TokenizerClass(_build_byte_level, _adapt_byte_level, _GPT2_TOKENS, None, _MERGES),
@@ -225,7 +234,11 @@ TOKENIZER_CLASSES = {
     "GemmaTokenizer": TokenizerClass(_build_gemma, _adapt_by(), _GEMMA_TOKENS),
     "LlamaTokenizer": TokenizerClass(_build_llama, _adapt_by("add_prefix_space", "legacy"), _LLAMA_TOKENS),
     "XLMRobertaTokenizer": TokenizerClass(
-        _build_xlm_roberta, _adapt_by("add_prefix_space"), _ROBERTA_TOKENS, ("bos_token", "eos_token")
+        _build_xlm_roberta,
+        _adapt_by("add_prefix_space"),
+        _ROBERTA_TOKENS,
+        ("bos_token", "eos_token"),
+        separators=2,
     ),
     "T5Tokenizer": TokenizerClass(_build_t5, _adapt_by(), _T5_TOKENS, (None, "eos_token")),
     "AlbertTokenizer": TokenizerClass(

@@ -53,6 +53,17 @@ GPTNeoXJapanese GPTSw3 M2M100 Marian PLBart Perceiver Phobert ProphetNet RoCBert
 _IN_PYTHON = frozenset(f"{name}Tokenizer" for name in _CLASSES_IN_PYTHON.split())
 
 
+# Classes that do unless `model_input_names` says otherwise; those of other names are aliases of these.
+_NAMING_SEGMENTS = {
+    "BertTokenizer",
+    "ConvBertTokenizer",
+    "ElectraTokenizer",
+    "LxmertTokenizer",
+    "MobileBertTokenizer",
+    "SqueezeBertTokenizer",
+}
+
+
 @dataclass(frozen=True)
 class TokenizerSettings:
     """A folder's tokenizer settings.
@@ -70,6 +81,12 @@ class TokenizerSettings:
     added: Mapping[int, AddedToken | str] = field(default_factory=dict)
     complete: bool = False
     adds_ends: bool = False
+
+    @property
+    def names_segments(self) -> bool:
+        """Whether transformers passes the model which text of a pair each token belongs to."""
+        named = self.values.get("model_input_names")
+        return "token_type_ids" in named if isinstance(named, list) else self.kind in _NAMING_SEGMENTS
 
     def sets(self, *keys: str) -> bool:
         """Return whether the folder sets any of these keys."""

@@ -38,7 +38,7 @@ from akidb_mlx_plugin.metrics.specs import (
     MetricSpec,
 )
 from akidb_mlx_plugin.runtime.memory import resident_bytes
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, PairRequest
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -67,7 +67,7 @@ class QueueMetrics(QueueObserver):
     def request_ended(self, request: BatchEmbeddingRequest, seconds: float, outcome: Outcome) -> None:
         """Count a request."""
         instruments = self._instruments
-        kind = request.kind if request.kind == "query" else "document"
+        kind = "pair" if isinstance(request, PairRequest) else "query" if request.kind == "query" else "document"
         instruments[REQUESTS].labels(self._model, kind, _label(outcome)).inc()
         if not isinstance(outcome, BatchEmbeddingResponse):
             return

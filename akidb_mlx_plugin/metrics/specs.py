@@ -57,9 +57,13 @@ REQUESTS = MetricSpec(
     "Requests by outcome: ok, invalid, refused (queue full), deadline, cancelled, error.",
     ("model", "kind", "outcome"),
 )
-TEXTS = MetricSpec("embedding_texts_total", "counter", "Texts embedded.", ("model", "kind"))
+TEXTS = MetricSpec(
+    "embedding_texts_total", "counter", "Texts embedded, and pairs of texts scored (kind pair).", ("model", "kind")
+)
 TOKENS = MetricSpec("embedding_tokens_total", "counter", "Tokens embedded, including prompts and special tokens.")
-TRUNCATED = MetricSpec("embedding_truncated_texts_total", "counter", "Texts truncated at the model's maximum length.")
+TRUNCATED = MetricSpec(
+    "embedding_truncated_texts_total", "counter", "Texts and pairs truncated at the model's maximum length."
+)
 QUEUE_LENGTH = MetricSpec("embedding_queue_length", "gauge", "Texts waiting for the model.")
 LOAD_SECONDS = MetricSpec("embedding_model_load_seconds", "gauge", "Time the model took to load.")
 CACHE_BYTES = MetricSpec("embedding_cache_bytes", "gauge", "Size of the model cache on disk.", ())

@@ -53,7 +53,7 @@ class ModelArgs:
 
 
 class Embeddings(nn.Module):
-    """The sum of word, position and segment vectors where present, normalized; every token is in segment 0."""
+    """The sum of word, position and segment vectors where present, normalized; a single text is all in segment 0."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -64,15 +64,16 @@ class Embeddings(nn.Module):
             self.token_type_embeddings = nn.Embedding(args.type_vocab_size, args.hidden_size)
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
-    def __call__(self, ids: mx.array, positions: mx.array) -> mx.array:
+    def __call__(self, ids: mx.array, positions: mx.array, segments: mx.array | None = None) -> mx.array:
         # The tables may have another dtype than the computation.
         dtype = self.LayerNorm.weight.dtype
         parts = [self.word_embeddings(ids).astype(dtype)]
         if "position_embeddings" in self:
             parts.append(self.position_embeddings(positions).astype(dtype))
         if "token_type_embeddings" in self:
-            parts.append(self.token_type_embeddings(mx.zeros(1, dtype=mx.int32)).astype(dtype))
-        # Smallest first: segments are one row, and positions usually fewer than words.
+            segments = mx.zeros(1, dtype=mx.int32) if segments is None else segments
+            parts.append(self.token_type_embeddings(segments).astype(dtype))
+        # Smallest first: the segment of single texts is one row.
         total = parts.pop()
         while parts:
             total = parts.pop() + total
@@ -186,5 +187,5 @@ class BertEncoder(Encoder):
         return None
 
     def __call__(self, tokens: Tokens) -> mx.array:
-        x = self.embeddings(tokens.ids, self.position_ids(tokens))
+        x = self.embeddings(tokens.ids, self.position_ids(tokens), tokens.segments)
         return self.encoder(x, tokens.blocks, self.position_bias(x.dtype))

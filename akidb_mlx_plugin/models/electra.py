@@ -42,7 +42,7 @@ class ElectraEncoder(BertEncoder):
         return drop_leftovers(weights, ("electra.",))
 
     def __call__(self, tokens: Tokens) -> mx.array:
-        x = self.embeddings(tokens.ids, self.position_ids(tokens))
+        x = self.embeddings(tokens.ids, self.position_ids(tokens), tokens.segments)
         if "embeddings_project" in self:
             x = self.embeddings_project(x)
         return self.encoder(x, tokens.blocks)

@@ -50,7 +50,7 @@ class ModelArgs:
 
 
 class Embeddings(nn.Module):
-    """The sum of word and segment vectors, normalized; every token is in segment 0."""
+    """The sum of word and segment vectors, normalized; a single text is all in segment 0."""
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
@@ -59,12 +59,13 @@ class Embeddings(nn.Module):
             self.token_type_embeddings = nn.Embedding(args.type_vocab_size, args.hidden_size)
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
-    def __call__(self, ids: mx.array) -> mx.array:
+    def __call__(self, ids: mx.array, segments: mx.array | None = None) -> mx.array:
         # The tables may have another dtype than the computation.
         dtype = self.LayerNorm.weight.dtype
         x = self.word_embeddings(ids).astype(dtype)
         if "token_type_embeddings" in self:
-            x = x + self.token_type_embeddings(mx.zeros(1, dtype=mx.int32)).astype(dtype)
+            segments = mx.zeros(1, dtype=mx.int32) if segments is None else segments
+            x = x + self.token_type_embeddings(segments).astype(dtype)
         return self.LayerNorm(x)
 
 
@@ -149,7 +150,7 @@ class RotaryBertEncoder(Encoder):
         self._rotary = rotary
 
     def __call__(self, tokens: Tokens) -> mx.array:
-        x = self.embeddings(tokens.ids)
+        x = self.embeddings(tokens.ids, tokens.segments)
         angles = self._rotary.angles(tokens)
         for layer in self.layers:
             x = eval_layer(layer(x, angles, tokens))

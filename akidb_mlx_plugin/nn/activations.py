@@ -104,11 +104,11 @@ def _exp_in_range(x: mx.array) -> mx.array:
     return e + 1.0
 
 
-def softmax_parts(scores: mx.array) -> tuple[mx.array, mx.array]:
-    """Return the softmax over the last axis as numerators and their sum; -inf gets 0, a row needs a finite entry."""
-    below = mx.maximum(scores - mx.max(scores, axis=-1, keepdims=True), _LEAST_EXPONENT)
+def softmax_parts(scores: mx.array, axis: int) -> tuple[mx.array, mx.array]:
+    """Return the softmax over an axis as numerators and their sum; -inf gets 0, each sum needs a finite entry."""
+    below = mx.maximum(scores - mx.max(scores, axis=axis, keepdims=True), _LEAST_EXPONENT)
     weights = _exp_in_range(below)
-    return weights, mx.sum(weights, axis=-1, keepdims=True)
+    return weights, mx.sum(weights, axis=axis, keepdims=True)
 
 
 # gelu(x) = x (1/2 + r P(r^2) / Q(r^2)) with r = x clipped to ±5.2, where the normal distribution is 0 or 1 within 1e-7.

@@ -247,17 +247,17 @@ def _attend_sliced(
             stop = min(start + step, length)
             first = 0 if window is None else max(0, start - window + 1)
             last = stop if causal else length if window is None else min(length, stop + window - 1)
-            scores = queries[..., start - offset : stop - offset, :] @ keys[..., first:last, :].swapaxes(-1, -2)
+            # Keys before queries: MLX vectorizes maxima and sums along any axis but the last.
+            scores = keys[..., first:last, :] @ queries[..., start - offset : stop - offset, :].swapaxes(-1, -2)
             if bias is not None:
-                # (H, Q, K), against (K, H/K, B, Q, K)
-                scores = (
-                    scores + mx.unflatten(bias.between(length, start, stop, first, last), 0, (groups, -1))[:, :, None]
-                )
+                # (H, Q, K)
+                added = mx.unflatten(bias.between(length, start, stop, first, last), 0, (groups, -1))[:, :, None]
+                scores = scores + added.swapaxes(-1, -2)
             visible = _visible(start, stop, first, last, block.lengths, causal, window)
             if visible is not None:
-                # (Q, K) or (B, Q, K), against (K, H/K, B, Q, K)
-                scores = scores + mx.where(visible, 0.0, -mx.inf).astype(scores.dtype)
-            weights, total = softmax_parts(scores)
+                # (Q, K) or (B, Q, K)
+                scores = scores + mx.where(visible, 0.0, -mx.inf).astype(scores.dtype).swapaxes(-1, -2)
+            weights, total = (x.swapaxes(-1, -2) for x in softmax_parts(scores, axis=-2))
             # Divided after the sum: usually fewer elements, and never more passes.
             slices.append((weights @ values[..., first:last, :]) / total)
         out = slices[0] if len(slices) == 1 else mx.concatenate(slices, axis=-2)

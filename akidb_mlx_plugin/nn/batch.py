@@ -65,12 +65,14 @@ class TokenBatch:
         positions: (T,) int32 position of each token within its text.
         blocks: the rectangles that make up ids.
         order: input index of each row, in the order of the blocks' rows.
+        seconds: for pairs of texts, position in each row at which the second text begins, in the same order.
     """
 
     ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     blocks: tuple[Block, ...]
     order: tuple[int, ...]
+    seconds: tuple[int, ...] | None = None
 
     def rows(self) -> list[list[int]]:
         """Return the token ids of each text, in the order of the blocks' rows."""
@@ -80,6 +82,19 @@ class TokenBatch:
             lengths = block.lengths or (block.length,) * block.rows
             texts += [row[:length].tolist() for row, length in zip(rectangle, lengths, strict=True)]
         return texts
+
+    def segments(self) -> NDArray[np.int32] | None:
+        """Return (T,) the segment of each token, 0 or 1; None if rows are single texts."""
+        if self.seconds is None:
+            return None
+        segments = np.zeros(len(self.ids), dtype=np.int32)
+        row = 0
+        for block in self.blocks:
+            begins = np.array(self.seconds[row : row + block.rows], dtype=np.int32)
+            inside = np.arange(block.length, dtype=np.int32) >= begins[:, None]
+            segments[block.start : block.stop] = inside.reshape(-1)
+            row += block.rows
+        return segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +130,14 @@ class Tokens:
         positions: (T,) position of each token within its text.
         blocks: the rectangles that the token axis consists of.
         prefix: cached tokens before every row of the blocks; not part of the token axis.
+        segments: (T,) segment of each token, 0 or 1; None if every token is in segment 0.
     """
 
     ids: mx.array
     positions: mx.array
     blocks: tuple[Block, ...]
     prefix: Prefix | None = None
+    segments: mx.array | None = None
 
     @classmethod
     def from_batch(cls, batch: TokenBatch, prefix: Prefix | None = None) -> Tokens:
@@ -131,7 +148,9 @@ class Tokens:
             prefix: see the attribute.
         """
         positions = batch.positions if prefix is None else batch.positions + np.int32(prefix.length)
-        return cls(mx.array(batch.ids), mx.array(positions), Blocks(batch.blocks), prefix)
+        segments = batch.segments()
+        known = None if segments is None else mx.array(segments)
+        return cls(mx.array(batch.ids), mx.array(positions), Blocks(batch.blocks), prefix, known)
 
     @property
     def longest(self) -> int:

@@ -18,6 +18,8 @@ _MOST_TOKENS = 20
 _WIDTHS = (32, 16)
 # A mean over fewer numbers than this is not worth a matrix product.
 _LEAST_WIDTH = 256
+# Rows transposed at a time: what they read stays in the first cache.
+_TRANSPOSED_ROWS = 64
 
 
 class CPULinear(nn.Linear):
@@ -26,10 +28,15 @@ class CPULinear(nn.Linear):
     MLX writes the bias into every row and adds the product to it, which takes three times as long.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
-        """Take a layer's weights."""
+    def __init__(self, linear: nn.Linear, *, column_major: bool = False) -> None:
+        """Take a layer's weights.
+
+        Args:
+            linear: the layer.
+            column_major: whether to lay the weights out by columns, as the product reads them.
+        """
         nn.Module.__init__(self)
-        self.weight = linear.weight
+        self.weight = _by_columns(linear.weight) if column_major else linear.weight
         if "bias" in linear:
             self.bias = linear.bias
 
@@ -101,7 +108,7 @@ def use_cpu_layers(encoder: nn.Module, *, spare_bytes: int) -> None:
     def exchange(module: nn.Module) -> nn.Module:
         if _is_float32(module, nn.Linear):
             width = block_width(module) if cut else None
-            return BlockedLinear(module, width) if width else CPULinear(module)
+            return BlockedLinear(module, width) if width else CPULinear(module, column_major=_is_wide(module))
         for kind, replacement in _NORMS.items():
             if _is_float32(module, kind) and len(module.weight) >= _LEAST_WIDTH:
                 return replacement(module)
@@ -115,6 +122,22 @@ def block_width(linear: nn.Linear) -> int | None:
     outputs, inputs = linear.weight.shape
     fitting = (w for w in _WIDTHS if outputs % w == 0 and w * inputs * _MOST_TOKENS <= _MOST_PRODUCTS)
     return next(fitting, None)
+
+
+def _by_columns(weight: mx.array) -> mx.array:
+    """Return the same matrix, laid out in memory by columns."""
+    parts = [weight[i : i + _TRANSPOSED_ROWS].T for i in range(0, len(weight), _TRANSPOSED_ROWS)]
+    return mx.contiguous(mx.concatenate(parts, axis=1)).T
+
+
+def _is_wide(linear: nn.Linear) -> bool:
+    """Return whether a product with weights laid out by columns is faster.
+
+    Of a dozen tokens it takes 0.6 to 0.9 times as long, of a thousand 0.97 to 1; measured with OpenBLAS without kernels
+    for small matrices. Matrices with more inputs than outputs gain nothing.
+    """
+    outputs, inputs = linear.weight.shape
+    return bool(outputs >= inputs)
 
 
 _NORMS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,8 +28,16 @@ _ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 }
 
 
+@dataclass(frozen=True)
+class Norm:
+    """Settings of a layer norm: its epsilon, and whether it has a bias."""
+
+    eps: float
+    bias: bool
+
+
 class Dense(nn.Module):
-    """A linear layer with an activation, optional input normalization and an optional residual connection."""
+    """A linear layer with an activation; with options for a norm before or after it and a residual connection."""
 
     def __init__(
         self,
@@ -39,6 +48,7 @@ class Dense(nn.Module):
         activation: str,
         residual: bool,
         normalize_input: bool = False,
+        norm: Norm | None = None,
     ) -> None:
         """Build the layer with uninitialized weights.
 
@@ -57,11 +67,15 @@ class Dense(nn.Module):
         if residual and in_features != out_features:
             self.residual = nn.Linear(in_features, out_features, bias=False)
         self._activation = _ACTIVATIONS[activation]
+        if norm:
+            self.norm = nn.LayerNorm(out_features, eps=norm.eps, bias=norm.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.normalizes_input:
             x = x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), SMALLEST_NORM)
         out = self._activation(self.linear(x))
+        if "norm" in self:
+            out = self.norm(out)
         if not self.adds_input:
             return out
         return out + (self.residual(x) if "residual" in self else x)

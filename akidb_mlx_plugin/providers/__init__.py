@@ -1,4 +1,4 @@
-"""Sources of vectors with one interface: a model on MLX, the user, or a mock for tests."""
+"""Sources of vectors with one interface: a model on MLX, here or in a server, the user, or a mock for tests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,26 @@ if TYPE_CHECKING:
     from akidb_mlx_plugin.config import EmbeddingConfig
     from akidb_mlx_plugin.providers.mlx import MLXProvider
     from akidb_mlx_plugin.providers.mock import MockProvider
+    from akidb_mlx_plugin.providers.remote import RemoteProvider
     from akidb_mlx_plugin.providers.user_provided import UserProvidedProvider
 
-__all__ = ["EmbeddingProvider", "MLXProvider", "MockProvider", "UserProvidedProvider", "make_provider"]
+__all__ = [
+    "EmbeddingProvider",
+    "MLXProvider",
+    "MockProvider",
+    "RemoteProvider",
+    "UserProvidedProvider",
+    "make_provider",
+]
 
 __getattr__ = import_when_asked(
-    __name__, {"MLXProvider": "mlx", "MockProvider": "mock", "UserProvidedProvider": "user_provided"}
+    __name__,
+    {
+        "MLXProvider": "mlx",
+        "MockProvider": "mock",
+        "RemoteProvider": "remote",
+        "UserProvidedProvider": "user_provided",
+    },
 )
 
 
@@ -27,6 +41,10 @@ def make_provider(config: EmbeddingConfig, *, trusted: bool = True) -> Embedding
         config: its mode decides.
         trusted: as for `MLXProvider`.
     """
+    if config.mode == "mlx" and config.remote.url is not None:
+        from akidb_mlx_plugin.providers.remote import RemoteProvider
+
+        return RemoteProvider(config.remote, config.mlx, trusted=trusted)
     if config.mode == "mlx":
         from akidb_mlx_plugin.providers.mlx import MLXProvider
 

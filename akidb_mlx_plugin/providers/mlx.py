@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.config import MLXConfig
-from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, ResolvedRequest
+from akidb_mlx_plugin.providers.defaults import with_defaults
+from akidb_mlx_plugin.providers.lazy import LazyModel
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ class MLXProvider(EmbeddingProvider):
         """
         self._config = config
         self._trusted = trusted
-        self._loading = threading.Lock()
-        self._embedder: Embedder | None = None
+        self._lazy: LazyModel[Embedder] = LazyModel(self._acquire, _release, config.keep_alive)
         self._described: ModelInfo | None = None
-        self._failure: Exception | None = None
-        self._closed = False
+
+    @property
+    def load_seconds(self) -> float | None:  # type: ignore[override]  # read only
+        """How long the model took to load; None if none is loaded."""
+        return self._lazy.load_seconds
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
         """Embed one request; loads the model if needed."""
@@ -47,12 +49,13 @@ class MLXProvider(EmbeddingProvider):
         Raises:
             ModelNotFoundError, DownloadError: it could not be loaded; the next call tries again.
         """
-        return self._load().embed_requests([self._with_defaults(request) for request in requests])
+        with self._lazy.use() as embedder:
+            return embedder.embed_requests([with_defaults(request, self._config) for request in requests])
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
-        completed = self._with_defaults(request)
-        embedder = self._embedder
+        completed = with_defaults(request, self._config)
+        embedder = self._lazy.model
         if embedder is None:
             check_request(completed)
             return completed
@@ -73,7 +76,7 @@ class MLXProvider(EmbeddingProvider):
                 prompts={kind: prompt for kind, prompt in prompts.items() if prompt is not None},
                 tasks={kind: task for kind, task in tasks.items() if task is not None},
             )
-        embedder = self._embedder
+        embedder = self._lazy.model
         if embedder is None:
             return self._described
         loaded = embedder.info()
@@ -81,41 +84,16 @@ class MLXProvider(EmbeddingProvider):
 
     def health_check(self) -> None:
         """Raise ServiceUnavailableError if the last attempt to load the model failed."""
-        if self._failure is not None:
-            raise ServiceUnavailableError(
-                f"the model could not be loaded: {self._failure}; the next text tries again"
-            ) from self._failure
+        self._lazy.health_check()
 
     def close(self) -> None:
         """Release the model. A load in progress releases it itself when done."""
-        self._closed = True
-        if self._loading.acquire(blocking=False):
-            self._release_and_unlock()
-
-    def _load(self) -> Embedder:
-        with self._loading:
-            if self._closed:
-                raise ServiceUnavailableError("the embedding provider is closed")
-            if self._embedder is None:
-                self._embedder = self._acquire()
-                self.load_seconds = self._embedder.load_seconds
-            embedder = self._embedder
-        # Checked without the lock: either `close` got the lock, or it had already set this.
-        if self._closed:
-            self.close()
-            raise ServiceUnavailableError("the embedding provider was closed while the model was being loaded")
-        return embedder
+        self._lazy.close()
 
     def _acquire(self) -> Embedder:
-        try:
-            from akidb_mlx_plugin.inference.shared import acquire_embedder
+        from akidb_mlx_plugin.inference.shared import acquire_embedder
 
-            embedder = acquire_embedder(self._config.model, self._options())
-        except Exception as error:
-            self._failure = error
-            raise
-        self._failure = None
-        return embedder
+        return acquire_embedder(self._config.model, self._options())
 
     def _options(self) -> LoadOptions:
         from akidb_mlx_plugin.checkpoints.options import LoadOptions
@@ -130,26 +108,8 @@ class MLXProvider(EmbeddingProvider):
             pooling=config.pooling,
         )
 
-    def _release_and_unlock(self) -> None:
-        try:
-            embedder, self._embedder = self._embedder, None
-        finally:
-            self._loading.release()
-        if embedder is not None:
-            from akidb_mlx_plugin.inference.shared import release_embedder
 
-            release_embedder(embedder)
+def _release(embedder: Embedder) -> None:
+    from akidb_mlx_plugin.inference.shared import release_embedder
 
-    def _with_defaults(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
-        if isinstance(request, ResolvedRequest):
-            return request
-        config, query = self._config, request.kind == "query"
-        prompt = config.query_prompt if query else config.document_prompt
-        task = config.query_task if query else config.document_task
-        return replace(
-            request,
-            normalize=self._config.normalize if request.normalize is None else request.normalize,
-            dimension=self._config.dimension if request.dimension is None else request.dimension,
-            prompt=prompt if request.prompt is None else request.prompt,
-            task=task if request.task is None else request.task,
-        )
+    release_embedder(embedder)

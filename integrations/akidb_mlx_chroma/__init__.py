@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     )
     from akidb_mlx_chroma.creation import acreate_collection, create_collection
     from akidb_mlx_chroma.reembedding import areembed, reembed
+    from akidb_mlx_chroma.reranking import arerank, rerank
 
 __all__ = [
     "MLXEmbeddingFunction",
     "acreate_collection",
     "aget_collection",
     "areembed",
+    "arerank",
     "aupsert",
     "avalidate_collection",
     "create_collection",
     "get_collection",
     "reembed",
+    "rerank",
     "upsert",
     "validate_collection",
 ]
@@ -42,6 +45,7 @@ _HELPERS = {
     ),
     "creation": ("acreate_collection", "create_collection"),
     "reembedding": ("areembed", "reembed"),
+    "reranking": ("arerank", "rerank"),
 }
 __getattr__ = import_when_asked(__name__, {name: module for module, names in _HELPERS.items() for name in names})
 

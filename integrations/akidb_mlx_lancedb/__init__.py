@@ -8,10 +8,12 @@ from akidb_mlx_plugin._lazy import import_when_asked
 if TYPE_CHECKING:
     from akidb_mlx_lancedb.creation import create_table, table_schema
     from akidb_mlx_lancedb.reembedding import reembed
+    from akidb_mlx_lancedb.reranker import MLXReranker
     from akidb_mlx_lancedb.tables import aupsert, open_table, upsert, validate_table
 
 __all__ = [
     "MLXEmbeddings",
+    "MLXReranker",
     "aupsert",
     "create_table",
     "open_table",
@@ -24,6 +26,7 @@ __all__ = [
 _HELPERS = {
     "creation": ("create_table", "table_schema"),
     "reembedding": ("reembed",),
+    "reranker": ("MLXReranker",),
     "tables": ("aupsert", "open_table", "upsert", "validate_table"),
 }
 __getattr__ = import_when_asked(__name__, {name: module for module, names in _HELPERS.items() for name in names})

@@ -20,6 +20,11 @@ _VOCABULARY = 8000
 # Ids below are special tokens and the bytes in the tokenizers of both models.
 _FIRST_ID = 1000
 _POOLING = {"qwen3-0.6b-4bit": (1024, "lasttoken"), "gemma-300m-4bit": (768, "mean")}
+# As in the card of Qwen3-Embedding.
+_PROMPTS = {
+    "qwen3-0.6b-4bit": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+}
+_PROMPTS_FILE = "config_sentence_transformers.json"
 
 
 def find_minilm() -> Path:
@@ -41,7 +46,8 @@ def find_onnx(work: Path, minilm: Path, python: str) -> Path:
 def find_full_shape(work: Path, name: str) -> tuple[Path, Path]:
     """Return a full shape in 4 bits and in float32; written first where needed."""
     quantized, plain = work / name, work / f"{name}-as-float32"
-    if not (quantized.is_dir() and plain.is_dir()):
+    prompted = name not in _PROMPTS or (plain / _PROMPTS_FILE).is_file()
+    if not (quantized.is_dir() and plain.is_dir() and prompted):
         # In a process of its own: gigabytes pass through it.
         _run([sys.executable, str(HERE / "checkpoints.py"), name, str(work)])
     return quantized, plain
@@ -100,6 +106,9 @@ def _write_tokenizer(name: str, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": next(iter(special))}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if name in _PROMPTS:
+        prompts = {"prompts": {"query": _PROMPTS[name], "document": ""}, "default_prompt_name": None}
+        (folder / _PROMPTS_FILE).write_text(json.dumps(prompts))
 
 
 def _write_plain(name: str, folder: Path, target: Path) -> None:
@@ -123,7 +132,7 @@ def _write_plain(name: str, folder: Path, target: Path) -> None:
     mx.save_safetensors(str(target / "model.safetensors"), plain, metadata={"format": "pt"})
     architecture = {"qwen3": "Qwen3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}[config["model_type"]]
     (target / "config.json").write_text(json.dumps({**config, "architectures": [architecture], "dtype": "float32"}))
-    for file in ("tokenizer.json", "tokenizer_config.json"):
+    for file in ("tokenizer.json", "tokenizer_config.json", *([_PROMPTS_FILE] if name in _PROMPTS else [])):
         shutil.copyfile(folder / file, target / file)
     _write_modules(name, target, list(dense.values()))
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import chart
 from alone import ALONE
 from bars import BARS, Outcome
 from contenders import Interpreters
@@ -50,6 +51,7 @@ def main() -> None:
             options.work,
             Path(scratch),
             options.quick,
+            options.gemma,
             status.update,
         )
         try:
@@ -67,6 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--only", help="rows, comma-separated: " + ", ".join(BARS))
     parser.add_argument("--quick", action="store_true", help="few texts and rounds")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter of a contender")
+    parser.add_argument("--gemma", type=Path, metavar="FOLDER", help="EmbeddingGemma with its real weights")
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="where JSON and PNG go")
     kept = default_cache_dir().parent / "benchmarks"
     parser.add_argument("--work", type=Path, default=kept, help="where checkpoints of several GB are kept")
@@ -97,7 +100,7 @@ def publish(outcomes: list[Outcome], options: argparse.Namespace, interrupted: b
     raw = {outcome.bar.key: {"figure": outcome.figure and vars(outcome.figure), **outcome.raw} for outcome in outcomes}
     report = Report("compare", settings, results, raw, interrupted=interrupted)
     written = [write_json(report, options.output)]
-    if any(outcome.figure for outcome in outcomes):
+    if chart.texts_per_second(results):
         plot = write_plot(report, draw, options.output)
         written += [plot] if plot else []
         if plot is None:
@@ -139,21 +142,9 @@ def name_machine() -> str:
 
 
 def draw(figure: Figure, report: Report) -> None:
-    """Draw every ratio as a bar, with what is required and what is aimed at."""
-    figure.set_size_inches(9, 5)
-    axes = figure.add_subplot()
-    ratios = [row for row in report.results if BARS[row["key"]].more_is_better and report.raw[row["key"]]["figure"]]
-    for place, row in enumerate(reversed(ratios)):
-        bar, found = BARS[row["key"]], report.raw[row["key"]]["figure"]
-        error = [[found["median"] - found["low"]], [found["high"] - found["median"]]]
-        axes.barh(place, found["median"], xerr=error, color="tab:red" if row["met"] == "no" else "tab:blue")
-        if bar.required is not None:
-            axes.plot([bar.required], [place], "k|", markersize=16, label=None if place else "required")
-            axes.plot([bar.wished], [place], "k|", markersize=8, label=None if place else "aimed at")
-    axes.set_yticks(range(len(ratios)), [row["key"] for row in reversed(ratios)])
-    axes.set(xscale="log", xlabel="times as fast as the peer (marks: required, and smaller, aimed at)")
-    axes.axvline(1, color="gray", linewidth=1)
-    axes.set_title("akidb-mlx beside its peers" + (", quick run" if report.settings["quick"] else ""))
+    """Draw the chart of the README."""
+    quick = ", quick run" if report.settings["quick"] else ""
+    chart.draw(figure, report.results, name_machine() + quick)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class Worker:
 def peer_environment(module: str) -> dict[str, str]:
     """Return the environment of a contender's process: offline, and this package on the path for its own alone."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    own = [str(_ROOT), str(_ROOT / "integrations")] if module == "ours" else []
+    own = [str(_ROOT), str(_ROOT / "integrations")] if module.startswith("ours") else []
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *own])
     return environment
 
@@ -182,6 +182,6 @@ class Interpreters:
 
     def of(self, module: str) -> str:
         """Return the interpreter for a module of `peers`."""
-        if module == "ours":
+        if module.startswith("ours"):
             return self.given.get("ours", sys.executable)
         return self.given.get(module, self.given.get("peers", sys.executable))

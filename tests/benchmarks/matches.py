@@ -101,15 +101,17 @@ def qwen3_bare_match(setting: Setting) -> Match:
 
 
 def qwen3_query_match(setting: Setting) -> Match:
-    """One query of 12 tokens after the other."""
+    """One query of 12 tokens after the other, each with the model's instruction."""
     quantized, plain = setting.full_shape("qwen3-0.6b-4bit")
     texts = setting.queries(plain, range(12, 13), setting.choose(10, 2))
-    return Match(_ours(quantized), {"qwen3-query": _torch(plain)}, texts, setting.choose(7, 2), "ms")
+    ours = Contender("akidb-mlx", "ours_query", quantized)
+    peer = Contender("sentence-transformers", "sentence_transformers_query", plain)
+    return Match(ours, {"qwen3-query": peer}, texts, setting.choose(7, 2), "ms")
 
 
 def gemma_match(setting: Setting) -> Match:
-    """EmbeddingGemma against torch, both in float32."""
-    quantized, plain = setting.full_shape("gemma-300m-4bit")
+    """EmbeddingGemma against torch, both in float32: the real weights, or else random ones of the full shape."""
+    quantized, plain = (setting.gemma, setting.gemma) if setting.gemma else setting.full_shape("gemma-300m-4bit")
     sizes = (8,) if setting.quick else (4, 8, 16, 32)
     texts = setting.docstrings(setting.choose(200, 6))
     return Match(_ours(quantized), {"gemma": _torch(plain, sizes)}, texts, setting.choose(5, 1), "tokens/s")

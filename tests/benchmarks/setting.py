@@ -24,6 +24,7 @@ class Setting:
         work: checkpoints are kept there.
         scratch: texts and vectors go there.
         quick: a few texts and rounds, to see that it works.
+        gemma: folder with the real EmbeddingGemma, if it is at hand.
         say: told what is going on.
     """
 
@@ -32,6 +33,7 @@ class Setting:
     work: Path
     scratch: Path
     quick: bool
+    gemma: Path | None
     say: Callable[[str], None]
 
     @cached_property

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from bench_reports import read_report
+from local_server import mock_config, serving
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin.benchmarks.drift import Sample
@@ -225,3 +226,14 @@ def test_the_commands_import_nothing_heavy() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+def test_load_on_a_server(tmp_path: Path, corpus: Path) -> None:
+    with serving(mock_config()) as server:
+        load = ["load", "--qps", "50", "--seconds", "0.4", "--model", "mock", "--url", server.url]
+        run(tmp_path, corpus, *load)
+        (row,) = read_report(tmp_path, "load")["results"]
+        assert (row["sent"], row["answered"]) == (20, 20)
+        assert row["memory_end_mb"] > 0
+        assert server.requests.count("/v1/embeddings") >= 20
+        run(tmp_path, corpus, *load, "--batch-size", "5", exit_code=2)

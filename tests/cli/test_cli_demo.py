@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from golden_rerankers import reranker_dir
 from typer.testing import CliRunner
 
-from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin import CrossEncoder, DownloadError, EmbeddingService
 from akidb_mlx_plugin.benchmarks.corpus import all_docstrings, popular_docstrings
 from akidb_mlx_plugin.cli import app
 
@@ -87,3 +88,27 @@ def test_large_corpus_is_distinct() -> None:
 
 def test_the_command_is_named_in_help() -> None:
     assert "akidb-mlx demo" in CliRunner().invoke(app, ["demo", "--help"]).output
+
+
+@pytest.mark.usefixtures("small")
+def test_a_reranker_sorts_the_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny one of random weights: which texts it puts first says nothing, that it is asked does."""
+    monkeypatch.setattr("akidb_mlx_plugin.cli.demo._TEXTS", 30)
+    with CrossEncoder(reranker_dir("roberta"), device="cpu") as encoder:
+        rows = run("--path", str(tmp_path), QUESTION, "--rerank", str(reranker_dir("roberta")))
+        for database in ("Chroma", "LanceDB"):
+            scores = [row["rerank_score"] for row in rows if row["database"] == database]
+            assert len(scores) == 5
+            assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+        best = next(doc for doc in popular_docstrings(130) if doc.name == rows[0]["found"])
+        assert rows[0]["rerank_score"] == pytest.approx(encoder.predict([(QUESTION, best.text)])[0], abs=1e-3)
+
+
+def test_a_reranker_that_cannot_be_had_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_dir: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = CliRunner().invoke(app, ["demo", "--path", str(tmp_path), "--rerank", "ms-marco-minilm-l6"])
+    assert isinstance(result.exception, DownloadError)
+    assert "offline mode forbids" in str(result.exception)
+    assert not (tmp_path / "chroma").exists()

@@ -17,9 +17,10 @@ import typer
 from akidb_mlx_chroma import MLXEmbeddingFunction
 from akidb_mlx_lancedb import MLXEmbeddings
 from chromadb.config import Settings
+from golden_rerankers import reranker_dir
 from typer.testing import CliRunner
 
-from akidb_mlx_plugin import Document
+from akidb_mlx_plugin import CrossEncoder, Document
 from akidb_mlx_plugin.cli.search import _shorten, search
 from akidb_mlx_plugin.errors import EmbeddingError
 
@@ -180,3 +181,34 @@ def test_a_server_is_asked_from_another_process(chroma_port: int, minilm_dir: Pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split("\t")[1] == "paris"
     assert done.stderr == ""
+
+
+def test_a_reranker_sorts_the_candidates(chroma_folder: Path, lancedb_folder: Path) -> None:
+    with CrossEncoder(reranker_dir("roberta"), device="cpu") as encoder:
+        ranked = encoder.rank(QUESTION, [str(document.text) for document in DOCUMENTS])
+    for place in (
+        ("--chroma", str(chroma_folder), "--collection", "docs"),
+        ("--lancedb", str(lancedb_folder), "--table", "docs"),
+    ):
+        rows = ask(*place, "--rerank", str(reranker_dir("roberta")), "--limit", "2")
+        assert [row["id"] for row in rows] == [DOCUMENTS[each["corpus_id"]].id for each in ranked[:2]]
+        assert [row["rerank_score"] for row in rows] == [round(each["score"], 4) for each in ranked[:2]]
+        assert {"score", "text", "metadata"} <= rows[0].keys()
+
+
+def test_records_without_text_come_last(chroma_folder: Path) -> None:
+    rows = ask(
+        *("--chroma", str(chroma_folder), "--collection", "plain", "--model", MINILM),
+        *("--rerank", str(reranker_dir("roberta"))),
+    )
+    assert [(row["id"], row["rerank_score"]) for row in rows] == [("paris", None)]
+
+
+def test_an_empty_collection_with_a_reranker(chroma_folder: Path) -> None:
+    place = ("--chroma", str(chroma_folder), "--collection", "empty")
+    assert ask(*place, "--rerank", str(reranker_dir("roberta"))) == []
+
+
+def test_a_reranker_of_the_wrong_kind_is_refused_before_the_search(chroma_folder: Path) -> None:
+    place = ("--chroma", str(chroma_folder), "--collection", "missing")
+    assert "of the kind embedding, not reranker" in refuse(*place, "--rerank", MINILM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -58,6 +59,29 @@ def qwen3_tokenizer(*, ends: bool = True) -> Tokenizer:
     return _wrap(tokenizer, None, "<|endoftext|>" if ends else None)
 
 
+def qwen3_reranker_tokenizer() -> Tokenizer:
+    """Byte-level BPE with tokens for the answers yes and no; nothing around a text."""
+    return _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ("yes", "no"))
+
+
+def with_pairs(
+    build: Callable[[], Tokenizer], opening: str, closing: str, *, separators: int = 1
+) -> Callable[[], Tokenizer]:
+    """Return a tokenizer's builder whose template joins pairs, with so many closing tokens between the texts."""
+
+    def joined() -> Tokenizer:
+        tokenizer = build()
+        between = " ".join([closing] * separators)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{opening} $A {closing}",
+            pair=f"{opening} $A {between} $B:1 {closing}:1",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (opening, closing)],
+        )
+        return tokenizer
+
+    return joined
+
+
 def gemma_tokenizer(special: tuple[str, ...] = (), alphabet: str = "") -> Tokenizer:
     """BPE on characters, <bos> … <eos>; padding id 0, end id 1, beginning id 2, other special tokens from 4 on."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -105,12 +129,12 @@ def _unigram(special: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level(special: list[str]) -> Tokenizer:
+def _byte_level(special: list[str], beginnings: tuple[str, ...] = ()) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=_SIZE + 128, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([f" {word}" for word in WORDS * 3], trainer)
+    tokenizer.train_from_iterator([*(f" {word}" for word in WORDS * 3), *beginnings * 20], trainer)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

@@ -61,9 +61,18 @@ class TestModels:
     @pytest.mark.usefixtures("cache_dir")
     def test_list(self) -> None:
         rows = table(run(models.app, "list"))
-        assert [row["model"] for row in rows] == ["qwen3-0.6b-4bit", "gemma-300m-4bit", "minilm-l6-v2", "mpnet-base-v2"]
+        assert {row["model"]: row["kind"] for row in rows} == {
+            "qwen3-0.6b-4bit": "embedding",
+            "gemma-300m-4bit": "embedding",
+            "minilm-l6-v2": "embedding",
+            "mpnet-base-v2": "embedding",
+            "ms-marco-minilm-l6": "reranker",
+            "bge-reranker-v2-m3": "reranker",
+            "qwen3-reranker-0.6b-4bit": "reranker",
+        }
         assert rows[2] | {"summary": ""} == {
             "model": "minilm-l6-v2",
+            "kind": "embedding",
             "dimension": "384",
             "max_tokens": "256",
             "size": "91.0 MB",
@@ -75,8 +84,8 @@ class TestModels:
     @pytest.mark.usefixtures("folder")
     def test_list_names_other_cached_models(self) -> None:
         rows = json.loads(run(models.app, "list", "--json").stdout)
-        assert [row["cached"] for row in rows] == [False, False, False, False, True]
-        assert rows[4]["model"] == REPO
+        assert [row["cached"] for row in rows] == [False] * 7 + [True]
+        assert rows[7]["model"] == REPO
 
     def test_download(self, hub: Hub, tmp_path: Path) -> None:
         hub.add(REPO, tiny_files())
@@ -169,7 +178,7 @@ class TestModels:
         assert hub.requests == []
 
     def test_list_marks_the_hugging_face_cache(self, shared: Path) -> None:
-        assert table(run(models.app, "list"))[4]["cached"] == "Hugging Face cache"
+        assert table(run(models.app, "list"))[-1]["cached"] == "Hugging Face cache"
         row = json.loads(run(models.app, "list", "--json").stdout)[4]
         assert (row["model"], row["cached"], row["shared"]) == (REPO, True, True)
         assert json.loads(run(models.app, "info", REPO, "--json").output)["folder"] == str(shared)

@@ -45,7 +45,14 @@ def test_dimensions_of_the_issue() -> None:
     assert dimensions == {"qwen3-0.6b-4bit": 512, "gemma-300m-4bit": 768, "minilm-l6-v2": 384, "mpnet-base-v2": 768}
 
 
-@pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.name)
+def test_rerankers_make_no_vectors() -> None:
+    rerankers = list_models("reranker")
+    assert [spec.name for spec in rerankers] == ["ms-marco-minilm-l6", "bge-reranker-v2-m3", "qwen3-reranker-0.6b-4bit"]
+    assert {(spec.dimension, spec.native_dimension, spec.licence) for spec in rerankers} == {(0, 0, "Apache-2.0")}
+    assert list_models(None) == [*list_models(), *rerankers]
+
+
+@pytest.mark.parametrize("spec", list_models(None), ids=lambda spec: spec.name)
 def test_short_name_and_repository_mean_the_same(spec: object) -> None:
     from akidb_mlx_plugin.hub.registry import ModelSpec
 

@@ -118,7 +118,9 @@ def test_attention_is_that_of_the_textbook(
 def test_long_texts_attend_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = []
     softmax_parts = attention.softmax_parts
-    monkeypatch.setattr(attention, "softmax_parts", lambda scores: largest.append(scores.size) or softmax_parts(scores))
+    monkeypatch.setattr(
+        attention, "softmax_parts", lambda scores, axis: largest.append(scores.size) or softmax_parts(scores, axis)
+    )
     length, heads = 3000, 2
     q = mx.random.normal((length, heads, 4))
     mx.eval(attend(q, q, q, (Block(0, 1, length),), scale=1.0))

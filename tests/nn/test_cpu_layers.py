@@ -55,6 +55,17 @@ def test_norms(bias: bool) -> None:
     assert np.allclose(np.array(CPULinear(linear)(x)), np.array(linear(x)), atol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", [2, 64, 65, 300])
+def test_weights_laid_out_by_columns_are_the_same_weights(outputs: int) -> None:
+    linear = nn.Linear(300, outputs)
+    layer = CPULinear(linear, column_major=True)
+    assert np.array_equal(np.array(layer.weight), np.array(linear.weight))
+    # (N, K) in steps of one number and a column.
+    assert np.array(layer.weight, copy=False).strides == (4, 4 * outputs)
+    x = mx.random.normal((30, 300))
+    assert np.allclose(np.array(layer(x)), np.array(linear(x)), atol=1e-5)
+
+
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LoadedModel]:
     def load(name: str, *, core: str = "SkylakeX", available: int | None = 1 << 34) -> LoadedModel:

@@ -163,7 +163,7 @@ class TestMLX:
                 BatchEmbeddingRequest(["a"], "query", normalize=True, dimension=4, prompt=""),
             ]
         )
-        embedder = provider._embedder
+        embedder = provider._lazy.model
         assert isinstance(embedder, FakeEmbedder)
         seen = [(each.normalize, each.dimension, each.prompt) for each in embedder.requests]
         assert seen == [(False, 8, "Q: "), (False, 8, None), (True, 4, "")]
