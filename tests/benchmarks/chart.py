@@ -44,7 +44,9 @@ def draw(figure: Figure, results: Iterable[Mapping[str, Any]], caption: str) -> 
     for place, (name, rate) in zip(places, rates.items(), strict=True):
         weight = "bold" if name == "akidb-mlx-plugin" else "normal"
         shown = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
-        axes.annotate(shown, (rate, place), (5, 0), textcoords="offset points", va="center", weight=weight, color=_INK)
+        axes.annotate(
+            shown, (rate, place), (5, 0), textcoords="offset points", va="center", weight=weight, color=_INK
+        )
     axes.set_yticks(places, rates)
     axes.set_xlim(0, max(rates.values(), default=1) * 1.1)
     axes.set_xticks([])

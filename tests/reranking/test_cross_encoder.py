@@ -115,7 +115,7 @@ class TestRank:
 
     @pytest.mark.parametrize("top_k", [0, -1, True, 1.5])
     def test_how_many(self, encoder: CrossEncoder, top_k: Any) -> None:
-        with pytest.raises(InvalidInputError, match="top_k must be a positive whole number"):
+        with pytest.raises(InvalidInputError, match="top_k must be a positive integer"):
             encoder.rank(QUERY, TEXTS, top_k)
 
     def test_texts_must_be_a_list(self, encoder: CrossEncoder) -> None:

@@ -129,7 +129,7 @@ REFUSED: list[tuple[Any, str]] = [
     (np.array([float("inf")]), "finite"),
     (2**63, "64 bits; give it as a string"),
     (-(2**63) - 1, "64 bits"),
-    (2**100_000, "whole number of 100001 bits.*64 bits"),
+    (2**100_000, "integer of 100001 bits.*64-bit integers"),
     ([2**70], "64 bits"),
     (np.uint64(2**63), "64 bits"),
     (np.longdouble(1) / 3, r"float\(value\)"),
