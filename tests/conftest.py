@@ -31,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--complete", action="store_true", help="every combination where the default run takes samples")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process of pytest-xdist its share of the cores: threads of products wait for those of other tests."""
+    workers = len(config.getoption("tx", None) or ())
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

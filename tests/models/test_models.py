@@ -45,8 +45,12 @@ def _on_cpu() -> Iterator[None]:
     mx.set_default_device(before)
 
 
-# One of them has texts of over a thousand tokens.
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * name.endswith("_wide")) for name in NAMES])
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of tests with a checkpoint; one has texts of over a thousand tokens."""
+    return [pytest.mark.slow] if name == "gemma3_text_wide" else []
+
+
+@pytest.fixture(params=[pytest.param(name, marks=_marks(name)) for name in NAMES])
 def name(request: pytest.FixtureRequest) -> str:
     if request.param in LM_NAMES:
         _need_mlx_lm()
@@ -138,7 +142,9 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "changes"), NOTICED)
+@pytest.mark.parametrize(
+    ("name", "changes"), [pytest.param(name, changes, marks=_marks(name)) for name, changes in NOTICED]
+)
 def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
     changed = replace(golden.checkpoint, config={**golden.checkpoint.config, **changes})
