@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.hub import ensure_model
@@ -21,6 +22,9 @@ os.environ |= {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# No test asserts on time, and a machine may be busy.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 # They need the extra "ray", which few of those who run the other tests have.
 collect_ignore = [] if find_spec("ray") else ["integrations/ray", "cli/test_cli_bulk.py"]
 

@@ -67,7 +67,7 @@ class TestTraps:
     ) -> None:
         other = MLXEmbeddingFunction(MINILM, normalize=False)
         with pytest.raises(
-            InvalidInputError, match=r"normalize: True -> False.*modify .* once more.*'normalize': True"
+            InvalidInputError, match=r"normalize: True -> False.*modify .* again.*'normalize': True"
         ):
             collection.modify(configuration={"embedding_function": other})
         # Chroma has written before it asked; the message says how to undo that.
