@@ -70,6 +70,8 @@ class MLXConfig(_Section):
         pooling: such as "mean" or "cls+mean"; defaults to the setting of the checkpoint, registry or architecture.
         device: "gpu" or "cpu"; "auto" uses a GPU if there is one.
         dtype: dtype of the weights; "auto" is float32 on a CPU, bfloat16 or the stored dtype on a GPU.
+        keep_warm_s: how long after each text to keep a GPU awake by computing a little every five seconds; a GPU that
+            has rested answers its next query tens of milliseconds later. 0 for not at all.
         query_prompt: text prepended to a query; defaults to the model's.
         document_prompt: text prepended to a document; defaults to the model's.
         query_task: name of the model's prompt to use for queries, such as "clustering".
@@ -88,6 +90,7 @@ class MLXConfig(_Section):
     pooling: Annotated[str | None, BeforeValidator(_to_pooling)] = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    keep_warm_s: float = Field(default=0, ge=0, le=86_400)
     query_prompt: str | None = None
     document_prompt: str | None = None
     query_task: str | None = Field(default=None, min_length=1)

@@ -32,6 +32,7 @@ def open_queue(
     queue = BatchQueue(
         provider.embed_requests,
         prepare=provider.prepare,
+        begin=provider.begin,
         batch_size=config.mlx.batch_size,
         batch_timeout_ms=config.mlx.batch_timeout_ms,
         max_texts=config.service.queue_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,20 @@ class BatchEmbeddingResponse:
     embeddings: Vector
     model: str
     usage: Usage
+
+
+class StartedRequest(Protocol):
+    """The first texts of a request on their way through a model.
+
+    Attributes:
+        texts: how many they are.
+    """
+
+    @property
+    def texts(self) -> int: ...
+
+    def result(self) -> BatchEmbeddingResponse:
+        """Wait for their vectors; raises like `EmbeddingProvider.embed_requests`."""
 
 
 @dataclass(frozen=True)

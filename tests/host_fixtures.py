@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import chromadb
@@ -19,7 +20,7 @@ from host_helpers import DOCUMENTS, MINILM, PATIENCE_S, TINY, Embedded
 
 from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.inference.embedder import Embedder
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, StartedRequest
 
 
 @pytest.fixture
@@ -32,7 +33,15 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> Embedded:
         seen.extend(requests)
         return embed_requests(self, requests)
 
+    begin = Embedder.begin
+
+    def record_begun(self: Embedder, request: BatchEmbeddingRequest) -> StartedRequest:
+        started = begin(self, request)
+        seen.extend([replace(request, inputs=request.inputs[: started.texts])])
+        return started
+
     monkeypatch.setattr(Embedder, "embed_requests", record)
+    monkeypatch.setattr(Embedder, "begin", record_begun)
     return seen
 
 

@@ -58,16 +58,17 @@ def _blank(value: Any) -> Any:
 
 
 class Excess:
-    """Kernels of the fast functions' parts beyond the one that each is on a GPU."""
+    """Kernels, and nodes, of the fast functions' parts beyond the one that each is on a GPU."""
 
     kernels = 0
+    nodes = 0
 
 
 @contextmanager
 def fast_functions_counted_once() -> Iterator[Excess]:
-    """Note, for every fast function that is called meanwhile, how many kernels its parts are too many."""
+    """Note, for every fast function that is called meanwhile, how many kernels and nodes its parts are too many."""
     excess = Excess()
-    known: dict[Any, int] = {}
+    known: dict[Any, tuple[int, int]] = {}
     originals = {name: getattr(mx.fast, name) for name in FAST}
 
     def counted(name: str) -> Callable[..., Any]:
@@ -77,8 +78,10 @@ def fast_functions_counted_once() -> Iterator[Excess]:
             key = (name, *map(_kind, args), *((word, _kind(value)) for word, value in sorted(kwargs.items())))
             if key not in known:
                 inputs, named = [_blank(x) for x in args], {word: _blank(x) for word, x in kwargs.items()}
-                known[key] = count_kernels(original(*inputs, **named)) - 1
-            excess.kernels += known[key]
+                part = original(*inputs, **named)
+                known[key] = count_kernels(part) - 1, count_nodes(part) - 1
+            excess.kernels += known[key][0]
+            excess.nodes += known[key][1]
             return original(*args, **kwargs)
 
         return call
@@ -90,3 +93,18 @@ def fast_functions_counted_once() -> Iterator[Excess]:
     finally:
         for name, original in originals.items():
             setattr(mx.fast, name, original)
+
+
+def count_nodes(*outputs: mx.array) -> int:
+    """Return how many primitives a graph has, views included: each costs Python and MLX time to describe."""
+    return sum(primitives(*outputs).values())
+
+
+def peak_bytes(evaluate: Callable[[], Any]) -> int:
+    """Return the most memory that MLX holds at once during an evaluation, beyond what it holds before."""
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    evaluate()
+    return int(mx.get_peak_memory() - before)

@@ -119,6 +119,7 @@ class TestPrecedence:
             "mlx.query_task": "question_answering",
             "mlx.document_task": "clustering",
             "mlx.dtype": "bfloat16",
+            "mlx.keep_warm_s": 30.0,
             "mock.dimension": 2,
             "user_provided.dimension": 5,
             "user_provided.model": "123",

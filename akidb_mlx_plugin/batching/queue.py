@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 from akidb_mlx_plugin.batching.deadlines import Clock, DeadlineTimer
+from akidb_mlx_plugin.batching.lookahead import Begin, Lookahead
 from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
 from akidb_mlx_plugin.batching.requests import Outcome, PendingRequest, RequestSlice
 from akidb_mlx_plugin.batching.scheduler import Scheduler
@@ -48,6 +49,7 @@ class BatchQueue:
         embed: EmbedRequests,
         *,
         prepare: Callable[[BatchEmbeddingRequest], BatchEmbeddingRequest] | None = None,
+        begin: Begin | None = None,
         batch_size: int = 10,
         batch_timeout_ms: float = 50,
         max_texts: int = 10_000,
@@ -60,6 +62,7 @@ class BatchQueue:
         Args:
             embed: embeds several requests as one batch.
             prepare: completes a request, and raises for one that cannot be answered, before it can fail a batch.
+            begin: as `EmbeddingProvider.begin`.
             batch_size: most texts to merge; a larger request is cut into slices.
             batch_timeout_ms: about how long a slice takes while small requests arrive.
             max_texts: most texts that may wait, counted separately for small and large requests; a request larger than
@@ -80,6 +83,7 @@ class BatchQueue:
         self._changed = threading.Condition(self._lock)
         self._pending: set[PendingRequest] = set()
         self._scheduler = Scheduler(batch_size, batch_timeout_ms / 1e3, max_texts)
+        self._lookahead = Lookahead(begin, self._scheduler, self._lock, self._clock, self._pending)
         self._timer = DeadlineTimer(self._lock, self._clock, self._expire)
         self._worker = BatchWorker(self._changed, self._run_next, lambda: self._scheduler.waiting_texts > 0)
         self._overdue_at = math.inf
@@ -288,7 +292,7 @@ class BatchQueue:
             self._overdue_at = math.inf
             unavailable = ServiceUnavailableError(f"the embedding worker died of {error!r} in this batch; try again")
             unavailable.__cause__ = error
-            self._resolve(self._take(part.pending for part in slices), unavailable)
+            self._resolve(self._take({part.pending for part in [*slices, *self._lookahead.drop()]}), unavailable)
             raise
         return True
 
@@ -299,7 +303,7 @@ class BatchQueue:
         waits_s = tuple(part.pending.start(started) for part in slices if part.pending.started is None)
         error: Exception | None = None
         try:
-            responses = self._embed([part.request for part in slices])
+            responses = self._compute(slices)
             if len(responses) != len(slices):
                 raise EmbeddingError(f"{len(responses)} responses came back for {len(slices)} requests")
         except Exception as caught:
@@ -318,6 +322,11 @@ class BatchQueue:
         else:
             logger.info("a batch of %d requests failed: %s", len(slices), type(error).__name__)
             self._resolve(self._take(part.pending for part in slices), error)
+
+    def _compute(self, slices: list[RequestSlice]) -> Sequence[BatchEmbeddingResponse]:
+        if slices[0].is_of_large(self._batch_size) and (response := self._lookahead.compute(slices[0])):
+            return [response]
+        return self._embed([part.request for part in slices])
 
     def _deliver(self, slices: list[RequestSlice], responses: Sequence[BatchEmbeddingResponse]) -> None:
         for part, response in zip(slices, responses, strict=True):

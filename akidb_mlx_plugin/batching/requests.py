@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from akidb_mlx_plugin.errors import EmbeddingError, ServiceUnavailableError
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Usage, Vector
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, StartedRequest, Usage, Vector
 
 # How a request ends: vectors, an error, or None if its caller canceled it.
 Outcome = BatchEmbeddingResponse | Exception | None
@@ -79,6 +79,13 @@ class PendingRequest:
         self.sent = stop
         return RequestSlice(self, self.request.select(indexes), indexes)
 
+    def order_after(self, texts: int) -> list[int]:
+        """Order its texts, of which the first ones stay in their places, and return all indexes."""
+        inputs = self.request.inputs
+        rest = sorted(range(texts, len(inputs)), key=lambda index: -len(inputs[index]))
+        self._order = [*range(texts), *rest]
+        return self._order
+
     def whole(self) -> RequestSlice:
         """Return one slice with all of its texts."""
         self.sent = len(self.request.inputs)
@@ -121,7 +128,7 @@ class PendingRequest:
         return BatchEmbeddingResponse(self._embeddings, response.model, usage)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class RequestSlice:
     """The texts of a request that go into one batch.
 
@@ -129,8 +136,22 @@ class RequestSlice:
         pending: the request they belong to.
         request: these texts with the request's settings.
         indexes: their positions in the request; None for the whole request.
+        started: if the engine computes them in the background.
     """
 
     pending: PendingRequest
     request: BatchEmbeddingRequest
     indexes: list[int] | None
+    started: StartedRequest | None = None
+
+    def is_of_large(self, batch_size: int) -> bool:
+        """Return whether its request had to be cut, or would have had to."""
+        return self.indexes is not None or len(self.request.inputs) > batch_size
+
+    def keep(self, texts: int) -> None:
+        """Give the texts after the first ones back to the request, which must not have been cut again since."""
+        if self.indexes is None:
+            self.indexes = self.pending.order_after(texts)
+        self.pending.sent -= len(self.indexes) - texts
+        self.indexes = self.indexes[:texts]
+        self.request = self.request.select(range(texts))

@@ -2,7 +2,8 @@
 
 Small requests are merged in order of arrival. A request of more than `batch_size` texts is cut into slices, longest
 texts first, so that a slice's texts are of similar length and pack well. Slices alternate with batches of small
-requests, and large requests take turns.
+requests, and large requests take turns. How many tokens a slice has only the engine knows: what is above a forward
+pass comes back by `shorten`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Scheduler:
         self._slice_runs = False
         self._last_held_up = -math.inf
         self._characters_per_s: float | None = None
+        self._ahead: RequestSlice | None = None
 
     @property
     def waiting_texts(self) -> int:
@@ -98,11 +100,46 @@ class Scheduler:
 
     def next_batch(self, now: float) -> list[RequestSlice]:
         """Return the next batch for the engine; empty if nothing waits."""
-        from_small = bool(self._small.requests) and (self._small_goes_next or not self._large.requests)
+        any_large = self._large.requests or self._ahead
+        from_small = bool(self._small.requests) and (self._small_goes_next or not any_large)
         self._small_goes_next = not from_small
-        slices = self._merge_small() if from_small else self._cut_large(now)
+        slices = self._merge_small() if from_small else self._next_slice(now)
         self._slice_runs = bool(slices) and not from_small
         return slices
+
+    def look_ahead(self, now: float) -> RequestSlice | None:
+        """Return the slice that will be the next, to be begun while another one runs; None if there should be none.
+
+        It would delay small requests, so there is none while these arrive.
+        """
+        if self._ahead or self._small.requests or self._small_arrive(now):
+            return None
+        slices = self._cut_large(now)
+        self._ahead = slices[0] if slices else None
+        return self._ahead
+
+    def drop_ahead(self) -> list[RequestSlice]:
+        """Forget the slice that was begun ahead, and return it, if any."""
+        ahead, self._ahead = self._ahead, None
+        return [ahead] if ahead else []
+
+    def shorten(self, part: RequestSlice, texts: int, *, wanted: bool) -> None:
+        """Keep only the first texts of a slice just cut; the others wait again.
+
+        Args:
+            part: a slice of a large request.
+            texts: how many to keep, at least one.
+            wanted: whether anybody still waits for the request.
+        """
+        backlog, pending = self._large, part.pending
+        more = len(part.request.inputs) - texts
+        if not more:
+            return
+        if wanted and not pending.waiting:
+            backlog.requests.append(pending)
+        part.keep(texts)
+        if wanted:
+            backlog.texts += more
 
     def finish(self, slices: list[RequestSlice], seconds: float) -> None:
         """Update the engine's characters per second from a finished batch."""
@@ -119,6 +156,9 @@ class Scheduler:
             slices.append(part)
         backlog.texts -= self._batch_size - room
         return slices
+
+    def _next_slice(self, now: float) -> list[RequestSlice]:
+        return self.drop_ahead() or self._cut_large(now)
 
     def _cut_large(self, now: float) -> list[RequestSlice]:
         backlog = self._large
@@ -138,9 +178,13 @@ class Scheduler:
         """Return whether a request fits; one larger than the limit fits if no other one waits."""
         return not backlog.texts or backlog.texts + pending.waiting <= self._max_texts
 
+    def _small_arrive(self, now: float) -> bool:
+        """Return whether a small request was held up by a slice lately, so that more may follow."""
+        return now - self._last_held_up <= _SHORT_SLICES_S
+
     def _slice_limits(self, now: float) -> tuple[float, int]:
         """Return the most characters and the most texts of a slice."""
-        if now - self._last_held_up > _SHORT_SLICES_S:
+        if not self._small_arrive(now):
             return SLICE_CHARACTERS, SLICE_TEXTS
         if self._characters_per_s is None:
             return SLICE_CHARACTERS, self._batch_size

@@ -93,6 +93,30 @@ def draw_tune(figure: Figure, report: Report) -> None:
     axes.set_title(_title(report, f"P95 at {report.settings['qps']:g} queries per second"))
 
 
+def draw_mac(figure: Figure, report: Report) -> None:
+    """Write the machine and every figure on the left; on the right plot the latencies of queries at a rate."""
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    left.axis("off")
+    model = report.summary["model"]
+    lines = [", ".join(filter(None, (model.get("device"), model.get("dtype")))), ""]
+    lines += [_line(row) for row in report.results]
+    left.text(0, 1, "\n".join(lines), va="top", family="monospace", size=8)
+    latencies = sorted(report.raw.get("load_ms", []))
+    if latencies:
+        shares = [100 * (i + 1) / len(latencies) for i in range(len(latencies))]
+        right.plot(latencies, shares)
+        right.axhline(95, color="gray", linestyle=":")
+    right.set(xlabel="ms", ylabel="% of queries answered", ylim=(0, 100))
+    right.set_title(f"{report.settings['qps']:g} queries per second", size=9)
+    figure.suptitle(f"{_title(report, 'akidb-mlx bench mac')}\n{report.summary['machine']}", size=9)
+
+
+def _line(row: dict[str, Any]) -> str:
+    value = "-" if row["value"] is None else f"{row['value']:,g}"
+    derived = "" if row["derived"] is None else f" (derived: {row['derived']:,g})"
+    return f"{row['what']:<38} {value:>9} {row['unit']}{derived}"
+
+
 def _p95(row: dict[str, Any] | None) -> float:
     return float("nan") if row is None or row["p95_ms"] is None else float(row["p95_ms"])
 

@@ -36,6 +36,7 @@ from akidb_mlx_plugin.nn.dense import Dense, Norm
 from akidb_mlx_plugin.nn.layout import in_cpu_layout, is_emulated
 from akidb_mlx_plugin.nn.pooling import check_modes, pool
 from akidb_mlx_plugin.runtime.blas import load_blas
+from akidb_mlx_plugin.runtime.default_device import evaluate
 from akidb_mlx_plugin.runtime.devices import emulates_bfloat16, pass_tokens
 from akidb_mlx_plugin.runtime.memory import activation_bytes, available_memory, check_memory
 
@@ -68,7 +69,7 @@ class LoadedModel:
 def load_model(
     checkpoint: Checkpoint, *, device: str | None = None, dtype: str = "auto", keep_quantized: bool | None = None
 ) -> LoadedModel:
-    """Load a checkpoint; call on the thread that will compute, with its default device set.
+    """Load a checkpoint; call on the thread that will compute, within `borrowed`.
 
     Args:
         checkpoint: what to load.
@@ -93,7 +94,7 @@ def load_model(
     # freed before the next is read.
     for module in (model.encoder, *model.dense):
         for _, value in tree_flatten(module.parameters()):
-            mx.eval(value)
+            evaluate(value)
     with _damage_reported(checkpoint.folder):
         _check_computes(model, checkpoint)
     if checkpoint.pooling_is_convention:
@@ -145,7 +146,7 @@ def _check_computes(model: LoadedModel, checkpoint: Checkpoint) -> None:
     vector = pool(model.encoder(Tokens.from_batch(batch)), batch.blocks, checkpoint.pooling)
     for layer in model.dense:
         vector = layer(vector)
-    mx.eval(vector)
+    evaluate(vector)
     if vector.shape != (1, checkpoint.native_dimension):
         raise ValueError(f"got a vector of {vector.shape[-1]} components, expected {checkpoint.native_dimension}")
 
@@ -172,7 +173,7 @@ def _build(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantize
     finally:
         # Modules start with random weights, and each advances this thread's random state. Unevaluated steps would stay
         # in memory as a growing graph for the life of the thread.
-        mx.eval(*mx.random.state)  # type: ignore[misc]
+        evaluate(*mx.random.state)  # type: ignore[misc]
 
 
 def _build_parts(checkpoint: Checkpoint, device: str | None, dtype: str, keep_quantized: bool | None) -> LoadedModel:

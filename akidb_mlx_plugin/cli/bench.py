@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from akidb_mlx_plugin.cli.bench_mac import mac
 from akidb_mlx_plugin.cli.bench_options import (
     DEFAULT_MODEL,
     DEFAULT_OUTPUT,
@@ -29,6 +30,7 @@ from akidb_mlx_plugin.cli.bench_options import (
 from akidb_mlx_plugin.cli.output import JsonOption, print_error
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(mac)
 _WARM_UP = 32
 
 

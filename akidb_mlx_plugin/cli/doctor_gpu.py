@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,7 @@ if TYPE_CHECKING:
 # The first macOS that MLX runs on, and the first that lets it use the matrix units of M5 chips.
 _LOWEST_MACOS, _MATRIX_UNITS_MACOS = (14, 0), (26, 2)
 _M5 = 17
-# Weights that the default model multiplies with each token, its embedding table left out.
-_DEFAULT_MODEL_WEIGHTS = 440e6
-# A product as large as one of the default model's: tokens, and the weight's columns and rows.
-_TOKENS, _WIDTH, _OUTPUTS = 512, 1024, 3072
+_TOKENS = 512
 
 # A check, what was found, and a remedy where something is off.
 Finding = tuple[str, str, str]
@@ -25,6 +21,7 @@ Finding = tuple[str, str, str]
 
 def check_gpu(pool: WorkerPool) -> Iterator[Finding]:
     """Yield findings about the GPU that a pool's thread computes on."""
+    from akidb_mlx_plugin.benchmarks.products import DEFAULT_MODEL_WEIGHTS, measure_products
     from akidb_mlx_plugin.runtime.devices import emulates_bfloat16, find_apple_gpu, pass_tokens
 
     gpu = find_apple_gpu()
@@ -36,8 +33,8 @@ def check_gpu(pool: WorkerPool) -> Iterator[Finding]:
     else:
         yield "number format", "bfloat16; float16 for weights in float32 or float16, except EmbeddingGemma's", ""
     yield "forward pass", f"up to {pass_tokens():,} tokens", ""
-    tflops = float(pool.submit(_measure_quantized).result())
-    rate = tflops * 1e12 / (2 * _DEFAULT_MODEL_WEIGHTS)
+    tflops = measure_products(pool, _TOKENS)
+    rate = tflops * 1e12 / (2 * DEFAULT_MODEL_WEIGHTS)
     yield (
         "4-bit products",
         f"{tflops:.1f} TFLOP/s, which allows at most {rate:,.0f} tokens/s of qwen3-0.6b-4bit",
@@ -59,24 +56,3 @@ def _check_macos(gpu: AppleGPU) -> Finding:
     if gpu.generation >= _M5 and numbers < _MATRIX_UNITS_MACOS:
         return "macOS", found, "macOS 26.2 or later lets MLX use this chip's matrix units"
     return "macOS", found, ""
-
-
-def _measure_quantized() -> float:
-    """Return trillions of operations a second of a 4-bit product as large as one of the default model's."""
-    import mlx.core as mx
-
-    from akidb_mlx_plugin.runtime.devices import emulates_bfloat16
-
-    dtype = mx.float16 if emulates_bfloat16() else mx.bfloat16
-    x = mx.random.normal((_TOKENS, _WIDTH)).astype(dtype)
-    weight, scales, biases = mx.quantize(mx.random.normal((_OUTPUTS, _WIDTH)).astype(dtype), group_size=64, bits=4)
-    mx.eval(x, weight, scales, biases)
-    best = float("inf")
-    for _ in range(10):
-        begun = time.perf_counter()
-        # Several at once: starting one alone would be measured too.
-        mx.eval([mx.quantized_matmul(x + i, weight, scales, biases, group_size=64, bits=4) for i in range(8)])
-        best = min(best, (time.perf_counter() - begun) / 8)
-        if best > 0.1:
-            break
-    return 2 * _TOKENS * _WIDTH * _OUTPUTS / best / 1e12

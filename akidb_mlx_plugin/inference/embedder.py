@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
@@ -16,15 +17,33 @@ from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub.locks import mark_in_use
 from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
 from akidb_mlx_plugin.inference.job import EmbeddingJob, Place
-from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
+from akidb_mlx_plugin.inference.prompts import Ids
+from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows, load_text_tokenizer
 from akidb_mlx_plugin.runtime.devices import choose_device
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, ResolvedRequest
+from akidb_mlx_plugin.types import (
+    BatchEmbeddingRequest,
+    BatchEmbeddingResponse,
+    Kind,
+    ModelInfo,
+    ResolvedRequest,
+    StartedRequest,
+)
 from akidb_mlx_plugin.validation import check_request, list_inputs
 
 # Texts tokenized and packed at a time: enough that rows of one length meet, few enough to bound memory.
 _CHUNK = 1024
+# Texts tokenized at a time until there are enough tokens for a forward pass.
+_GROUP = 64
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A `StartedRequest`."""
+
+    texts: int
+    result: Callable[[], BatchEmbeddingResponse]
 
 
 class Embedder:
@@ -80,6 +99,7 @@ class Embedder:
             tokenizer = load_text_tokenizer(checkpoint)
             engine = Engine(checkpoint, device, options.dtype)
             parts.callback(engine.close)
+            engine.warm_up()
             embedder = cls(checkpoint, tokenizer, engine, parts.pop_all())
         embedder.load_seconds = time.perf_counter() - begun
         logger.info("loaded %s on %s in %.2f s", checkpoint.name, device, embedder.load_seconds)
@@ -97,6 +117,10 @@ class Embedder:
         The cache may evict the model again.
         """
         self._resources.close()
+
+    def keep_warm(self, seconds: float) -> None:
+        """Keep a GPU awake for at least so many seconds after each text; it makes no difference on a CPU."""
+        self._engine.keep_warm(seconds)
 
     def info(self, *, dimension: int | None = None, normalize: bool | None = None) -> ModelInfo:
         """Describe the model and the vectors that these settings give."""
@@ -173,19 +197,56 @@ class Embedder:
                     waiting.vectors.cancel()
         return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)
 
+    def begin(self, request: BatchEmbeddingRequest) -> StartedRequest:
+        """Start to compute as many of a request's first texts as a forward pass takes, and at least one.
+
+        Raises:
+            InvalidInputError: as for `embed`.
+        """
+        begun = time.perf_counter()
+        resolved = self.resolve(request)
+        encoded = self._encode_pass(resolved)
+        count = len(encoded.ids)
+        job = EmbeddingJob([replace(resolved, inputs=resolved.inputs[:count])])
+        (places,) = job.chunks(count)
+        prompts = self._note(job, 0, resolved.prompt, encoded)
+        passes = self._engine.start(encoded.ids, prompts, short=False)
+
+        def finish() -> BatchEmbeddingResponse:
+            self._finish(job, places, passes)
+            return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)[0]
+
+        return _Started(count, finish)
+
+    def _encode_pass(self, request: ResolvedRequest) -> TokenRows:
+        """Tokenize a request's first texts, until the next one would exceed a forward pass."""
+        most = self._engine.slice_tokens
+        found = TokenRows([], [])
+        for start in range(0, len(request.inputs), _GROUP):
+            texts = [request.prompt + text for text in request.inputs[start : start + _GROUP]]
+            encoded = self._tokenizer.encode(texts)
+            found = TokenRows(found.ids + encoded.ids, found.cut + encoded.cut)
+            if sum(map(len, found.ids)) > most:
+                return found.within(most)
+        return found
+
     def _start(self, job: EmbeddingJob, chunk: Sequence[Place], *, short: bool) -> list[ForwardPass]:
         """Tokenize and pack texts and submit them to the threads."""
         rows: list[list[int]] = []
-        prompts: list[tuple[int, ...]] = []
+        prompts: list[Ids] = []
         for r, prompt, texts in job.texts_of(chunk):
             encoded = self._tokenizer.encode(texts)
-            check_ids(encoded.ids, self._checkpoint)
+            prompts += self._note(job, r, prompt, encoded)
             rows += encoded.ids
-            prompts += [tuple(self._tokenizer.prompt_ids(prompt))] * len(texts)
-            job.count(r, tokens=sum(map(len, encoded.ids)), truncated=encoded.truncated)
-            if encoded.truncated:
-                self._warn_of_truncation()
         return self._engine.start(rows, prompts, short=short)
+
+    def _note(self, job: EmbeddingJob, r: int, prompt: str, encoded: TokenRows) -> list[Ids]:
+        """Check and count a request's token rows; return the ids of each row's prompt."""
+        check_ids(encoded.ids, self._checkpoint)
+        job.count(r, tokens=sum(map(len, encoded.ids)), truncated=encoded.truncated)
+        if encoded.truncated:
+            self._warn_of_truncation()
+        return [tuple(self._tokenizer.prompt_ids(prompt))] * len(encoded.ids)
 
     def _finish(self, job: EmbeddingJob, chunk: Sequence[Place], passes: Sequence[ForwardPass]) -> None:
         """Wait for a chunk's passes and fill in their vectors."""

@@ -16,10 +16,12 @@ from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
 from akidb_mlx_plugin.errors import EmbeddingError, ServiceUnavailableError
 from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
 from akidb_mlx_plugin.inference.prompts import Ids, PromptStore, Start
+from akidb_mlx_plugin.inference.warmth import Warmth
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
-from akidb_mlx_plugin.nn.pooling import pool
+from akidb_mlx_plugin.nn.pooling import pick_tokens, pool
 from akidb_mlx_plugin.runtime.cores import core_count
+from akidb_mlx_plugin.runtime.default_device import start_evaluating
 from akidb_mlx_plugin.runtime.devices import pass_tokens
 from akidb_mlx_plugin.runtime.memory import check_batch
 from akidb_mlx_plugin.runtime.workers import WorkerPool
@@ -27,8 +29,15 @@ from akidb_mlx_plugin.types import Vector
 
 # Tokens of one forward pass on a CPU: activations should about fit the cache. A GPU's are `pass_tokens`.
 _CPU_TOKENS = 1024
+# Tokens of a slice of a large request on a CPU: about a second of MiniLM on two cores.
+_CPU_SLICE_TOKENS = 4096
 # Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
 _MAX_CPU_WORKERS = 8
+
+# Devices whose first passes are slow: a GPU compiles and loads each kernel when it first needs it.
+_WARMED_DEVICES = ("gpu",)
+# Tokens of one text each: as many as queries, chunks and long texts have, so that each kind of kernel is needed.
+_WARM_UP_LENGTHS = (2, 16, 128, 512)
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +87,38 @@ class Engine:
         self.prompts = PromptStore(self.model.encoder, checkpoint.pooling, pool_prompt=checkpoint.pool_prompt)
         self._may_overflow = dtype == "auto" and self.dtype.startswith("float16")
         self._reloading = threading.Lock()
+        self._warming: list[Future[Vector]] = []
+        self._warmth = Warmth(lambda: self.warm_up(_WARM_UP_LENGTHS[:1]))
+
+    @property
+    def slice_tokens(self) -> int:
+        """Tokens to compute at once of a request that others may have to wait for."""
+        return _CPU_SLICE_TOKENS if in_cpu_layout(self.device) else pass_tokens()
 
     def close(self) -> None:
         """Finish pending work, stop the threads and free the weights; safe to call twice."""
+        self._warmth.close()
+        for future in self._warming:
+            future.cancel()
         self.workers.close()
         self.prompts.clear()
         self.model = None
+
+    def warm_up(self, lengths: Sequence[int] = _WARM_UP_LENGTHS) -> None:
+        """Start to compute a few texts on a GPU, behind whatever callers want; returns at once."""
+        if self.device not in _WARMED_DEVICES:
+            return
+        longest = min(self._checkpoint.max_tokens, pass_tokens())
+        for length in dict.fromkeys(min(length, longest) for length in lengths):
+            (batch,) = pack_padded([[0] * length], length)
+            # Nobody waits: what fails here fails again, and is reported, with a text.
+            self._warming = [future for future in self._warming if not future.done()]
+            self._warming.append(self._submit(batch, Start((), 0, 0), short=False))
+
+    def keep_warm(self, seconds: float) -> None:
+        """Keep a GPU awake for so many seconds after each text."""
+        if self.device in _WARMED_DEVICES:
+            self._warmth.extend(seconds)
 
     def start(
         self,
@@ -101,6 +136,7 @@ class Engine:
             short: whether it goes ahead of all work that is not short.
             seconds: for pairs of texts, where in each row the second begins.
         """
+        self._warmth.use()
         passes = []
         for start, chosen in self.prompts.group(prompts, rows).items():
             own = [rows[i][start.known :] for i in chosen]
@@ -153,14 +189,15 @@ class Engine:
         check_batch(len(batch.ids), self._checkpoint.widest_layer, self._checkpoint.name)
         prefix = self.prompts.prefix(self.model.encoder, start)
         tokens = Tokens.from_batch(batch, prefix)
-        if self._checkpoint.pooling == ("lasttoken",):
-            pooled = self.model.encoder.last_vectors(tokens).astype(mx.float32)
+        pick = pick_tokens(batch.blocks, self._checkpoint.pooling, start.skip)
+        if pick is not None:
+            pooled = self.model.encoder.picked_vectors(tokens, pick).astype(mx.float32)
         else:
             pooled = pool(self.model.encoder(tokens), batch.blocks, self._checkpoint.pooling, start.skip)
         for layer in self.model.dense:
             pooled = layer(pooled)
         pooled = pooled.astype(mx.float32)
-        mx.async_eval(pooled)  # type: ignore[no-untyped-call]
+        start_evaluating(pooled)
         return pooled
 
     def _wait(self, under_way: ForwardPass) -> Vector:

@@ -11,11 +11,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import mlx.core as mx
-
 from akidb_mlx_plugin.inference.packing import pack_exact
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn.batch import Prefix, Tokens
+from akidb_mlx_plugin.runtime.default_device import evaluate, given_back
 
 # Limits of the cache: a model has few prompts, each no longer than an instruction with examples.
 _MOST_PROMPTS, _MOST_TOKENS, _MOST_BYTES = 4, 1024, 256 << 20
@@ -86,11 +85,15 @@ class PromptStore:
         if not start.known:
             return None
         # Held during the computation: other threads want the same prompt.
-        with self._lock:
+        with given_back():
+            self._lock.acquire()
+        try:
             whole = self._kept.pop(start.prompt, None) or _compute(encoder, start.prompt)
             self._kept[start.prompt] = whole
             while len(self._kept) > _MOST_PROMPTS or sum(kept.nbytes for kept in self._kept.values()) > _MOST_BYTES:
                 self._kept.popitem(last=False)
+        finally:
+            self._lock.release()
         return whole.first(start.known)
 
     def clear(self) -> None:
@@ -111,5 +114,5 @@ def _compute(encoder: Encoder, prompt: Ids) -> Prefix:
     (batch,) = pack_exact([prompt], len(prompt))
     prefix = encoder.compute_prefix(Tokens.from_batch(batch))
     # A lazy array can be evaluated only by the thread that made it.
-    mx.eval(prefix.layers)
+    evaluate(prefix.layers)
     return prefix

@@ -22,11 +22,24 @@ class TokenRows:
 
     Attributes:
         ids: one list per text, special tokens included, at least one id each.
-        truncated: number of truncated texts.
+        cut: whether each text was truncated.
     """
 
     ids: list[list[int]]
-    truncated: int
+    cut: list[bool]
+
+    @property
+    def truncated(self) -> int:
+        """Number of truncated texts."""
+        return sum(self.cut)
+
+    def within(self, tokens: int) -> TokenRows:
+        """Return the first rows, of at most this many tokens together, and at least one."""
+        count = 1
+        spent = len(self.ids[0])
+        while count < len(self.ids) and (spent := spent + len(self.ids[count])) <= tokens:
+            count += 1
+        return TokenRows(self.ids[:count], self.cut[:count])
 
 
 class PlainRow(NamedTuple):
@@ -117,7 +130,7 @@ class TextTokenizer:
         for i, row in enumerate(ids):
             if not row:
                 raise InvalidInputError(f"text {i} has no tokens with this model's tokenizer; leave it out")
-        return TokenRows(ids, truncated=sum(bool(encoding.overflowing) for encoding in encodings))
+        return TokenRows(ids, [bool(encoding.overflowing) for encoding in encodings])
 
     def plain_rows(self, texts: Sequence[str]) -> list[PlainRow]:
         """Return the tokens of each text without special tokens.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from akidb_mlx_plugin.nn.batch import Prefix, Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Prefix, Tokens, take
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
+from akidb_mlx_plugin.runtime.default_device import evaluate, start_evaluating
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 # From this many tokens on, computing a layer takes longer than waking the thread that waits for it.
 _WAIT_TOKENS = 64
@@ -71,13 +74,33 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not support a prefix: prefix_token_bytes is 0")
 
-    def last_vectors(self, tokens: Tokens) -> mx.array:
-        """Return (N, D) vectors of each text's last token, in the order of the blocks' rows."""
-        return self(tokens)[tokens.last]
+    def picked_vectors(self, tokens: Tokens, pick: Pick) -> mx.array:
+        """Return (N, D) vectors of one token of each text, in the order of the blocks' rows."""
+        return take(self(tokens), pick)
 
     @abstractmethod
     def __call__(self, tokens: Tokens) -> mx.array:
         """Return (T, D) token vectors on the packed axis, excluding the prefix."""
+
+
+class PickingEncoder(Encoder):
+    """An encoder whose last layer can compute one token of each text only, which saves most of that layer."""
+
+    def __call__(self, tokens: Tokens) -> mx.array:
+        return self.encode(tokens, None)
+
+    def picked_vectors(self, tokens: Tokens, pick: Pick) -> mx.array:
+        return self.encode(tokens, pick)
+
+    @abstractmethod
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
+        """Return (T, D) token vectors, or (N, D) of the picked tokens only."""
+
+
+def with_pick(layers: Sequence[Layer], pick: Pick | None) -> Iterator[tuple[Layer, Pick | None]]:
+    """Yield each layer with the tokens it computes only; None for all, as in every layer but the last."""
+    for i, layer in enumerate(layers):
+        yield layer, pick if i == len(layers) - 1 else None
 
 
 def eval_layer(x: mx.array) -> mx.array:
@@ -90,9 +113,9 @@ def eval_layer(x: mx.array) -> mx.array:
     """
     if in_cpu_layout():
         if len(x) >= _WAIT_TOKENS:
-            mx.eval(x)
+            evaluate(x)
         else:
-            mx.async_eval(x)  # type: ignore[no-untyped-call]
+            start_evaluating(x)
     return x
 
 

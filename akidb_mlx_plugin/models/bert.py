@@ -13,12 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, eval_layer
+from akidb_mlx_plugin.models.base import Encoder, PickingEncoder, eval_layer, with_pick
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.settings import check_activation, take_fields
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Block, Tokens
+from akidb_mlx_plugin.nn.batch import Block, Pick, Tokens, take
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 if TYPE_CHECKING:
@@ -90,11 +90,16 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(args.hidden_size, args.hidden_size)
         self.value = nn.Linear(args.hidden_size, args.hidden_size)
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
+    ) -> mx.array:
         size = x.shape[-1] // self.heads
         # (T, D) -> (T, H, d)
-        q, k, v = (project(x).reshape(len(x), self.heads, size) for project in (self.query, self.key, self.value))
-        return attend(q, k, v, blocks, scale=size**-0.5, bias=bias)
+        q, k, v = (
+            project(y).reshape(len(y), self.heads, size)
+            for project, y in ((self.query, take(x, pick)), (self.key, x), (self.value, x))
+        )
+        return attend(q, k, v, blocks, scale=size**-0.5, bias=bias, pick=pick)
 
 
 class Output(nn.Module):
@@ -118,8 +123,10 @@ class Attention(nn.Module):
         self.self = SelfAttention(args)
         self.output = Output(args.hidden_size, args)
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
-        return self.output(self.self(x, blocks, bias), x)
+    def __call__(
+        self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
+    ) -> mx.array:
+        return self.output(self.self(x, blocks, bias, pick), take(x, pick))
 
 
 class Intermediate(nn.Module):
@@ -143,8 +150,10 @@ class EncoderLayer(nn.Module):
         self.intermediate = Intermediate(args)
         self.output = Output(args.intermediate_size, args)
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
-        x = self.attention(x, blocks, bias)
+    def __call__(
+        self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
+    ) -> mx.array:
+        x = self.attention(x, blocks, bias, pick)
         return self.output(self.intermediate(x), x)
 
 
@@ -155,13 +164,17 @@ class Stack(nn.Module):
         super().__init__()
         self.layer = [EncoderLayer(args) for _ in range(args.num_hidden_layers)]
 
-    def __call__(self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
-        for layer in self.layer:
-            x = eval_layer(layer(x, blocks, bias))
-        return x
+    def __call__(
+        self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
+    ) -> mx.array:
+        # A bias needs every query.
+        own = pick if bias is None else None
+        for layer, picked in with_pick(self.layer, own):
+            x = eval_layer(layer(x, blocks, bias, picked))
+        return take(x, None if own else pick)
 
 
-class BertEncoder(Encoder):
+class BertEncoder(PickingEncoder):
     """The BERT encoder."""
 
     def __init__(self, args: ModelArgs) -> None:
@@ -186,6 +199,6 @@ class BertEncoder(Encoder):
         """Return the bias of every layer's scores in one forward pass; BERT has none."""
         return None
 
-    def __call__(self, tokens: Tokens) -> mx.array:
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
         x = self.embeddings(tokens.ids, self.position_ids(tokens), tokens.segments)
-        return self.encoder(x, tokens.blocks, self.position_bias(x.dtype))
+        return self.encoder(x, tokens.blocks, self.position_bias(x.dtype), pick)

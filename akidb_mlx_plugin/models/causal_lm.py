@@ -21,6 +21,7 @@ from akidb_mlx_plugin.models.mlx_lm_gaps import (
 )
 from akidb_mlx_plugin.nn.batch import Tokens, join_blocks
 from akidb_mlx_plugin.nn.compiled import without_kernels
+from akidb_mlx_plugin.runtime.default_device import evaluate
 
 __all__ = ["CausalEncoder", "implements"]
 
@@ -88,7 +89,7 @@ class CausalEncoder(Encoder):
     def prepare(self) -> None:
         # Such as frequencies of scaled rotary positions. A lazy array can be evaluated only by the thread that made it;
         # not being parameters, these would still be lazy when the first text arrives on another thread.
-        mx.eval(list(hidden_arrays(self.model)))
+        evaluate(list(hidden_arrays(self.model)))
 
     @property
     def _body_name(self) -> str:
@@ -114,7 +115,7 @@ class CausalEncoder(Encoder):
         for start in range(0, ids.shape[1], _CHUNK):
             pieces.append(body(ids[:, start : start + _CHUNK], cache=cache))
             # Chunk by chunk, or the scores of all of them would be in memory at once.
-            mx.eval(pieces[-1])
+            evaluate(pieces[-1])
         return mx.concatenate(pieces, axis=1)
 
 

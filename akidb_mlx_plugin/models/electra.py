@@ -15,7 +15,7 @@ import mlx.nn as nn
 from akidb_mlx_plugin.models import bert
 from akidb_mlx_plugin.models.bert import BertEncoder, Embeddings
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Tokens
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ElectraEncoder(BertEncoder):
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         return drop_leftovers(weights, ("electra.",))
 
-    def __call__(self, tokens: Tokens) -> mx.array:
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
         x = self.embeddings(tokens.ids, self.position_ids(tokens), tokens.segments)
         if "embeddings_project" in self:
             x = self.embeddings_project(x)
-        return self.encoder(x, tokens.blocks)
+        return self.encoder(x, tokens.blocks, pick=pick)

@@ -13,11 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, eval_layer
+from akidb_mlx_plugin.models.base import PickingEncoder, eval_layer, with_pick
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Tokens, take
 from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 
@@ -56,13 +56,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(args.hidden_size, key_width, bias=args.attention_bias)
         self.o_proj = nn.Linear(width, args.hidden_size, bias=args.attention_bias)
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None = None) -> mx.array:
         # (T, H * d) -> (T, H, d)
         q, k, v = (
-            project(x).reshape(len(x), -1, self.head_size) for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(y).reshape(len(y), -1, self.head_size)
+            for project, y in ((self.q_proj, take(x, pick)), (self.k_proj, x), (self.v_proj, x))
         )
-        q, k = rotate(q, angles), rotate(k, angles)
-        return self.o_proj(attend(q, k, v, tokens.blocks, scale=self.head_size**-0.5))
+        q = rotate(q, angles if pick is None else angles.at(pick.places))
+        k = rotate(k, angles)
+        return self.o_proj(attend(q, k, v, tokens.blocks, scale=self.head_size**-0.5, pick=pick))
 
 
 class MLP(nn.Module):
@@ -89,12 +91,12 @@ class EncoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), angles, tokens)
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None = None) -> mx.array:
+        x = take(x, pick) + self.self_attn(self.input_layernorm(x), angles, tokens, pick)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class EuroBertEncoder(Encoder):
+class EuroBertEncoder(PickingEncoder):
     """The EuroBERT encoder."""
 
     def __init__(self, args: ModelArgs, rotary: Rotary) -> None:
@@ -119,10 +121,10 @@ class EuroBertEncoder(Encoder):
         heads = ("lm_head.", "dense.", "classifier.")
         return {name: value for name, value in clean.items() if not name.startswith(heads)}
 
-    def __call__(self, tokens: Tokens) -> mx.array:
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
         # The table may have another dtype than the computation.
         x = self.embed_tokens(tokens.ids).astype(self.norm.weight.dtype)
         angles = self._rotary.angles(tokens)
-        for layer in self.layers:
-            x = eval_layer(layer(x, angles, tokens))
+        for layer, own in with_pick(self.layers, pick):
+            x = eval_layer(layer(x, angles, tokens, own))
         return self.norm(x)

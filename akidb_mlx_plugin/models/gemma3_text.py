@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import is_bidirectional
-from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer
+from akidb_mlx_plugin.models.base import TASK_HEADS, PickingEncoder, eval_layer, with_pick
 from akidb_mlx_plugin.models.settings import (
     attention_window,
     check_activation,
@@ -25,7 +25,7 @@ from akidb_mlx_plugin.models.settings import (
 )
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Tokens, take
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
@@ -107,11 +107,17 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(args.head_dim, args.rms_norm_eps)
         self.k_norm = nn.RMSNorm(args.head_dim, args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None = None) -> mx.array:
         # (T, H * d) -> (T, H, d)
-        q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
-        return self.o_proj(attend(q, k, v, tokens.blocks, scale=self.scale, causal=self.causal, window=self.window))
+        q, k, v = (
+            project(y).reshape(len(y), -1, self.head_dim)
+            for project, y in ((self.q_proj, take(x, pick)), (self.k_proj, x), (self.v_proj, x))
+        )
+        q = rotate(self.q_norm(q), angles if pick is None else angles.at(pick.places))
+        k = rotate(self.k_norm(k), angles)
+        return self.o_proj(
+            attend(q, k, v, tokens.blocks, scale=self.scale, causal=self.causal, window=self.window, pick=pick)
+        )
 
 
 class MLP(nn.Module):
@@ -141,12 +147,12 @@ class EncoderLayer(nn.Module):
         self.pre_feedforward_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
         self.post_feedforward_layernorm = nn.RMSNorm(args.hidden_size, args.rms_norm_eps)
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, tokens))
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None = None) -> mx.array:
+        x = take(x, pick) + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), angles, tokens, pick))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
-class Gemma3Encoder(Encoder):
+class Gemma3Encoder(PickingEncoder):
     """The Gemma 3 text decoder up to its final norm."""
 
     # The residual stream reaches 8e5, beyond the range of float16.
@@ -176,11 +182,11 @@ class Gemma3Encoder(Encoder):
             if isinstance(module, nn.RMSNorm):
                 module.weight = 1.0 + module.weight.astype(mx.float32)
 
-    def __call__(self, tokens: Tokens) -> mx.array:
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
         dtype = self.norm.weight.dtype
         # transformers also rounds the factor to the dtype of the weights.
         x = self.embed_tokens(tokens.ids).astype(dtype) * mx.array(self.hidden_size**0.5, dtype)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
-        for layer in self.layers:
-            x = eval_layer(layer(x, angles[layer.is_local], tokens))
+        for layer, own in with_pick(self.layers, pick):
+            x = eval_layer(layer(x, angles[layer.is_local], tokens, own))
         return self.norm(x)

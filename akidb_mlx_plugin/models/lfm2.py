@@ -14,11 +14,11 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import is_bidirectional, names_bidirectional_class
-from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer, split_linear
+from akidb_mlx_plugin.models.base import TASK_HEADS, PickingEncoder, eval_layer, split_linear, with_pick
 from akidb_mlx_plugin.models.settings import optional_count, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Tokens, take
 from akidb_mlx_plugin.nn.convolution import Neighbors
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
@@ -135,11 +135,15 @@ class Attention(nn.Module):
         self.q_layernorm = nn.RMSNorm(self.head_dim, args.norm_eps)
         self.k_layernorm = nn.RMSNorm(self.head_dim, args.norm_eps)
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None) -> mx.array:
         # (T, H * d) -> (T, H, d)
-        q, k, v = (project(x).reshape(len(x), -1, self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(self.q_layernorm(q), angles), rotate(self.k_layernorm(k), angles)
-        return self.out_proj(attend(q, k, v, tokens.blocks, scale=self.head_dim**-0.5, causal=self.causal))
+        q, k, v = (
+            project(y).reshape(len(y), -1, self.head_dim)
+            for project, y in ((self.q_proj, take(x, pick)), (self.k_proj, x), (self.v_proj, x))
+        )
+        q = rotate(self.q_layernorm(q), angles if pick is None else angles.at(pick.places))
+        k = rotate(self.k_layernorm(k), angles)
+        return self.out_proj(attend(q, k, v, tokens.blocks, scale=self.head_dim**-0.5, causal=self.causal, pick=pick))
 
 
 class Taps(nn.Module):
@@ -202,13 +206,16 @@ class DecoderLayer(nn.Module):
         self.operator_norm = nn.RMSNorm(args.hidden_size, args.norm_eps)
         self.ffn_norm = nn.RMSNorm(args.hidden_size, args.norm_eps)
 
-    def __call__(self, x: mx.array, angles: Angles, neighbors: Neighbors, tokens: Tokens) -> mx.array:
+    def __call__(
+        self, x: mx.array, angles: Angles, neighbors: Neighbors, tokens: Tokens, pick: Pick | None
+    ) -> mx.array:
         y = self.operator_norm(x)
-        x = x + (self.conv(y, neighbors) if "conv" in self else self.self_attn(y, angles, tokens))
+        mixed = take(self.conv(y, neighbors), pick) if "conv" in self else self.self_attn(y, angles, tokens, pick)
+        x = take(x, pick) + mixed
         return x + self.feed_forward(self.ffn_norm(x))
 
 
-class Lfm2Encoder(Encoder):
+class Lfm2Encoder(PickingEncoder):
     """The LFM2 decoder or encoder up to its final norm."""
 
     def __init__(self, args: ModelArgs) -> None:
@@ -242,10 +249,10 @@ class Lfm2Encoder(Encoder):
     def check_length(self, max_tokens: int) -> None:
         self._rotary.check_length(max_tokens)
 
-    def __call__(self, tokens: Tokens) -> mx.array:
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
         # The table may have another dtype than the computation.
         x = self.embed_tokens(tokens.ids).astype(self.embedding_norm.weight.dtype)
         angles, neighbors = self._rotary.angles(tokens), Neighbors(tokens, self._offsets)
-        for layer in self.layers:
-            x = eval_layer(layer(x, angles, neighbors, tokens))
+        for layer, own in with_pick(self.layers, pick):
+            x = eval_layer(layer(x, angles, neighbors, tokens, own))
         return self.embedding_norm(x)

@@ -14,11 +14,11 @@ import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
 from akidb_mlx_plugin.models.architectures import is_bidirectional
-from akidb_mlx_plugin.models.base import Encoder, eval_layer
+from akidb_mlx_plugin.models.base import PickingEncoder, eval_layer, with_pick
 from akidb_mlx_plugin.models.settings import check_activation, rope_settings, rotated_share, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
-from akidb_mlx_plugin.nn.attention import attend, attend_last
-from akidb_mlx_plugin.nn.batch import Prefix, Tokens
+from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.batch import Pick, Prefix, Tokens, take
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
@@ -77,24 +77,28 @@ class Attention(nn.Module):
             self.k_norm = nn.RMSNorm(args.head_dim, eps=args.rms_norm_eps)
 
     def __call__(
-        self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
+        self,
+        x: mx.array,
+        query_angles: Angles,
+        key_angles: Angles,
+        tokens: Tokens,
+        before: KeysValues | None,
+        pick: Pick | None,
     ) -> mx.array:
-        q = self._queries(x, query_angles)
+        q = self._queries(take(x, pick), query_angles if pick is None else query_angles.at(pick.places))
         k, v = self.keys_and_values(x, key_angles)
-        scale = self.head_dim**-0.5
-        return self.o_proj(
-            attend(q, k, v, tokens.blocks, scale=scale, causal=self.causal, window=self.window, before=before)
+        mixed = attend(
+            q,
+            k,
+            v,
+            tokens.blocks,
+            scale=self.head_dim**-0.5,
+            causal=self.causal,
+            window=self.window,
+            before=before,
+            pick=pick,
         )
-
-    def last(
-        self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
-    ) -> mx.array:
-        """Like a call, but only for each text's last token: (T, D) to (N, D)."""
-        last = tokens.last
-        q = self._queries(x[last], query_angles.at(last))
-        k, v = self.keys_and_values(x, key_angles)
-        scale = self.head_dim**-0.5
-        return self.o_proj(attend_last(q, k, v, tokens.blocks, scale=scale, window=self.window, before=before))
+        return self.o_proj(mixed)
 
     def _queries(self, x: mx.array, angles: Angles) -> mx.array:
         # (T, H * d) -> (T, H, d)
@@ -136,21 +140,20 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
 
     def __call__(
-        self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None = None
+        self,
+        x: mx.array,
+        query_angles: Angles,
+        key_angles: Angles,
+        tokens: Tokens,
+        before: KeysValues | None = None,
+        pick: Pick | None = None,
     ) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), query_angles, key_angles, tokens, before)
+        mixed = self.self_attn(self.input_layernorm(x), query_angles, key_angles, tokens, before, pick)
+        x = take(x, pick) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
-    def last(
-        self, x: mx.array, query_angles: Angles, key_angles: Angles, tokens: Tokens, before: KeysValues | None
-    ) -> mx.array:
-        """Like a call, but only for each text's last token: (T, D) to (N, D)."""
-        mixed = self.self_attn.last(self.input_layernorm(x), query_angles, key_angles, tokens, before)
-        x = x[tokens.last] + mixed
-        return x + self.mlp(self.post_attention_layernorm(x))
 
-
-class LlamaEncoder(Encoder):
+class LlamaEncoder(PickingEncoder):
     """The Llama decoder up to its final norm; related decoders differ in how their settings are read."""
 
     # transformers' default where config.json has no such setting; the same as null for most.
@@ -235,20 +238,12 @@ class LlamaEncoder(Encoder):
             x = eval_layer(layer(x, query_angles, key_angles, tokens))
         return Prefix(len(x), tuple(kept))
 
-    def __call__(self, tokens: Tokens) -> mx.array:
-        return self._encode(tokens, only_last=False)
-
-    def last_vectors(self, tokens: Tokens) -> mx.array:
-        return self._encode(tokens, only_last=True)
-
-    def _encode(self, tokens: Tokens, *, only_last: bool) -> mx.array:
-        """Return (T, D) token vectors, or only (N, D) of last tokens, which saves most of the last layer."""
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
         x = self._embed(tokens)
         query_angles, key_angles = self._angles(tokens)
-        for i, layer in enumerate(self.layers):
+        for i, (layer, own) in enumerate(with_pick(self.layers, pick)):
             before = tokens.prefix.layers[i] if tokens.prefix else None
-            compute = layer.last if only_last and layer is self.layers[-1] else layer
-            x = eval_layer(compute(x, query_angles, key_angles, tokens, before))
+            x = eval_layer(layer(x, query_angles, key_angles, tokens, before, own))
         return self.norm(x)
 
     def _embed(self, tokens: Tokens) -> mx.array:

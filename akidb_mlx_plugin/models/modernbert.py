@@ -12,11 +12,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from akidb_mlx_plugin.models.base import TASK_HEADS, Encoder, eval_layer, split_linear
+from akidb_mlx_plugin.models.base import TASK_HEADS, PickingEncoder, eval_layer, split_linear, with_pick
 from akidb_mlx_plugin.models.settings import check_activation, layer_windows, rope_settings, take_count, take_fields
 from akidb_mlx_plugin.nn.activations import GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Tokens, take
 from akidb_mlx_plugin.nn.rope_scaling import RopeSettings
 from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
@@ -91,12 +91,16 @@ class Attention(nn.Module):
         self.query, self.key, self.value = split_linear(self.Wqkv, 3)
         del self.Wqkv
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None = None) -> mx.array:
         size = x.shape[-1] // self.heads
         # (T, D) -> (T, H, d)
-        q, k, v = (project(x).reshape(len(x), self.heads, size) for project in (self.query, self.key, self.value))
-        q, k = rotate(q, angles), rotate(k, angles)
-        return self.Wo(attend(q, k, v, tokens.blocks, scale=size**-0.5, window=self.window))
+        q, k, v = (
+            project(y).reshape(len(y), self.heads, size)
+            for project, y in ((self.query, take(x, pick)), (self.key, x), (self.value, x))
+        )
+        q = rotate(q, angles if pick is None else angles.at(pick.places))
+        k = rotate(k, angles)
+        return self.Wo(attend(q, k, v, tokens.blocks, scale=size**-0.5, window=self.window, pick=pick))
 
 
 class MLP(nn.Module):
@@ -131,12 +135,12 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(args.hidden_size, eps=args.norm_eps, bias=args.norm_bias)
         self.mlp = MLP(args)
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
-        x = x + self.attn(self.attn_norm(x), angles, tokens)
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None = None) -> mx.array:
+        x = take(x, pick) + self.attn(self.attn_norm(x), angles, tokens, pick)
         return x + self.mlp(self.mlp_norm(x))
 
 
-class ModernBertEncoder(Encoder):
+class ModernBertEncoder(PickingEncoder):
     """The ModernBERT encoder."""
 
     def __init__(self, args: ModelArgs) -> None:
@@ -163,9 +167,9 @@ class ModernBertEncoder(Encoder):
             layer.attn.prepare()
             layer.mlp.prepare()
 
-    def __call__(self, tokens: Tokens) -> mx.array:
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
         x = self.embeddings(tokens.ids)
         angles = {True: self._local_rotary.angles(tokens), False: self._global_rotary.angles(tokens)}
-        for layer in self.layers:
-            x = eval_layer(layer(x, angles[layer.is_local], tokens))
+        for layer, own in with_pick(self.layers, pick):
+            x = eval_layer(layer(x, angles[layer.is_local], tokens, own))
         return self.final_norm(x)

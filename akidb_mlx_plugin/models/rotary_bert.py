@@ -14,10 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.models.base import Encoder, eval_layer
+from akidb_mlx_plugin.models.base import PickingEncoder, eval_layer, with_pick
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS, GATED_ACTIVATIONS
 from akidb_mlx_plugin.nn.attention import attend
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Tokens, take
 from akidb_mlx_plugin.nn.rotary import Angles, Rotary, rotate
 
 # Task heads, and buffers that are computed from the configuration.
@@ -81,13 +81,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(args.hidden_size, width, bias=args.attention_bias)
         self.o_proj = nn.Linear(width, args.hidden_size, bias=args.attention_bias)
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None = None) -> mx.array:
         # (T, H * d) -> (T, H, d)
         q, k, v = (
-            project(x).reshape(len(x), -1, self.head_size) for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(y).reshape(len(y), -1, self.head_size)
+            for project, y in ((self.q_proj, take(x, pick)), (self.k_proj, x), (self.v_proj, x))
         )
-        q, k = rotate(q, angles), rotate(k, angles)
-        return self.o_proj(attend(q, k, v, tokens.blocks, scale=self.head_size**-0.5))
+        q = rotate(q, angles if pick is None else angles.at(pick.places))
+        k = rotate(k, angles)
+        return self.o_proj(attend(q, k, v, tokens.blocks, scale=self.head_size**-0.5, pick=pick))
 
 
 class MLP(nn.Module):
@@ -127,12 +129,12 @@ class EncoderLayer(nn.Module):
         self.mlp = mlp
         self.post_mlp_layernorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
-    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens) -> mx.array:
-        x = self.post_attention_layernorm(x + self.self_attn(x, angles, tokens))
+    def __call__(self, x: mx.array, angles: Angles, tokens: Tokens, pick: Pick | None = None) -> mx.array:
+        x = self.post_attention_layernorm(take(x, pick) + self.self_attn(x, angles, tokens, pick))
         return self.post_mlp_layernorm(x + self.mlp(x))
 
 
-class RotaryBertEncoder(Encoder):
+class RotaryBertEncoder(PickingEncoder):
     """The encoder; a subclass reads the configuration and renames the tensors."""
 
     def __init__(self, args: ModelArgs, rotary: Rotary, mlps: Sequence[nn.Module]) -> None:
@@ -149,11 +151,11 @@ class RotaryBertEncoder(Encoder):
         self.layers = [EncoderLayer(args, mlp) for mlp in mlps]
         self._rotary = rotary
 
-    def __call__(self, tokens: Tokens) -> mx.array:
+    def encode(self, tokens: Tokens, pick: Pick | None) -> mx.array:
         x = self.embeddings(tokens.ids, tokens.segments)
         angles = self._rotary.angles(tokens)
-        for layer in self.layers:
-            x = eval_layer(layer(x, angles, tokens))
+        for layer, own in with_pick(self.layers, pick):
+            x = eval_layer(layer(x, angles, tokens, own))
         return x
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from akidb_mlx_plugin.nn.activations import softmax_parts, swap_outer_axes
-from akidb_mlx_plugin.nn.batch import Block, Blocks, join_blocks
+from akidb_mlx_plugin.nn.batch import Block, Blocks, Pick, join_blocks
 from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
@@ -35,11 +37,12 @@ def attend(
     window: int | None = None,
     bias: PositionBias | None = None,
     before: tuple[mx.array, mx.array] | None = None,
+    pick: Pick | None = None,
 ) -> mx.array:
     """Attention within each text of a packed batch.
 
     Args:
-        q: (T, H, d) queries.
+        q: (T, H, d) queries; (N, H, d) of the picked tokens only.
         k, v: (T, K, d) keys and values; K divides H, and each key head serves H/K query heads.
         blocks: the rectangles of the batch.
         scale: applied to the scores.
@@ -47,10 +50,14 @@ def attend(
         window: a token sees only tokens fewer than this many positions away.
         bias: added to the scaled scores.
         before: (K, P, d) keys and values of a prefix that all texts share; causal attention without a bias only.
+        pick: the tokens that q belongs to, in the order of the blocks' rows; without a bias only.
     Returns:
-        (T, H * d).
+        (T, H * d), or (N, H * d).
     """
     assert before is None or (causal and bias is None), "what comes before a text is kept for causal models alone"
+    if pick is not None:
+        assert bias is None, "a bias needs every query"
+        return _attend_picked(q, k, v, blocks, scale, causal, window, before, pick)
     if in_cpu_layout():
         return _attend_sliced(q * scale, k, v, blocks, causal, window, bias, before)
     outputs = []
@@ -67,35 +74,28 @@ def attend(
     return join_blocks(outputs, len(q))
 
 
-def attend_last(
+def _attend_picked(
     q: mx.array,
     k: mx.array,
     v: mx.array,
     blocks: tuple[Block, ...],
-    *,
     scale: float,
-    window: int | None = None,
-    before: tuple[mx.array, mx.array] | None = None,
+    causal: bool,
+    window: int | None,
+    before: tuple[mx.array, mx.array] | None,
+    pick: Pick,
 ) -> mx.array:
-    """Attention of each text's last token only, which sees the whole text, causal or not.
-
-    Args:
-        q: (N, H, d) queries of the last tokens, in the order of the blocks' rows.
-        k, v, blocks, scale, window, before: as for `attend`.
-    Returns:
-        (N, H * d).
-    """
+    """Attention of one token of each text, (N, H, d), over the whole text."""
     outputs = []
     row = 0
-    for block in blocks:
+    for block, columns in zip(blocks, pick.columns, strict=True):
         # (T, K, d) -> (B, K, L, d)
         keys, values = (
             x[block.start : block.stop].reshape(block.rows, block.length, *x.shape[1:]).swapaxes(1, 2) for x in (k, v)
         )
         if before is not None:
             keys, values = (_prepend(x, y) for x, y in zip(before, (keys, values), strict=True))
-        length = keys.shape[2]
-        mask = _last_mask(block, length, window)
+        mask = _picked_mask(block, columns, keys.shape[2], causal, window)
         out = mx.fast.scaled_dot_product_attention(
             q[row : row + block.rows, :, None], keys, values, scale=scale, mask=mask
         )
@@ -104,15 +104,19 @@ def attend_last(
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
 
 
-def _last_mask(block: Block, length: int, window: int | None) -> mx.array | None:
-    """Return which of `length` keys each row's last token sees, (B, 1, 1, L); None if each sees all."""
-    if block.lengths is None and (window is None or window >= length):
-        return None
-    # One past each last token, counted like keys, from the start of its text.
-    stop = mx.array((block.last - block.start) % block.length + 1 + length - block.length)[:, None, None, None]
-    key = mx.arange(length)
-    inside = key < stop
-    return inside if window is None else inside & (key >= stop - window)
+def _picked_mask(
+    block: Block, columns: NDArray[np.int32], length: int, causal: bool, window: int | None
+) -> mx.array | None:
+    """Return which of `length` keys each row's token in a column sees, (B, 1, 1, L); None if each sees all."""
+    # Counted like keys, from the start of the text.
+    prefix = length - block.length
+    query, stop = columns[:, None] + prefix, block.last[:, None] + 1 + prefix
+    key = np.arange(length)
+    visible = key < (np.minimum(query + 1, stop) if causal else stop)
+    if window is not None:
+        # In a row of padding only, a query sees itself.
+        visible = (visible & (np.abs(query - key) < window)) | (key == query)
+    return None if visible.all() else mx.array(visible[:, None, None])
 
 
 def _masks(blocks: tuple[Block, ...]) -> dict[Hashable, mx.array | None]:

@@ -36,9 +36,8 @@ class Block:
 
     @property
     def last(self) -> NDArray[np.int32]:
-        """Position of each row's last real token on the token axis, (B,)."""
-        lengths = np.array(self.lengths or (self.length,) * self.rows, dtype=np.int32)
-        return self.start + self.length * np.arange(self.rows, dtype=np.int32) + lengths - 1
+        """Column of each row's last real token, (B,)."""
+        return np.array(self.lengths or (self.length,) * self.rows, dtype=np.int32) - 1
 
 
 class Blocks(tuple[Block, ...]):
@@ -158,17 +157,47 @@ class Tokens:
         return max(block.length for block in self.blocks) + (self.prefix.length if self.prefix else 0)
 
     @property
-    def last(self) -> mx.array:
-        """Position of each text's last token on the token axis, (N,)."""
-        return mx.array(np.concatenate([block.last for block in self.blocks]))
-
-    @property
     def text_lengths(self) -> NDArray[np.int32]:
         """Tokens of the text that each token belongs to, (T,); 1 for those of no text."""
         lengths = np.ones(len(self.ids), dtype=np.int32)
         for block in self.blocks:
             lengths[block.start : block.stop] = np.repeat(block.lengths or (block.length,) * block.rows, block.length)
         return lengths
+
+
+@dataclass(frozen=True, eq=False)
+class Pick:
+    """One token of each text: all that a last layer need compute if the others are not pooled.
+
+    Attributes:
+        columns: (B,) of each block, counted from the start of its rows.
+        places: (N,) positions on the token axis.
+    """
+
+    columns: tuple[NDArray[np.int32], ...]
+    places: mx.array
+
+    @classmethod
+    def of_columns(cls, blocks: Sequence[Block], columns: Sequence[NDArray[np.int32]]) -> Pick:
+        """Pick a column of each row; call on the thread that evaluates."""
+        rows = [block.start + block.length * np.arange(block.rows, dtype=np.int32) for block in blocks]
+        return cls(tuple(columns), mx.array(np.concatenate(rows) + np.concatenate(columns)))
+
+    @classmethod
+    def last(cls, blocks: Sequence[Block]) -> Pick:
+        """Pick each text's last token."""
+        return cls.of_columns(blocks, [block.last for block in blocks])
+
+    @classmethod
+    def first(cls, blocks: Sequence[Block], skip: int = 0) -> Pick:
+        """Pick each text's first token after `skip` others, or the last one of a row that has no more."""
+        columns = [np.full(block.rows, min(skip, block.length - 1), dtype=np.int32) for block in blocks]
+        return cls.of_columns(blocks, columns)
+
+
+def take(x: mx.array, pick: Pick | None) -> mx.array:
+    """Return the picked rows of (T, …); all of them for None."""
+    return x if pick is None else x[pick.places]
 
 
 def join_blocks(outputs: Sequence[mx.array], tokens: int) -> mx.array:

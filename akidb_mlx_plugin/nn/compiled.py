@@ -13,12 +13,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from akidb_mlx_plugin.runtime.default_device import computes_on_cpu, given_back
 from akidb_mlx_plugin.runtime.kernel_folder import IS_GUARDED, load_kernel
 
 
 def is_guarded() -> bool:
     """Return whether this thread's kernels must be loaded before use."""
-    return IS_GUARDED and mx.default_device() == mx.cpu
+    return IS_GUARDED and computes_on_cpu()
 
 
 class Kernels:
@@ -39,7 +40,10 @@ class Kernels:
         """
         usable = self._usable.get(kind)
         if usable is None:
-            usable = self._usable[kind] = load_kernel(lambda: mx.eval(example()))
+            described = example()
+            # Compiling takes seconds, and other threads may be waiting for the same lock.
+            with given_back():
+                usable = self._usable[kind] = load_kernel(lambda: mx.eval(described))
         return usable
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import mlx.core as mx
+from akidb_mlx_plugin.runtime.default_device import computes_on_cpu
 
 _emulated = False
 
@@ -19,10 +19,10 @@ def in_cpu_layout(device: str | None = None) -> bool:
     """Return whether to compute the CPU's way.
 
     Args:
-        device: "cpu" or "gpu". Defaults to this thread's default device.
+        device: "cpu" or "gpu". Defaults to what this thread computes on.
     """
-    on_cpu = mx.default_device() == mx.cpu if device is None else device == "cpu"
-    return bool(on_cpu) and not _emulated
+    on_cpu = computes_on_cpu() if device is None else device == "cpu"
+    return on_cpu and not _emulated
 
 
 def is_emulated() -> bool:

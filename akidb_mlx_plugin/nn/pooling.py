@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
-from akidb_mlx_plugin.nn.batch import Block
+from akidb_mlx_plugin.nn.batch import Block, Pick
 
 
 def pool(hidden: mx.array, blocks: Sequence[Block], modes: Sequence[str], skip: int = 0) -> mx.array:
@@ -29,6 +29,13 @@ def pool(hidden: mx.array, blocks: Sequence[Block], modes: Sequence[str], skip: 
         lengths = None if block.lengths is None else mx.array(block.lengths)
         pooled.append(mx.concatenate([POOLINGS[mode](tokens, lengths, skip) for mode in modes], axis=-1))
     return mx.concatenate(pooled, axis=0)
+
+
+def pick_tokens(blocks: Sequence[Block], modes: Sequence[str], skip: int = 0) -> Pick | None:
+    """Return the one token of each text that is pooled; None if there are more. Arguments as for `pool`."""
+    if tuple(modes) == ("lasttoken",):
+        return Pick.last(blocks)
+    return Pick.first(blocks, skip) if tuple(modes) == ("cls",) else None
 
 
 def check_modes(modes: Sequence[str]) -> None:

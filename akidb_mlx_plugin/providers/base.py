@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedRequest
 from akidb_mlx_plugin.validation import check_request
 
 
@@ -38,6 +38,15 @@ class EmbeddingProvider(ABC):
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
         """Embed several requests, each with its own settings; as one batch where supported."""
         return [self.embed_batch(request) for request in requests]
+
+    def begin(self, request: BatchEmbeddingRequest) -> StartedRequest | None:
+        """Start to compute the first texts of a large request, so that the next ones can be tokenized meanwhile.
+
+        Returns:
+            As many texts as are best computed at once, at least one; None if this provider computes only within
+            `embed_requests`.
+        """
+        return None
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Check a request and complete it with defaults, as far as possible without computing.

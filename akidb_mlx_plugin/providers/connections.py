@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 # The server lets go of idle connections after 75 s.
@@ -52,7 +53,7 @@ class Connections:
             self._headers["Authorization"] = f"Bearer {token}"
         self._prefix = "" if self._parts.scheme == "unix" else self._parts.path
         self._lock = threading.Lock()
-        self._idle: list[tuple[http.client.HTTPConnection, float]] = []
+        self._idle: list[tuple[_Connection, float]] = []
         self._pid = os.getpid()
 
     def call(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Answer:
@@ -85,13 +86,12 @@ class Connections:
         for connection, _ in idle:
             connection.close()
 
-    def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, until: float
-    ) -> Answer:
+    def _exchange(self, connection: _Connection, method: str, path: str, body: bytes | None, until: float) -> Answer:
         connection.timeout = max(until - time.monotonic(), 0.001)
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)
         connection.request(method, self._prefix + path, body, self._headers)
+        connection.flush()
         response = connection.getresponse()
         content = response.read()
         if response.will_close:
@@ -100,7 +100,7 @@ class Connections:
             self._put_back(connection)
         return Answer(response.status, content, _seconds(response.headers.get("Retry-After")))
 
-    def _take(self) -> http.client.HTTPConnection | None:
+    def _take(self) -> _Connection | None:
         with self._lock:
             if self._pid != os.getpid():
                 # Forked: these belong to the parent, which goes on using them.
@@ -112,18 +112,40 @@ class Connections:
                 connection.close()
         return None
 
-    def _put_back(self, connection: http.client.HTTPConnection) -> None:
+    def _put_back(self, connection: _Connection) -> None:
+        now = time.monotonic()
         with self._lock:
-            self._idle.append((connection, time.monotonic()))
+            self._idle.append((connection, now))
+            # The oldest come first, and may never be taken again.
+            while self._idle and now - self._idle[0][1] >= _LONGEST_IDLE_S:
+                self._idle.pop(0)[0].close()
 
-    def _open(self) -> http.client.HTTPConnection:
+    def _open(self) -> _Connection:
         if self._parts.scheme == "unix":
             return _UnixConnection(unquote(self._parts.path))
-        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        kind = _SecureConnection if self._parts.scheme == "https" else _Connection
         return kind(self._parts.hostname or "", self._parts.port)
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class _Connection(http.client.HTTPConnection):
+    """Sends a request's head and body at once: in two parts they would wake the server twice."""
+
+    _unsent = b""
+
+    def send(self, data: Any) -> None:
+        self._unsent += data
+
+    def flush(self) -> None:
+        """Send what has been written."""
+        data, self._unsent = self._unsent, b""
+        super().send(data)
+
+
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    pass
+
+
+class _UnixConnection(_Connection):
     def __init__(self, path: str) -> None:
         super().__init__("localhost")
         self._path = path

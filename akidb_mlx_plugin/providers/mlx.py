@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.providers.defaults import with_defaults
 from akidb_mlx_plugin.providers.lazy import LazyModel
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedRequest
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.options import LoadOptions
     from akidb_mlx_plugin.inference.embedder import Embedder
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A started request that holds its model until it is done."""
+
+    started: StartedRequest
+    model: ExitStack
+
+    @property
+    def texts(self) -> int:
+        return self.started.texts
+
+    def result(self) -> BatchEmbeddingResponse:
+        with self.model:
+            return self.started.result()
 
 
 class MLXProvider(EmbeddingProvider):
@@ -51,6 +68,17 @@ class MLXProvider(EmbeddingProvider):
         """
         with self._lazy.use() as embedder:
             return embedder.embed_requests([with_defaults(request, self._config) for request in requests])
+
+    def begin(self, request: BatchEmbeddingRequest) -> StartedRequest:
+        """Start to compute as many of a request's first texts as a forward pass takes; loads the model if needed.
+
+        Raises:
+            As `embed_requests`.
+        """
+        with ExitStack() as held:
+            embedder = held.enter_context(self._lazy.use())
+            started = embedder.begin(with_defaults(request, self._config))
+            return _Held(started, held.pop_all())
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check it against the model, or before it is loaded, against what every model needs."""
@@ -93,7 +121,9 @@ class MLXProvider(EmbeddingProvider):
     def _acquire(self) -> Embedder:
         from akidb_mlx_plugin.inference.shared import acquire_embedder
 
-        return acquire_embedder(self._config.model, self._options())
+        embedder = acquire_embedder(self._config.model, self._options())
+        embedder.keep_warm(self._config.keep_warm_s)
+        return embedder
 
     def _options(self) -> LoadOptions:
         from akidb_mlx_plugin.checkpoints.options import LoadOptions

@@ -24,6 +24,7 @@ import mlx.core as mx
 from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.runtime.blas import check_product, load_blas, set_blas_threads
 from akidb_mlx_plugin.runtime.cores import core_count
+from akidb_mlx_plugin.runtime.default_device import borrowed
 from akidb_mlx_plugin.runtime.fork import FORK_BARRIER, ForkGuard
 
 _JOIN_SECONDS = 10.0
@@ -97,7 +98,8 @@ class WorkerPool:
         """Run a function on one of the threads.
 
         Args:
-            work: may use MLX, but must not return a lazy array except to `collect`.
+            work: may use MLX, and evaluates by `default_device.evaluate`; must not return a lazy array except to
+                `collect`, which must not describe operations.
             collect: called on the same thread to evaluate what `work` returned; its result is the future's.
             short: whether it goes ahead of all work that is not short.
         Raises:
@@ -139,15 +141,17 @@ class WorkerPool:
         stream = _open_stream(self._device)
         begun: deque[tuple[_Piece, Any]] = deque()
         try:
-            with mx.stream(stream):
-                if self._device == mx.cpu:
-                    FORK_BARRIER.enter()
-                    try:
+            # Of this thread alone, unlike the default device, which `mx.stream` would set too.
+            mx.set_default_stream(stream)
+            if self._device == mx.cpu:
+                FORK_BARRIER.enter()
+                try:
+                    with borrowed(self._device):
                         check_product()
-                    finally:
-                        FORK_BARRIER.leave()
-                while self._run_next(index, begun):
-                    pass
+                finally:
+                    FORK_BARRIER.leave()
+            while self._run_next(index, begun):
+                pass
         finally:
             mx.synchronize(stream)
             mx.clear_streams()
@@ -189,14 +193,18 @@ class WorkerPool:
         # Until its result is there: MLX computes on a thread of its own meanwhile.
         FORK_BARRIER.enter()
         if piece.collect is None:
-            self._resolve(piece, piece.work)
+            self._resolve(piece, partial(self._describe, piece))
             return
         try:
-            begun.append((piece, piece.work()))
+            begun.append((piece, self._describe(piece)))
         except BaseException as error:
             FORK_BARRIER.leave()
             self._count_finished()
             piece.future.set_exception(error)
+
+    def _describe(self, piece: _Piece) -> Any:
+        with borrowed(self._device):
+            return piece.work()
 
     def _resolve(self, piece: _Piece, finish: Callable[[], Any]) -> None:
         """Give the caller what `finish` returns or raises; the thread survives any exception."""

@@ -99,6 +99,7 @@ def run_server(models: ServedModels, options: ServerOptions, listeners: Sequence
         ws="none",
         proxy_headers=False,
         server_header=False,
+        date_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(options.drain_s)),
     )

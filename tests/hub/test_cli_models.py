@@ -179,7 +179,7 @@ class TestModels:
 
     def test_list_marks_the_hugging_face_cache(self, shared: Path) -> None:
         assert table(run(models.app, "list"))[-1]["cached"] == "Hugging Face cache"
-        row = json.loads(run(models.app, "list", "--json").stdout)[4]
+        row = json.loads(run(models.app, "list", "--json").stdout)[-1]
         assert (row["model"], row["cached"], row["shared"]) == (REPO, True, True)
         assert json.loads(run(models.app, "info", REPO, "--json").output)["folder"] == str(shared)
 

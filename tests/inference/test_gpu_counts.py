@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from kernel_counts import count_kernels, fast_functions_counted_once
+from kernel_counts import count_kernels, count_nodes, fast_functions_counted_once, peak_bytes
 
 from akidb_mlx_plugin.inference.packing import pack_padded
 from akidb_mlx_plugin.models import find_encoder
 from akidb_mlx_plugin.models.base import Encoder
-from akidb_mlx_plugin.nn.batch import Tokens
+from akidb_mlx_plugin.nn.batch import Pick, Tokens
 from akidb_mlx_plugin.nn.layout import emulate_gpu
 from akidb_mlx_plugin.nn.pooling import pool
 
@@ -67,16 +67,20 @@ def build(name: str) -> Encoder:
     return encoder
 
 
+def describe(name: str, lengths: list[int]) -> mx.array:
+    """Return the lazy vectors of the pass that texts of these lengths make together."""
+    encoder = build(name)
+    (batch,) = pack_padded([[5] * length for length in lengths], 1 << 20)
+    tokens = Tokens.from_batch(batch)
+    if name == "qwen3":
+        return encoder.picked_vectors(tokens, Pick.last(batch.blocks)).astype(mx.float32)
+    return pool(encoder(tokens), batch.blocks, ("mean",))
+
+
 def kernels(name: str, lengths: list[int]) -> int:
     """Return the kernels of the pass that texts of these lengths make together."""
-    encoder = build(name)
-    (batch,) = pack_padded([[5] * length for length in lengths], 2048)
-    tokens = Tokens.from_batch(batch)
     with fast_functions_counted_once() as excess:
-        if name == "qwen3":
-            out = encoder.last_vectors(tokens).astype(mx.float32)
-        else:
-            out = pool(encoder(tokens), batch.blocks, ("mean",))
+        out = describe(name, lengths)
     return count_kernels(out) - excess.kernels
 
 
@@ -90,3 +94,30 @@ def test_one_query(name: str, most: int) -> None:
 def test_ten_queries_in_three_blocks(name: str, most: int) -> None:
     """Attention takes a kernel or two more for each block; masks are made once for all layers."""
     assert kernels(name, TEN_QUERIES) <= most
+
+
+def nodes(name: str, lengths: list[int]) -> int:
+    """Return the nodes of a pass's graph."""
+    with fast_functions_counted_once() as excess:
+        out = describe(name, lengths)
+    return count_nodes(out) - excess.nodes
+
+
+@pytest.mark.parametrize(("name", "one", "ten"), [("qwen3", 980, 1840), ("gemma3_text", 900, 1770), ("bert", 235, 500)])
+def test_nodes_that_python_describes(name: str, one: int, ten: int) -> None:
+    assert kernels(name, ONE_QUERY) < nodes(name, ONE_QUERY) <= one
+    assert nodes(name, TEN_QUERIES) <= ten
+
+
+@pytest.mark.parametrize(("name", "most"), [("qwen3", 19), ("gemma3_text", 14), ("bert", 13)])
+def test_activations_in_memory_at_once(name: str, most: int) -> None:
+    """They do not pile up from layer to layer; counted in float32 numbers of the widest layer for each token."""
+    config = {"model_type": name, "vocab_size": 64, **CONFIGS[name], "num_hidden_layers": 12}
+    encoder = find_encoder(name).from_config(config)
+    encoder.prepare()
+    mx.eval(encoder.parameters())
+    (batch,) = pack_padded([[5] * length for length in [96] * 8 + [64] * 8], 1 << 20)
+    out = pool(encoder(Tokens.from_batch(batch)), batch.blocks, ("mean",))
+    unit = len(batch.ids) * config["intermediate_size"] * 4
+    # An output of the feed-forward network is one of them.
+    assert 1 < peak_bytes(lambda: mx.eval(out)) / unit <= most

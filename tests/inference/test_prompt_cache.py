@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,8 @@ from akidb_mlx_plugin.inference.prompts import PromptStore, Start
 from akidb_mlx_plugin.models.base import Encoder
 from akidb_mlx_plugin.nn import attention
 from akidb_mlx_plugin.nn import layout as layouts
-from akidb_mlx_plugin.nn.attention import attend, attend_last
-from akidb_mlx_plugin.nn.batch import Block, Prefix, TokenBatch, Tokens
+from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.batch import Block, Pick, Prefix, TokenBatch, Tokens, take
 
 # Ten tokens with every tokenizer here, not counting an opening one; the last is a space.
 PROMPT = "the question of time: "
@@ -303,21 +304,37 @@ class TestAttention:
 
     @pytest.mark.parametrize("window", [None, 1, 4, 9, 30])
     @pytest.mark.parametrize(("before", "causal"), [(0, True), (7, True), (0, False)])
-    def test_of_the_last_token_alone(self, window: int | None, before: int, causal: bool) -> None:
+    @pytest.mark.parametrize(
+        ("pick", "places"),
+        [
+            (Pick.last, [10, 15, 22, 36, 40, 41]),
+            (Pick.first, [0, 11, 22, 33, 37, 41]),
+            (partial(Pick.first, skip=3), [3, 14, 25, 36, 40, 41]),
+        ],
+        ids=["last", "first", "after a prompt"],
+    )
+    def test_of_one_token_alone(
+        self, window: int | None, before: int, causal: bool, pick: Callable[[Sequence[Block]], Pick], places: list[int]
+    ) -> None:
         blocks = (Block(0, 3, 11, (11, 5, 1)), Block(33, 2, 4), Block(41, 1, 1))
         with mx.stream(mx.cpu):
             q, k, v = (mx.random.normal((42, h, 8), key=mx.random.key(i)) for i, h in enumerate((4, 2, 2)))
             prefix = tuple(mx.random.normal((2, before, 8), key=mx.random.key(i)) for i in (8, 9)) if before else None
-            tokens = Tokens(mx.zeros(42), mx.zeros(42), blocks)
-            assert tokens.last.tolist() == [10, 15, 22, 36, 40, 41]
-            out = attend_last(q[tokens.last], k, v, blocks, scale=0.3, window=window, before=prefix)
+            picked = pick(blocks)
+            assert picked.places.tolist() == places
+            out = attend(
+                take(q, picked), k, v, blocks, scale=0.3, causal=causal, window=window, before=prefix, pick=picked
+            )
             every = attend(q, k, v, blocks, scale=0.3, causal=causal, window=window, before=prefix)
-            assert np.abs(np.array(out) - np.array(every[tokens.last])).max() < 1e-5
+            # At place 25 there is padding, and what it sees does not matter.
+            real = [i for i, place in enumerate(places) if place != 25]
+            assert np.abs(np.array(out)[real] - np.array(every[picked.places])[real]).max() < 1e-5
 
 
 class TestLastLayer:
     @pytest.mark.parametrize(
-        "name", [*CAUSAL, "gemma3_text_causal", "llama_both_ways", "phi3", "qwen3_window_both_ways"]
+        "name",
+        [*CAUSAL, "camembert", "gemma3_text_causal", "gte", "lfm2", "llama_both_ways", "modernbert_bias", "phi3"],
     )
     @pytest.mark.parametrize("layout", ["cpu", "gpu"])
     def test_of_the_tokens_that_are_pooled_gives_the_vectors_of_sentence_transformers(

@@ -151,8 +151,8 @@ class TestIdsBeyondTheTable:
     def test_stop_before_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with Embedder.load(folder_of("bert")) as embedder:
             rows = json.loads((folder_of("bert") / "config.json").read_text())["vocab_size"]
-            monkeypatch.setattr(TextTokenizer, "encode", lambda self, texts: TokenRows([[1], [2, rows]], truncated=0))
+            monkeypatch.setattr(TextTokenizer, "encode", lambda self, texts: TokenRows([[1], [2, rows]], [False] * 2))
             with pytest.raises(EmbeddingError, match=rf"token id {rows}, .* embeddings for {rows}"):
                 embedder.embed(["a", "b"])
-            monkeypatch.setattr(TextTokenizer, "encode", lambda self, texts: TokenRows([[1], [rows - 1]], truncated=0))
+            monkeypatch.setattr(TextTokenizer, "encode", lambda self, texts: TokenRows([[1], [rows - 1]], [False] * 2))
             assert embedder.embed(["a", "b"]).embeddings.shape == (2, 32)

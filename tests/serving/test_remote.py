@@ -6,6 +6,7 @@ import http.server
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, upsert
 from host_helpers import TINY, count_loads
-from local_server import LocalServer, mock_config, serving, wait_until
+from local_server import PATIENCE_S, LocalServer, mock_config, serving, wait_until
 from queue_fakes import GatedEngine
 from typer.testing import CliRunner
 
@@ -26,6 +27,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.providers import make_provider
 from akidb_mlx_plugin.providers import remote as remote_provider
+from akidb_mlx_plugin.providers.connections import Connections
 from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.stores.settings import stored_settings
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
@@ -98,7 +100,10 @@ VECTOR = {"data": [{"index": 0, "embedding": "AAAAAAAAgD8="}], "usage": {"total_
 
 @contextmanager
 def answers(*prepared: tuple[int, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Run a server that gives prepared answers in turn; yield its address, and the paths that were asked for."""
+    """Run a server that gives prepared answers in turn; yield its address, and the paths that were asked for.
+
+    Status 0 breaks the connection within the answer.
+    """
     seen: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -109,10 +114,11 @@ def answers(*prepared: tuple[int, Any]) -> Iterator[tuple[str, list[str]]]:
             status, content = prepared[len(seen)]
             seen.append(self.path)
             body = json.dumps(content).encode()
-            self.send_response(status)
+            self.send_response(status or 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body if status else body[:5])
+            self.close_connection = not status
 
         def do_POST(self) -> None:
             self.do_GET()
@@ -197,6 +203,12 @@ class TestRetries:
             assert far.embed_batch(["a"]).embeddings.tolist() == [[0.0, 1.0]]
             assert len(seen) == 5
 
+    def test_a_connection_that_breaks_within_an_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(remote_provider, "_RECONNECT_S", 10.0)
+        with answers((200, DESCRIBED), (0, VECTOR), (0, VECTOR), (200, VECTOR)) as (url, seen), client(url) as far:
+            assert far.embed_batch(["a"]).embeddings.tolist() == [[0.0, 1.0]]
+            assert len(seen) == 4
+
     def test_only_until_the_deadline(self) -> None:
         busy = (429, {"error": {"message": "the queue is full"}})
         with answers((200, DESCRIBED), *[busy] * 50) as (url, seen), client(url, timeout_ms=300) as far:
@@ -230,6 +242,17 @@ class TestRetries:
                 far.embed_batch(["a"])
             with pytest.raises(ServiceUnavailableError, match="No such file"):
                 far.model_info()
+
+
+def test_idle_connections_are_closed(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    connections = Connections(server.url, None)
+    first, second = connections._open(), connections._open()
+    for connection in (first, second):
+        connections._exchange(connection, "GET", "/health", None, time.monotonic() + PATIENCE_S)
+    assert first.sock is not None
+    monkeypatch.setattr("akidb_mlx_plugin.providers.connections._LONGEST_IDLE_S", 0.0)
+    assert connections.call("GET", "/health", None, PATIENCE_S).status == 200
+    assert (first.sock, second.sock, connections._idle) == (None, None, [])
 
 
 class TestFallback:
