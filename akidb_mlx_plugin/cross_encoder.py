@@ -173,7 +173,7 @@ def _scores(response: BatchEmbeddingResponse) -> Vector:
 
 def _check_ranking(documents: Iterable[str], top_k: int | None) -> list[str]:
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise InvalidInputError(f"top_k must be a positive whole number, got {top_k!r}")
+        raise InvalidInputError(f"top_k must be a positive integer, got {top_k!r}")
     return list_inputs(documents)
 
 

@@ -174,7 +174,7 @@ class EmbeddingService:
         task: str | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
-        """Queue texts like `submit`, but wait in line for room in a full queue instead of being refused.
+        """Queue texts like `submit`, but wait in line for room in a full queue instead of being rejected.
 
         For bulk work, which can wait where a search cannot. This also returns at once: waiting for the future includes
         waiting for room, and canceling it leaves the line. The deadline counts from the moment there is room.
@@ -222,10 +222,10 @@ class EmbeddingService:
             expected: length of the vectors in the collection.
         Raises:
             DimensionMismatchError: this service makes vectors of another length.
-            InvalidInputError: not a positive whole number.
+            InvalidInputError: not a positive integer.
         """
         if not isinstance(expected, int) or isinstance(expected, bool) or expected < 1:
-            raise InvalidInputError(f"a collection's dimension must be a positive whole number, got {expected!r}")
+            raise InvalidInputError(f"a collection's dimension must be a positive integer, got {expected!r}")
         info = self.model_info()
         # 0: the user provides the vectors and has not given their length.
         if info.dimension not in (0, expected):

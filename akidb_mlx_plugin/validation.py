@@ -29,7 +29,7 @@ def check_request(request: BatchEmbeddingRequest) -> None:
 
     Raises:
         InvalidInputError: no texts, an input that is not a string, an unpaired surrogate, an unknown kind, or a
-            dimension that is not a positive whole number. The message names the position, never the text.
+            dimension that is not a positive integer. The message names the position, never the text.
     """
     if isinstance(request.inputs, str | bytes):
         raise InvalidInputError(
@@ -45,7 +45,7 @@ def check_request(request: BatchEmbeddingRequest) -> None:
         raise InvalidInputError(f"kind must be {' or '.join(map(repr, _KINDS))}, got {request.kind!r}")
     dimension = request.dimension
     if dimension is not None and (isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1):
-        raise InvalidInputError(f"dimension must be a positive whole number, got {dimension!r}")
+        raise InvalidInputError(f"dimension must be a positive integer, got {dimension!r}")
 
 
 def list_pairs(pairs: object) -> tuple[list[str], list[str]]:

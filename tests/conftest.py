@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.hub import ensure_model
@@ -21,6 +22,9 @@ os.environ |= {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# No test asserts on time, and a machine may be busy.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 # They need the extra "ray", which few of those who run the other tests have.
 collect_ignore = [] if find_spec("ray") else ["integrations/ray", "cli/test_cli_bulk.py"]
 
@@ -29,6 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mutations", type=int, help="inputs that each fuzzer of tests/fuzz tries, in place of a few")
     parser.addoption("--seed", type=int, default=0, help="of the fuzzers: other seeds, other inputs")
     parser.addoption("--complete", action="store_true", help="every combination where the default run takes samples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process of pytest-xdist its share of the cores: threads of products wait for those of other tests."""
+    workers = len(config.getoption("tx", None) or ())
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.inference.packing import pack_exact
-from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
+from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, load_text_tokenizer
 from akidb_mlx_plugin.nn.batch import TokenBatch, Tokens
 from akidb_mlx_plugin.nn.pooling import pool
 from akidb_mlx_plugin.types import Vector
@@ -42,9 +42,11 @@ def read_golden(name: str) -> Golden:
         return Golden(read_checkpoint(folder / "model"), texts, dict(arrays))
 
 
-def token_rows(checkpoint: Checkpoint, texts: Sequence[str], kind: str) -> tuple[list[list[int]], int]:
+def token_rows(
+    checkpoint: Checkpoint, texts: Sequence[str], kind: str, tokenizer: TextTokenizer | None = None
+) -> tuple[list[list[int]], int]:
     """Return the token ids of texts with their prompt, and how many leading ones are not pooled."""
-    tokenizer = load_text_tokenizer(checkpoint)
+    tokenizer = tokenizer or load_text_tokenizer(checkpoint)
     prompt = checkpoint.prompt_for(kind)
     skip = 0 if checkpoint.pool_prompt else tokenizer.prompt_length(prompt)
     return tokenizer.encode([prompt + text for text in texts]).ids, skip
@@ -58,9 +60,10 @@ def embed(
     *,
     packing: Packing = pack_exact,
     budget: int = 1024,
+    tokenizer: TextTokenizer | None = None,
 ) -> Vector:
     """Return (N, D) float32, computed on this thread as the embedder does on its own."""
-    rows, skip = token_rows(checkpoint, texts, kind)
+    rows, skip = token_rows(checkpoint, texts, kind, tokenizer)
     vectors: NDArray[np.float32] = np.full((len(rows), checkpoint.native_dimension), np.nan, dtype=np.float32)
     for batch in packing(rows, budget):
         pooled = pool(model.encoder(Tokens.from_batch(batch)), batch.blocks, checkpoint.pooling, skip)

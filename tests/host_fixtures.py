@@ -97,7 +97,8 @@ def _wait_until_it_answers(port: int, server: subprocess.Popen[bytes], log: Path
     raise AssertionError(f"the Chroma server does not answer: {log.read_text()}")
 
 
-@pytest.fixture(params=["ephemeral", "persistent", "server"])
+# Each process of the tests starts a server of its own.
+@pytest.fixture(params=["ephemeral", "persistent", pytest.param("server", marks=pytest.mark.slow)])
 def chroma(request: pytest.FixtureRequest, tmp_path: Path) -> ClientAPI:
     """A Chroma client, one of each kind."""
     if request.param == "ephemeral":

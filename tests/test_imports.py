@@ -36,6 +36,7 @@ def test_the_package() -> None:
     assert imports("import akidb_mlx_plugin").isdisjoint([*HEAVY, *HOSTS])
 
 
+@pytest.mark.slow
 def test_its_public_names() -> None:
     """All but the embedder, which is MLX."""
     names = [name for name in akidb_mlx_plugin.__all__ if name != "Embedder"]
@@ -51,6 +52,7 @@ def test_every_public_name_is_there() -> None:
         akidb_mlx_plugin.nonsense  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "host", "make"),
     [
@@ -63,6 +65,7 @@ def test_an_adapter_and_a_thousand_functions(adapter: str, host: str, make: str)
     assert imports(code, host).isdisjoint([*HEAVY, *HOSTS])
 
 
+@pytest.mark.slow
 def test_an_adapter_registers_itself() -> None:
     code = """
 import akidb_mlx_chroma, akidb_mlx_lancedb
@@ -73,5 +76,6 @@ print(known_embedding_functions["akidb_mlx"].__name__, get_registry().get("akidb
     assert run_python(code) == "MLXEmbeddingFunction MLXEmbeddings\n"
 
 
+@pytest.mark.slow
 def test_the_command_line_frame() -> None:
     assert imports("import akidb_mlx_plugin.cli").isdisjoint(["mlx", "transformers", "torch", *HOSTS])

@@ -61,6 +61,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SharedSystemClient.clear_system_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "code"), python_blocks())
 @pytest.mark.usefixtures("minilm_dir", "_own_folder")
 def test_python_runs(page: Path, code: str, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:

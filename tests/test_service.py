@@ -142,7 +142,7 @@ class TestChecking:
 
     @pytest.mark.parametrize("dimension", ["384", 0, True, 384.0])
     def test_an_invalid_dimension_of_a_collection(self, dimension: Any) -> None:
-        with pytest.raises(InvalidInputError, match="positive whole number"):
+        with pytest.raises(InvalidInputError, match="positive integer"):
             EmbeddingService(MOCK).validate_collection_dimension(dimension)
 
     def test_unknown_dimension_fits_any_collection(self) -> None:
@@ -215,6 +215,7 @@ class TestEnding:
         model_queue._close_all()
         assert allowed == [model_queue._EXIT_TIMEOUT_S, 0, 0]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("texts", [1, 2000])
     def test_the_interpreter_exits_without_close(self, texts: int) -> None:
         script = f"""
@@ -232,6 +233,7 @@ class TestEnding:
         """
         assert run_python(script, silent=True) == "end\n"
 
+    @pytest.mark.slow
     def test_a_forked_child_is_refused_and_ends(self) -> None:
         script = """
             import os, signal

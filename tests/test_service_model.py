@@ -17,6 +17,7 @@ from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 
+@pytest.mark.slow
 def test_a_crowd_gets_what_one_batch_gives(minilm_dir: Path) -> None:
     texts = [f"text number {i} " + "and so on " * (i % 9) for i in range(128)]
     sizes: list[int] = []
@@ -73,6 +74,7 @@ def test_a_bad_dimension_is_refused_before_and_after_the_load(minilm_dir: Path) 
             service.submit("bad", dimension=5)
 
 
+@pytest.mark.slow
 def test_info_without_and_with_the_model(minilm_dir: Path) -> None:
     with EmbeddingService(minilm_dir) as service:
         before = service.model_info()
@@ -82,6 +84,7 @@ def test_info_without_and_with_the_model(minilm_dir: Path) -> None:
     assert (after.fingerprint, after.device != "", after.parameters > 0) == (before.fingerprint, True, True)
 
 
+@pytest.mark.slow
 def test_a_fork_after_the_load_is_refused(minilm_dir: Path) -> None:
     script = f"""
         import os, signal
@@ -103,6 +106,7 @@ def test_a_fork_after_the_load_is_refused(minilm_dir: Path) -> None:
     assert run_python(script) == "refused\nrefused\n0 10\n"
 
 
+@pytest.mark.slow
 def test_the_interpreter_exits_without_close(minilm_dir: Path) -> None:
     script = f"""
         from akidb_mlx_plugin import EmbeddingService

@@ -41,7 +41,7 @@ class BatchQueue:
     the lock resolves it afterwards, without the lock, because that runs its caller's callbacks.
 
     Any thread may call. Threads start with the first request; they are daemons, so an unclosed queue does not keep the
-    interpreter alive. A process forked after that lacks them, and every request there is refused.
+    interpreter alive. A process forked after that lacks them, and every request there is rejected.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class BatchQueue:
             request: what to embed.
             deadline_ms: time until the caller gets `ServiceUnavailableError`, counted from when the request enters the
                 queue. Defaults to the queue's.
-            wait_for_room: wait in line for room in a full queue instead of being refused.
+            wait_for_room: wait in line for room in a full queue instead of being rejected.
         Raises:
             InvalidInputError: it cannot be answered, or the deadline is not above 0.
             ServiceUnavailableError: full, closed, or forked.
@@ -163,7 +163,7 @@ class BatchQueue:
                 last check (it has been replaced).
         """
         self._guard.check()
-        self._refuse_closed()
+        self._raise_if_closed()
         with self._lock:
             death = self._worker.pop_death()
         if death is not None:
@@ -205,7 +205,7 @@ class BatchQueue:
 
     def _enqueue(self, pending: PendingRequest, wait_for_room: bool) -> None:
         with self._lock:
-            self._refuse_closed()
+            self._raise_if_closed()
             if not wait_for_room and not self._scheduler.has_room(pending):
                 raise QueueFullError(
                     f"the queue is full: up to {self._max_texts} texts may wait, and there is no room for "
@@ -316,7 +316,7 @@ class BatchQueue:
         if error is None:
             self._deliver(slices, responses)
         elif isinstance(error, InvalidInputError) and len(slices) > 1:
-            # Refused by the model after passing `prepare`: only the request that caused it must fail.
+            # Rejected by the model after passing `prepare`: only the request that caused it must fail.
             for part in slices:
                 self._run([part])
         else:
@@ -347,6 +347,6 @@ class BatchQueue:
             return deadline_ms / 1e3
         return self._deadline_s * max(1, math.ceil(len(request.inputs) / self._batch_size))
 
-    def _refuse_closed(self) -> None:
+    def _raise_if_closed(self) -> None:
         if self._closing:
             raise ServiceUnavailableError("the embedding service is closed; make a new one")

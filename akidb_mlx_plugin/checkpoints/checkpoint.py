@@ -126,7 +126,7 @@ class Checkpoint:
         if dimension is None:
             return self.default_dimension
         if isinstance(dimension, bool) or not isinstance(dimension, int):
-            raise InvalidInputError(f"dimension must be a whole number, got {dimension!r}")
+            raise InvalidInputError(f"dimension must be an integer, got {dimension!r}")
         allowed = self.allowed_dimensions
         if dimension in allowed:
             return dimension

@@ -106,7 +106,7 @@ def download_model(
 ) -> Path:
     """Make a model available in the cache with every byte verified; arguments and errors as in `hub.models`.
 
-    An unsupported model is refused before its weights are downloaded.
+    An unsupported model is rejected before its weights are downloaded.
     """
     return hub.download_model(
         model,

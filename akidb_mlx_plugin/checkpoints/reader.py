@@ -276,5 +276,5 @@ def longest_text(folder: Path, config: Mapping[str, Any], settings: TransformerS
 def _whole_number(config: Mapping[str, Any], key: str, least: int) -> int:
     value = config[key]
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _UNBOUNDED:
-        raise ModelNotFoundError(f"config.json: {key} must be a whole number of at least {least}, not {value!r}")
+        raise ModelNotFoundError(f"config.json: {key} must be an integer of at least {least}, not {value!r}")
     return value

@@ -30,7 +30,7 @@ def read_tensors(file: Path) -> dict[str, mx.array]:
     # MLX would notice a truncated file only on reading that far.
     header = read_header(file)
     for name, info in header.items():
-        # MLX names no tensor when it refuses a dtype, and takes float8 for integers.
+        # MLX names no tensor when it rejects a dtype, and takes float8 for integers.
         if info.dtype not in _NUMPY_FORMATS and info.dtype != "C64":
             raise _unreadable(file, name, info)
     if any(info.dtype == "F64" for info in header.values()):

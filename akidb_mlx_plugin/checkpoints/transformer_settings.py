@@ -97,7 +97,7 @@ def read_transformer_settings(folder: Path, task: Mapping[str, Any] | None = Non
             raise ModelNotFoundError(f"{file} has a setting that this package does not support: {name} = {value!r}")
     limit = settings.get("max_seq_length")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise ModelNotFoundError(f"{file}: max_seq_length must be a positive whole number, not {limit!r}")
+        raise ModelNotFoundError(f"{file}: max_seq_length must be a positive integer, not {limit!r}")
     config: dict[str, Any] = {}
     for name in _CONFIG_ARGUMENTS:
         arguments = settings.get(name) or {}

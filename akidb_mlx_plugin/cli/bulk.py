@@ -37,34 +37,35 @@ def bulk(
         list[str], typer.Option("--input", help="Parquet or JSONL: a file, a pattern, a folder, or s3://bucket/path.")
     ],
     more: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="More input.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that embed, each with a model of its own.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with its own copy of the model.")] = 1,
     address: Annotated[
         str | None,
         typer.Option(
             envvar="RAY_ADDRESS",
-            help="A Ray cluster: ray://HOST:10001, or auto on one of its nodes; without it, this machine.",
+            help="Ray cluster: ray://HOST:10001, or auto on one of its nodes; default: this machine.",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Short name, repository or checkpoint folder; else the target's, or as configured."),
+        typer.Option(help="Short name, repository or checkpoint folder; default: the target's, else as configured."),
     ] = None,
-    dimension: Annotated[int | None, typer.Option(help="Length of the vectors; without it, the model's.")] = None,
+    dimension: Annotated[int | None, typer.Option(help="Length of the vectors; default: the model's.")] = None,
     pooling: PoolingOption = None,
     on: Annotated[str, typer.Option(help="The key column.")] = "id",
-    text_column: Annotated[str, typer.Option(help="The column that is embedded.")] = "text",
-    vector_column: Annotated[str, typer.Option(help="The column that vectors go to.")] = "vector",
+    text_column: Annotated[str, typer.Option(help="The column to embed.")] = "text",
+    vector_column: Annotated[str, typer.Option(help="The column for the vectors.")] = "vector",
     columns: Annotated[
-        str | None, typer.Option(help="Other columns to keep, comma-separated; without it, all of them.")
+        str | None, typer.Option(help="Other columns to keep, comma-separated; default: all of them.")
     ] = None,
-    cpus: Annotated[float | None, typer.Option(min=0, help="Processors, and so threads, of each worker.")] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker.")] = 0.0,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPUs, and therefore threads, per worker.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per worker.")] = 0.0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at rows that cannot be embedded.")] = False,
     rejects: Annotated[
-        Path | None, typer.Option(help="Where rows that cannot be embedded go; else NAME.rejected.jsonl here.")
+        Path | None,
+        typer.Option(help="File for rows that cannot be embedded; default: NAME.rejected.jsonl in the current folder."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only count rows, embed a sample, reckon time and disk.")
+        bool, typer.Option("--dry-run", help="Only count the rows, embed a sample and estimate time and disk space.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -159,7 +160,7 @@ def _start_ray(address: str | None, workers: int, cpus: float | None, signals: S
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address where nothing listens: Ray would retry for many minutes."""
+    """Reject an address where nothing listens: Ray would retry for many minutes."""
     import socket
 
     server = urlsplit(address if "://" in address else f"ray://{address}")
@@ -168,7 +169,7 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((server.hostname, server.port), timeout=_PATIENCE_S).close()
     except OSError as error:
-        raise EmbeddingError(f"no Ray cluster at {address}: {error}; ray start --head starts one") from error
+        raise EmbeddingError(f"no Ray cluster at {address}: {error}; start one with: ray start --head") from error
 
 
 def _find_files(patterns: list[str]) -> list[str]:
@@ -179,7 +180,7 @@ def _find_files(patterns: list[str]) -> list[str]:
     """
     paths = [path for pattern in patterns for path in _expand(pattern)]
     if len({_format_of(path) for path in paths}) > 1:
-        raise InvalidInputError(f"the input mixes Parquet and JSONL: {', '.join(paths[:4])}; one format in a run")
+        raise InvalidInputError(f"the input mixes Parquet and JSONL: {', '.join(paths[:4])}; use one format per run")
     return paths
 
 
@@ -204,12 +205,12 @@ def _format_of(path: str) -> str:
 
 
 def _check_apart(rejects: Path, paths: list[str]) -> Path:
-    """Refuse a side file that is also an input."""
+    """Reject a side file that is also an input."""
     place = rejects.resolve()
     for path in paths:
         if place == Path(path).resolve() or (place.exists() and Path(path).resolve() in place.parents):
             raise InvalidInputError(
-                f"{rejects} is where rows that cannot be embedded go, and is among the input; name another by "
+                f"{rejects} is the file for rows that cannot be embedded, and is also an input; name another with "
                 "--rejects, or leave it out of the input"
             )
     return rejects

@@ -103,7 +103,7 @@ def run_through_client(job: BulkJob) -> Estimate | BulkResult:
         EmbeddingError: the cluster could not run it; and as `BulkJob.run`.
     """
     with RejectFile(job.rejects):
-        pass  # refused here rather than after the run
+        pass  # rejected here rather than after the run
     model = os.path.abspath(os.path.expanduser(job.model)) if job.model and job.model[0] in ".~" else job.model
     job = replace(job, model=model, target=job.target.absolute())
     settings = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
@@ -112,7 +112,8 @@ def run_through_client(job: BulkJob) -> Estimate | BulkResult:
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise EmbeddingError(
-            f"the cluster could not run it: {reason}; its nodes need akidb-mlx-plugin[ray] in the version that is here"
+            f"the cluster could not run it: {reason}; its nodes need the same version of "
+            "akidb-mlx-plugin[ray] as this machine"
         ) from error
     if rejected is not None:
         job.rejects.write_bytes(rejected)

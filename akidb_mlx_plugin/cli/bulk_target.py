@@ -77,4 +77,4 @@ def parse_target(address: str) -> LanceAddress | ChromaAddress:
             raise InvalidInputError(f"--to {address}: {error}") from error
         if server.hostname:
             return ChromaAddress(server.hostname, port, name)
-    raise InvalidInputError(f"--to {address} is no target; it is {_FORMS}")
+    raise InvalidInputError(f"--to {address} is not a target; use {_FORMS}")

@@ -67,7 +67,7 @@ def clean(
     max_gb: Annotated[float, typer.Option("--max-gb", help="Shrink the cache to this size; 0 empties it.")] = (
         DEFAULT_MAX_GB
     ),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     cache_dir: CacheDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -95,12 +95,12 @@ def migrate(cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> No
     rows = [_row(model, as_json) for model in list_cached_models(cache_dir) if model.folder in moved]
     print_rows(rows, as_json=as_json)
     for folder, reason in left.items():
-        typer.echo(f"{folder} stays: {reason}", err=True)
+        typer.echo(f"{folder} was not moved: {reason}", err=True)
 
 
 def _row(model: CachedModel, as_json: bool) -> dict[str, Any]:
     """Return a model as a row, with sizes and times for people to read or programs to parse."""
-    state = "partial" if model.partial else "whole"
+    state = "partial" if model.partial else "complete"
     if as_json:
         size_and_time = {"size_bytes": model.size_bytes, "last_used": model.last_used.isoformat()}
     else:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -114,21 +112,18 @@ def _measure_gflops() -> float:
 
 def _cache() -> Iterator[_Finding]:
     from akidb_mlx_plugin.hub.cache import default_cache_dir, list_cached_models, list_shared_models
+    from akidb_mlx_plugin.hub.disk import free_bytes
 
     folder = default_cache_dir()
     models = list_cached_models()
     size = sum(model.size_bytes for model in models) / 1e9
-    free = shutil.disk_usage(_nearest_existing(folder)).free / 1e9
+    free = free_bytes(folder) / 1e9
     remedy = "free some disk space, or set AKIDB_MODEL_CACHE_DIR to a larger disk" if free < 1 else ""
     yield _Finding("model cache", f"{folder}: {size:.2f} GB used, {free:.0f} GB free", remedy)
     names = ", ".join(model.repo for model in models)
     yield _Finding("models present", names or "none; to get one: akidb-mlx models download NAME")
     if shared := ", ".join(model.repo for model in list_shared_models()):
         yield _Finding("Hugging Face cache", shared)
-
-
-def _nearest_existing(folder: Path) -> Path:
-    return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def _hub() -> _Finding:

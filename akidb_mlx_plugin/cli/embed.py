@@ -44,7 +44,7 @@ def embed(
     text_field: Annotated[str, typer.Option(help="Field of the text in JSONL and Parquet.")] = "text",
     vector_field: Annotated[str, typer.Option(help="Field for the vector in JSONL and Parquet.")] = "vector",
     input_format: Annotated[
-        Literal["lines", "jsonl", "parquet"] | None, typer.Option(help="Format of INPUT; default: by its name.")
+        Literal["lines", "jsonl", "parquet"] | None, typer.Option(help="Format of INPUT; default: from its name.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -87,7 +87,7 @@ class TextSource:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text, parse_constant=_refuse_constant)
+                row = json.loads(text, parse_constant=_reject_constant)
             except (ValueError, RecursionError) as error:
                 reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
                 raise InvalidInputError(f"line {number} of {self._label} is not JSON: {reason}") from error
@@ -163,5 +163,5 @@ class TextSource:
         return file
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"it has no {name}")

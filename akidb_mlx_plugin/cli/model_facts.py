@@ -84,7 +84,7 @@ def _remote_facts(source: ModelSource, repo: str) -> dict[str, Any]:
                 "supported": True
             }
         except EmbeddingError as error:
-            return _refused(error, folder, repo)
+            return _unsupported(error, folder, repo)
 
 
 def _folder_facts(source: ModelSource, folder: Path, repo: str) -> dict[str, Any]:
@@ -101,10 +101,10 @@ def _folder_facts(source: ModelSource, folder: Path, repo: str) -> dict[str, Any
         facts["memory_bytes"] = estimate_memory(checkpoint)
         return facts | {"supported": True}
     except EmbeddingError as error:
-        return _refused(error, folder, str(folder))
+        return _unsupported(error, folder, str(folder))
 
 
-def _refused(error: EmbeddingError, folder: Path, shown_as: str) -> dict[str, Any]:
+def _unsupported(error: EmbeddingError, folder: Path, shown_as: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"supported": False, "reason": str(error).replace(str(folder), shown_as)}
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

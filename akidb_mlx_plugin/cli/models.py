@@ -98,14 +98,16 @@ def verify(
         if (name is None and not model.shared) or model.repo == repo
     ]
     if name and not models:
-        raise ModelNotFoundError(f"{name} is not on this machine; 'akidb-mlx models download {name}' brings it")
+        raise ModelNotFoundError(
+            f"{name} is not available locally; download it with 'akidb-mlx models download {name}'"
+        )
     damage = [(model, model.snapshot.damaged_files(deep=True)) for model in models if model.snapshot]
     print_rows(
         [
             {
                 "model": model.name,
                 "revision": model.revision,
-                "state": f"damaged: {', '.join(files)}" if files else "whole",
+                "state": f"damaged: {', '.join(files)}" if files else "complete",
                 "folder": str(model.folder),
             }
             for model, files in damage
@@ -132,7 +134,7 @@ def remove(name: NameArgument, cache_dir: CacheDirOption = None, as_json: JsonOp
         as_json=as_json,
     )
     if left:
-        raise ServiceUnavailableError(f"{name} stays: {left[0].folder} is in use or cannot be removed")
+        raise ServiceUnavailableError(f"{name} was not removed: {left[0].folder} is in use or cannot be removed")
 
 
 def _spec_row(spec: ModelSpec, cached: CachedModel | None, as_json: bool) -> dict[str, Any]:

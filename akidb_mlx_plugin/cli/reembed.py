@@ -23,12 +23,13 @@ def reembed(
     collection: Annotated[str | None, typer.Option(help="The Chroma collection to read.")] = None,
     table: Annotated[str | None, typer.Option(help="The LanceDB table to read.")] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the new one; default: the old name and the model's.")
+        str | None,
+        typer.Option(help="Name of the new collection or table; default: the old name with the model's appended."),
     ] = None,
     dimension: Annotated[int | None, typer.Option(help="Length of the new vectors; default: the model's.")] = None,
     pooling: PoolingOption = None,
     on: Annotated[str, typer.Option(help="The table's key column.")] = "id",
-    batch_size: Annotated[int | None, typer.Option(help="Documents to embed and write at once.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Documents to embed and write per batch.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Embed a collection or table again with another model, into a new one.

@@ -21,13 +21,15 @@ _SHOWN = 120
 
 
 def search(
-    text: Annotated[str, typer.Argument(help="What to search for, in your own words.")],
+    text: Annotated[str, typer.Argument(help="The search text.")],
     chroma: Annotated[str | None, typer.Option(help="Chroma: a folder, or http://host:port.")] = None,
     collection: Annotated[str | None, typer.Option(help="The Chroma collection.")] = None,
     lancedb: Annotated[str | None, typer.Option(help="LanceDB: a folder, or s3://bucket/path.")] = None,
     table: Annotated[str | None, typer.Option(help="The LanceDB table.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of results.")] = 5,
-    model: Annotated[str | None, typer.Option(help="The model of its vectors, if it does not store one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model its vectors come from, if it does not store one.")
+    ] = None,
     pooling: PoolingOption = None,
     rerank: RerankOption = None,
     as_json: JsonOption = False,
@@ -67,7 +69,7 @@ def search(
         rows = [{**row, "text": _shorten(row["text"]), "metadata": _plain(row["metadata"])} for row in rows]
     print_rows(rows, as_json=as_json)
     if not rows and not as_json:
-        typer.echo("it is still empty", err=True)
+        typer.echo("it is empty", err=True)
 
 
 def _search_collection(

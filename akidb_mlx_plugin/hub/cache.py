@@ -22,7 +22,7 @@ from akidb_mlx_plugin.hub.snapshots import read_own, read_shared, shared_cache_d
 
 _GB = 1e9
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

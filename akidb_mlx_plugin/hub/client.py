@@ -1,4 +1,4 @@
-"""Query a Hugging Face hub through huggingface_hub, within limits, and explain its refusals.
+"""Query a Hugging Face hub through huggingface_hub, within limits, and explain its errors.
 
 huggingface_hub downloads the files. Its listings are not used: they are unbounded, and send the token wherever the next
 page is.
@@ -88,8 +88,8 @@ def find_hub() -> Hub:
         headers["authorization"] = f"Basic {base64.b64encode(unquote(credentials).encode()).decode()}"
     elif token:
         if not _TOKEN.fullmatch(token):
-            # The HTTP library would refuse it too, but print it.
-            raise DownloadError("HF_TOKEN holds characters that no token has; copy it again")
+            # The HTTP library would reject it too, but print it.
+            raise DownloadError("HF_TOKEN contains characters that are not valid in a token; copy it again")
         headers["authorization"] = f"Bearer {token}"
     return Hub(endpoint, headers)
 
@@ -109,7 +109,7 @@ def list_remote(hub: Hub, repo: str, revision: str) -> RemoteSnapshot:
     Raises:
         ModelNotFoundError: no such repository or revision.
         TransientError: the hub cannot be reached, or cannot answer now.
-        DownloadError: the hub refuses, or its answer is malformed.
+        DownloadError: the hub denies access, or its answer is malformed.
     """
     api = f"{hub.endpoint}/api/models/{repo}"
 
@@ -120,7 +120,7 @@ def list_remote(hub: Hub, repo: str, revision: str) -> RemoteSnapshot:
             raise explain(error, hub.endpoint, repo, revision) from error
 
     def first() -> tuple[Any, str | None]:
-        late = f"{hub.host} gave no answer for {ANSWER_S:g} seconds"
+        late = f"{hub.host} did not respond within {ANSWER_S:g} seconds"
         return within_deadline(ANSWER_S, lambda: ask(f"{api}/revision/{quote(revision, safe='')}", _Limits()), late)
 
     try:
@@ -201,7 +201,7 @@ def _fence_session() -> None:
 
 
 def _check_answer(response: Any) -> None:
-    """Raise for a refusal, and for an ETag that is not a file name: huggingface_hub writes where it points."""
+    """Raise for an error status, and for an ETag that is not a file name: huggingface_hub writes where it points."""
     if not response.request.headers.get("user-agent", "").startswith(_AGENT):
         return
     if response.status_code >= 400:
@@ -227,7 +227,7 @@ class _Limits:
         self._pages -= pages
         if min(self._bytes, self._pages) < 0 or time.monotonic() > self._until:
             raise DownloadError(
-                f"the hub's listing does not end within {LISTING_BYTES >> 20} MiB, {LISTING_PAGES} pages and "
+                f"the hub's file listing exceeds {LISTING_BYTES >> 20} MiB, {LISTING_PAGES} pages and "
                 f"{LISTING_S:g} seconds; check HF_ENDPOINT"
             )
 
@@ -247,7 +247,9 @@ def _get_json(hub: Hub, url: str, limits: _Limits) -> tuple[Any, str | None]:
         following = response.links.get("next", {}).get("url")
     following = urljoin(url, following) if following else None
     if following and urlsplit(following)[:2] != urlsplit(hub.endpoint)[:2]:
-        raise DownloadError(f"the listing of {hub.host} goes on at {urlsplit(following).hostname}, which is not asked")
+        raise DownloadError(
+            f"the listing of {hub.host} continues at {urlsplit(following).hostname}, which is another host"
+        )
     return json.loads(body), following
 
 

@@ -12,14 +12,18 @@ from akidb_mlx_plugin.errors import DownloadError
 _SPARE_BYTES = 16 << 20
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the free space on the disk of a folder that may not exist yet."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+
+
 def check_free_space(folder: Path, needed_bytes: int, name: str) -> None:
-    """Refuse a download that the disk has no room for.
+    """Reject a download that the disk has no room for.
 
     Raises:
         DownloadError: too little space; it gives both sizes.
     """
-    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if needed_bytes + _SPARE_BYTES > free:
         raise DownloadError(
             f"{name} needs {needed_bytes / 1e6:.0f} MB in {folder}, and only {free / 1e6:.0f} MB are free; make room "

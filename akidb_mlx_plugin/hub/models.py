@@ -20,7 +20,7 @@ from akidb_mlx_plugin.hub.registry import ModelSource, ModelSpec, resolve
 from akidb_mlx_plugin.hub.retries import TransientError
 from akidb_mlx_plugin.hub.snapshots import find_cached
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ALLOWED_VARIABLE = "AKIDB_ALLOWED_MODELS"
 
@@ -79,7 +79,7 @@ def ensure_model(
         trusted: False if the name comes from stored data: then only models named by the registry or
             AKIDB_ALLOWED_MODELS are downloaded.
         max_cache_gb: after a download, evict the least recently used models above this size. Defaults to no limit.
-        check: called with the folder of the model's settings before its weights are downloaded; raises to refuse them.
+        check: called with the folder of the model's settings before its weights are downloaded; raises to reject them.
     Raises:
         InvalidInputError: not trusted and not allowed.
         ModelNotFoundError: no such model, or not a checkpoint.
@@ -108,9 +108,9 @@ def _fetch(request: SnapshotRequest, offline: bool | None) -> Snapshot:
         snapshot = find_cached(request, lenient=True)
         if snapshot is None:
             raise
-        _log.warning(
-            "%s in %s was downloaded in part: pooling and prompts are those of the files that are there, and "
-            "'akidb-mlx models download %s' brings the others",
+        logger.warning(
+            "%s in %s is a partial download: pooling and prompts come from the files that exist, and "
+            "'akidb-mlx models download %s' downloads the others",
             request.repo,
             snapshot.folder,
             request.repo,
@@ -123,7 +123,7 @@ def _make_room(max_cache_gb: float | None, cache_dir: Path, keep: Path) -> None:
     try:
         cleanup_cache(max_cache_gb, cache_dir=cache_dir, keep=(keep,))
     except (InvalidInputError, OSError) as error:
-        _log.warning("the model cache could not be kept below %s GB: %s", max_cache_gb, error)
+        logger.warning("the model cache could not be kept below %s GB: %s", max_cache_gb, error)
 
 
 def download_model(
@@ -194,7 +194,7 @@ def _check_allowed(request: SnapshotRequest) -> None:
     if any(fnmatchcase(request.repo.lower(), pattern) for pattern in patterns if pattern):
         return
     raise InvalidInputError(
-        f"stored data asks for the model {request.repo!r} at revision {request.revision!r}, which is neither in the "
+        f"stored data names the model {request.repo!r} at revision {request.revision!r}, which is neither in the "
         f"registry nor on this machine; if you trust it, set {ALLOWED_VARIABLE}={request.repo} or download it yourself"
     )
 
@@ -206,7 +206,7 @@ class _OfflineError(DownloadError):
 def _check_online(request: SnapshotRequest, offline: bool | None) -> None:
     if is_offline() if offline is None else offline:
         raise _OfflineError(
-            f"{request.repo} at {request.revision} is not whole in the model cache {request.cache_dir} or the Hugging "
-            "Face cache, and offline mode forbids to fetch it; run "
+            f"{request.repo} at {request.revision} is not complete in the model cache {request.cache_dir} or the "
+            "Hugging Face cache, and offline mode does not allow downloads; run "
             f"'akidb-mlx models download {request.repo}' with a network, or unset HF_HUB_OFFLINE"
         )

@@ -27,7 +27,7 @@ _MAY_PASS = {408, 425, 429}
 _RATE_LIMIT = re.compile(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TransientError(DownloadError):
@@ -67,7 +67,7 @@ def with_retries(action: Callable[[], T]) -> T:
             if attempt == ATTEMPTS or error.unreachable or wait_s > LONGEST_WAIT_S:
                 tried = f" (tried {attempt} times)" if attempt > 1 else ""
                 raise TransientError(f"{error}{tried}", wait_s=error.wait_s, unreachable=error.unreachable) from error
-            _log.warning("%s; trying again in %g s", error, wait_s)
+            logger.warning("%s; trying again in %g s", error, wait_s)
         time.sleep(wait_s)
         attempt += 1
 
@@ -113,16 +113,16 @@ def explain(error: Exception, endpoint: str, repo: str, revision: str) -> Except
         if isinstance(cause, OfflineModeIsEnabled):
             return DownloadError(f"{repo} cannot be downloaded: huggingface_hub was imported with HF_HUB_OFFLINE set")
         if isinstance(cause, http.TimeoutException):
-            return TransientError(f"{host} gave no answer in time", unreachable=True)
+            return TransientError(f"{host} did not respond in time", unreachable=True)
         if isinstance(cause, http.RemoteProtocolError):
-            return TransientError(f"{host} cut the connection: {cause}")
+            return TransientError(f"{host} closed the connection: {cause}")
         if isinstance(cause, http.TransportError):
             return TransientError(f"{host} cannot be reached: {cause}", unreachable=True)
         if isinstance(cause, http.HTTPError | http.InvalidURL):
             return DownloadError(f"{host} cannot be used for {repo}: {cause}")
     if isinstance(error, OSError) and error.errno is None and not type(error).__module__.startswith("huggingface_hub"):
         # huggingface_hub's consistency check.
-        return TransientError(f"a file of {repo} did not arrive at its full size from {host}")
+        return TransientError(f"a file of {repo} arrived incomplete from {host}")
     if type(error).__module__.startswith("huggingface_hub"):
         return DownloadError(f"{host} does not answer like a Hugging Face hub: {error}; check HF_ENDPOINT")
     return error
@@ -140,24 +140,28 @@ def _refusal(response: Any, endpoint: str, repo: str, revision: str) -> Embeddin
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     if code == "GatedRepo":
         return DownloadError(
-            f"{repo} is gated ({status}): accept its licence at {endpoint}/{repo} and set HF_TOKEN to a token of "
+            f"{repo} is gated ({status}): accept its license at {endpoint}/{repo} and set HF_TOKEN to a token of "
             "that account"
         )
     if status == 401:
         return DownloadError(
-            f"{host} refuses {repo} (401): it is private, or no such repository; check the name, or set HF_TOKEN "
+            f"{host} denies access to {repo} (401): it is private or does not exist; check the name, or set HF_TOKEN "
             "to a valid token that may read it"
         )
     if status == 403:
-        return DownloadError(f"{host} forbids {repo} (403): set HF_TOKEN to a token that may read it")
+        return DownloadError(f"{host} forbids access to {repo} (403): set HF_TOKEN to a token that may read it")
     if code == "RevisionNotFound":
-        return ModelNotFoundError(f"{repo} has no revision {revision!r}; give a branch, tag or commit that it has")
+        return ModelNotFoundError(f"{repo} has no revision {revision!r}; give an existing branch, tag or commit")
     if status == 404:
-        what = "the file its listing names" if code == "EntryNotFound" else "no such repository; check the name"
+        what = (
+            "a file that its listing names is missing"
+            if code == "EntryNotFound"
+            else "no such repository; check the name"
+        )
         return ModelNotFoundError(f"{host} does not have {repo} (404): {what}")
     if status in _MAY_PASS or status >= 500:
         wait_s = _asked_wait(response.headers)
-        later = f"; it asks to wait {wait_s:g} seconds" if wait_s else ""
+        later = f"; it asks for a wait of {wait_s:g} seconds" if wait_s else ""
         token = ", or set HF_TOKEN for a higher limit" if status == 429 else ""
         return TransientError(
             f"{host} cannot serve {repo} now ({status}){later}; try again later{token}", wait_s=wait_s

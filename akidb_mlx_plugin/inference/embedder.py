@@ -14,7 +14,7 @@ from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
 from akidb_mlx_plugin.checkpoints.lookup import Found, find_checkpoint
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
-from akidb_mlx_plugin.hub.locks import ModelInUse, mark_in_use
+from akidb_mlx_plugin.hub.locks import mark_in_use
 from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
 from akidb_mlx_plugin.inference.job import EmbeddingJob, Place
 from akidb_mlx_plugin.inference.prompts import Ids
@@ -264,7 +264,7 @@ class Embedder:
             )
 
 
-def find_for_use(find: Callable[[], Found]) -> tuple[Found, ModelInUse]:
+def find_for_use(find: Callable[[], Found]) -> tuple[Found, ExitStack]:
     """Find a checkpoint and shield it from eviction by any process until the handle is closed."""
     for last in (False, True):
         checkpoint = find()

@@ -166,7 +166,7 @@ def projection_of(config: Mapping[str, Any]) -> int | None:
     width = config.get("num_labels")
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
         raise ModelNotFoundError(
-            f"config.json: num_labels, the width of {_code(config)}, must be a positive whole number, not {width!r}"
+            f"config.json: num_labels, the width of {_code(config)}, must be a positive integer, not {width!r}"
         )
     return width
 

@@ -39,7 +39,7 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
     """Check a setting against the annotation of its field, such as "int | None"."""
     match annotation.partition(" | ")[0]:
         case "int":
-            expected, fits = "a whole number", type(value) is int and 0 <= value < _LARGEST
+            expected, fits = "an integer", type(value) is int and 0 <= value < _LARGEST
         case "float":
             expected, fits = "a finite number", type(value) in (int, float) and abs(value) < math.inf
         case "bool":

@@ -1,4 +1,4 @@
-"""How much memory is used and left, to refuse a model that cannot fit before the system kills the process."""
+"""How much memory is used and left, to reject a model that cannot fit before the system kills the process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PROCESS = Path("/proc/self")
 
 
 def check_memory(needed: int, name: str, *, available: int | None = None) -> None:
-    """Refuse to load a model that does not fit.
+    """Raise if a model does not fit.
 
     Args:
         needed: bytes of its weights.
@@ -34,13 +34,13 @@ def check_memory(needed: int, name: str, *, available: int | None = None) -> Non
         ServiceUnavailableError: less is left than it needs.
     """
     if available is None:
-        _refuse_above(left_of_address_space(), needed + _THREADS_BYTES, name, "address space (ulimit -v)")
+        _raise_above(left_of_address_space(), needed + _THREADS_BYTES, name, "address space (ulimit -v)")
         available = available_memory()
-    _refuse_above(available, needed + _WORKING_BYTES, name, "memory")
+    _raise_above(available, needed + _WORKING_BYTES, name, "memory")
 
 
 def check_batch(tokens: int, width: int, name: str) -> None:
-    """Refuse a batch that a limited address space has no room for: MLX and the BLAS abort when it is exhausted.
+    """Reject a batch that a limited address space has no room for: MLX and the BLAS abort when it is exhausted.
 
     Args:
         tokens: of the batch.
@@ -50,9 +50,7 @@ def check_batch(tokens: int, width: int, name: str) -> None:
         ServiceUnavailableError: less is left than the batch may need.
     """
     needed = activation_bytes(tokens, width) + _WORKING_BYTES
-    _refuse_above(
-        left_of_address_space(), needed, f"a batch of {tokens} tokens for {name}", "address space (ulimit -v)"
-    )
+    _raise_above(left_of_address_space(), needed, f"a batch of {tokens} tokens for {name}", "address space (ulimit -v)")
 
 
 def activation_bytes(tokens: int, width: int) -> int:
@@ -60,7 +58,7 @@ def activation_bytes(tokens: int, width: int) -> int:
     return tokens * width * 4 * _ACTIVATIONS
 
 
-def _refuse_above(left: int | None, needed: int, name: str, what: str) -> None:
+def _raise_above(left: int | None, needed: int, name: str, what: str) -> None:
     if left is not None and needed > left:
         raise ServiceUnavailableError(
             f"{name} needs {_gib(needed)} of {what} and {_gib(left)} are left; close other programs or models, or use "

@@ -52,7 +52,7 @@ class Store(ABC):
         return self.service is not None and self.service.config.mode != "user_provided"
 
     def check_document(self, document: Document) -> None:  # noqa: B027 - a database may have nothing to add
-        """Raise InvalidInputError for what the database would refuse in a document's text or metadata."""
+        """Raise InvalidInputError for what the database would reject in a document's text or metadata."""
 
     def has_metadata(self, stored: StoredDocument, document: Document) -> bool:
         """Return whether a document's metadata equals what is stored; a null counts as absent."""

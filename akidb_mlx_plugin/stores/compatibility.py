@@ -172,7 +172,7 @@ def as_vector(vector: object, what: str) -> np.ndarray[Any, np.dtype[np.float32]
         raise InvalidInputError(f"{what} is not one row of numbers: {type(vector).__name__}, shape {row.shape}")
     if not row.size:
         raise InvalidInputError(f"{what} is empty")
-    # A float64 beyond float32's range becomes infinite here, and is refused below.
+    # A float64 beyond float32's range becomes infinite here, and is rejected below.
     with np.errstate(over="ignore"):
         row = row.astype(np.float32, copy=False)
     if not np.isfinite(row).all():
@@ -211,7 +211,7 @@ def _check_fixed(stored: StoredVectors, stamp: _Stamp) -> None:
 def _describe(service: EmbeddingService, stored: StoredVectors, held: int) -> ModelInfo | None:
     """Describe a function's model; return None if the function is the collection's own and its model is unavailable.
 
-    Such a collection still takes vectors; a text is refused, with the reason, before any write.
+    Such a collection still takes vectors; a text is rejected, with the reason, before any write.
     """
     try:
         return service.model_info()

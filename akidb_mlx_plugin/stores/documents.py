@@ -48,7 +48,7 @@ class DocumentCheck:
             label: the collection, as messages call it: "collection 'docs'".
             dimension: length of its vectors; 0 if unknown.
             can_embed: whether a text without a vector can be embedded.
-            check_host: raises InvalidInputError for what the database would refuse in a document's text or metadata.
+            check_host: raises InvalidInputError for what the database would reject in a document's text or metadata.
         """
         self.dimension = dimension
         self._label = label
@@ -67,7 +67,8 @@ class DocumentCheck:
             _check_id(index, document)
             if document.id in ids:
                 raise InvalidInputError(
-                    f"document {document.id!r} occurs twice in one upsert, again at {index}; keep only one of them"
+                    f"document {document.id!r} occurs twice in one upsert, the second time at "
+                    f"position {index}; keep only one of them"
                 )
             ids.add(document.id)
             self._check_text(document)
@@ -79,7 +80,7 @@ class DocumentCheck:
         text = document.text
         if text is None:
             if document.vector is None:
-                raise InvalidInputError(f"document {document.id!r} has neither text nor vector; give it one of them")
+                raise InvalidInputError(f"document {document.id!r} has neither text nor vector; give one of them")
             return
         if not isinstance(text, str):
             raise InvalidInputError(f"the text of document {document.id!r} is {type(text).__name__}, not a string")
@@ -132,7 +133,7 @@ def _check_id(index: int, document: object) -> None:
     if not isinstance(document, Document):
         raise InvalidInputError(f"document {index} is {type(document).__name__}, not a Document")
     if not isinstance(document.id, str) or not document.id:
-        raise InvalidInputError(f"document {index} has the id {document.id!r}; an id is a non-empty string")
+        raise InvalidInputError(f"document {index} has the id {document.id!r}; an id must be a non-empty string")
     check_unicode(document.id, f"the id of document {index}")
 
 

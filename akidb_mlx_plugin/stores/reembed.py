@@ -13,7 +13,7 @@ from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 # Key in the new collection's metadata for its source, so that a second run continues only that.
 SOURCE_KEY = "akidb_mlx:source"
 _PAGE = 1000
-# In the model's name: Chroma refuses two dots in a row, and LanceDB's names are folder names.
+# In the model's name: Chroma rejects two dots in a row, and LanceDB's names are folder names.
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+|\.{2,}")
 _LONGEST_SUFFIX = 80
 
@@ -61,7 +61,7 @@ def reembed_documents(
 
 
 def check_source(label: str, mark: object, expected: str) -> None:
-    """Refuse to fill a collection that was not made for this.
+    """Raise if a collection was not made for this re-embedding.
 
     Args:
         label: the new collection.

@@ -61,7 +61,7 @@ class Upsert:
 
     Documents in a sequence are all checked before the first one is embedded. A stream, which may be larger than memory,
     is checked chunk by chunk, each before any of it is embedded; earlier chunks are then in the collection. A repeated
-    id is refused, in a stream only within one chunk; otherwise the later document replaces the earlier one.
+    id is rejected, in a stream only within one chunk; otherwise the later document replaces the earlier one.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Upsert:
         if batch_size is not None and (
             not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
         ):
-            raise InvalidInputError(f"batch_size must be a positive whole number, got {batch_size!r}")
+            raise InvalidInputError(f"batch_size must be a positive integer, got {batch_size!r}")
         self._store = store
         self._documents = documents
         self._show_progress = show_progress
@@ -145,7 +145,7 @@ class Upsert:
     def _take_chunks(self) -> Iterator[Chunk]:
         for documents in split_documents(self._documents, self._size):
             chunk = self._outcome.open(documents)
-            self._refuse_cancelled()
+            self._raise_if_cancelled()
             yield chunk
 
     def _prepare(self, chunks: Iterable[Chunk]) -> Iterator[_Batch]:
@@ -180,7 +180,7 @@ class Upsert:
                 at_model = batch
                 self._embedding = None if batch is None else self._submit(batch)
                 # `cancel` may have looked for it a moment too early.
-                self._refuse_cancelled()
+                self._raise_if_cancelled()
                 if ready is not None:
                     yield ready
         finally:
@@ -201,7 +201,7 @@ class Upsert:
         try:
             response = self._embedding.result()
         except CancelledError:
-            self._refuse_cancelled()
+            self._raise_if_cancelled()
             raise
         self._outcome.add_embedded(len(response.embeddings), response.usage)
         self._size.adapt(len(response.embeddings), response.usage.duration_ms / 1e3)
@@ -215,7 +215,7 @@ class Upsert:
                 writing.result()
                 self._outcome.close()
             # Checked last: a write takes long, and `cancel` may have been called meanwhile.
-            self._refuse_cancelled()
+            self._raise_if_cancelled()
             writing = writer.submit(self._write_batch, batch, rows)
         if writing is not None:
             writing.result()
@@ -228,7 +228,7 @@ class Upsert:
             self._store.write(part, rows[start : start + size])
             self._outcome.add_written(batch.chunk, part)
 
-    def _refuse_cancelled(self) -> None:
+    def _raise_if_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise _CancelledUpsertError("the upsert was cancelled")
 

@@ -45,8 +45,8 @@ def get_records(collection: AnyCollection, wait: Wait, **arguments: Any) -> Any:
     return wait(collection.get(**arguments))
 
 
-def refuse_async(result: object, remedy: str) -> None:
-    """Refuse an asynchronous client's collections, and the coroutines that return them.
+def reject_async(result: object, remedy: str) -> None:
+    """Raise for an asynchronous client's collections, and the coroutines that return them.
 
     Raises:
         InvalidInputError: it is one of these; the message ends with the remedy.
@@ -58,11 +58,11 @@ def refuse_async(result: object, remedy: str) -> None:
         raise InvalidInputError(f"this needs a synchronous client; {remedy}")
 
 
-def refuse_waiting(remedy: str) -> Wait:
-    """Return a `Wait` for synchronous clients that refuses what an asynchronous one returns."""
+def reject_waiting(remedy: str) -> Wait:
+    """Return a `Wait` for synchronous clients that rejects what an asynchronous one returns."""
 
     def take_synchronous(result: Any) -> Any:
-        refuse_async(result, remedy)
+        reject_async(result, remedy)
         return result
 
     return take_synchronous

@@ -13,7 +13,7 @@ from chromadb.api.models.Collection import Collection
 from chromadb.api.types import DataLoader
 from chromadb.errors import ChromaError
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, run_sync, wait_on
+from akidb_mlx_chroma.clients import AnyCollection, Wait, reject_async, reject_waiting, run_sync, wait_on
 from akidb_mlx_chroma.creation import as_host_type
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.recovery import recover
@@ -46,7 +46,7 @@ def get_collection(
         DimensionMismatchError: the function's vectors differ from the collection's.
         InvalidInputError: the collection stores no function of this package, or unusable settings.
     """
-    wait = refuse_waiting("await aget_collection(...) instead")
+    wait = reject_waiting("await aget_collection(...) instead")
     return cast(Collection, _open(client, name, embedding_function, data_loader, wait))
 
 
@@ -78,7 +78,7 @@ def validate_collection(
         DimensionMismatchError: they do not fit; it names both dimensions, both models and the remedy.
         InvalidInputError: unusable stored settings or vector.
     """
-    refuse_async(collection, "await avalidate_collection(...) instead")
+    reject_async(collection, "await avalidate_collection(...) instead")
     label, dimension = _validate(collection, embedding_function, run_sync)
     if query_vector is not None:
         check_query_vector(label, dimension, query_vector)
@@ -108,7 +108,7 @@ def upsert(
     """Write documents with texts, vectors or both; missing vectors are embedded.
 
     A document replaces the one with the same id: text, vector and metadata that it lacks are removed; a URI, which a
-    document cannot have, stays. Metadata is read back equal or is refused; Chroma itself may change the last digit of
+    document cannot have, stays. Metadata is read back equal or is rejected; Chroma itself may change the last digit of
     floats beyond 15 digits. Documents in a list are all checked before the first text is embedded. A stream may be
     larger than memory; it is checked chunk by chunk.
 
@@ -129,7 +129,7 @@ def upsert(
         DimensionMismatchError: the function or a vector does not fit the collection; likewise.
         UpsertError: it ended midway; it says which documents are in. Running it again is safe.
     """
-    refuse_async(collection, "await aupsert(...) instead")
+    reject_async(collection, "await aupsert(...) instead")
     return Upsert(
         ChromaStore(collection),
         documents,

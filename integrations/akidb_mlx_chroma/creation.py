@@ -13,7 +13,7 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import DataLoader, EmbeddingFunction, Schema
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_waiting, run_sync, wait_on
+from akidb_mlx_chroma.clients import AnyCollection, Wait, reject_waiting, run_sync, wait_on
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.recovery import PROBE, fix_dimension, recover
 from akidb_mlx_chroma.schemas import schema_with
@@ -33,7 +33,7 @@ def create_collection(
     data_loader: DataLoader[Any] | None = None,
     get_or_create: bool = False,
 ) -> Collection:
-    """Create a collection that records which vectors it holds, and refuses others from any client.
+    """Create a collection that records which vectors it holds, and rejects others from any client.
 
     Its metadata records model, dimension and fingerprint. The dimension is also fixed in the database, which otherwise
     takes it from any client's first write. The distance is the one the model was trained for, which is looked up first
@@ -47,7 +47,7 @@ def create_collection(
         configuration: Chroma's, without an embedding function.
         schema: Chroma's, instead of a configuration; the function is put into a copy of it.
         data_loader: Chroma's, for records with URIs.
-        get_or_create: open the collection if it exists; another model is then refused, and the function is stored if
+        get_or_create: open the collection if it exists; another model is then rejected, and the function is stored if
             the collection has none.
     Returns:
         The collection, as `client.create_collection` does.
@@ -56,7 +56,7 @@ def create_collection(
         InvalidInputError: it exists, or the schema comes, with another package's function.
         ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
-    wait = refuse_waiting("await acreate_collection(...) instead")
+    wait = reject_waiting("await acreate_collection(...) instead")
     host_arguments = {"configuration": configuration, "schema": schema, "data_loader": data_loader}
     made = _create(client, name, embedding_function, metadata, host_arguments, get_or_create, wait)
     return cast(Collection, made)
@@ -116,9 +116,9 @@ def _store_function(collection: AnyCollection, function: MLXEmbeddingFunction, w
         )
     if own.get("type") == "legacy" and wait(collection.count()):
         raise InvalidInputError(
-            f"{label} was made with an embedding function that Chroma cannot store, so it is unknown what its vectors "
-            "mean; if they are this function's, open it with get_collection(client, name, embedding_function), else "
-            "give the new one another name"
+            f"{label} was made with an embedding function that Chroma cannot store, so nothing says which model its "
+            "vectors come from; if it is this function's, open it with get_collection(client, name, "
+            "embedding_function), otherwise give the new one another name"
         )
     try:
         wait(collection.modify(configuration={"embedding_function": as_host_type(function)}))

@@ -37,7 +37,7 @@ def warn_of_other_writers(collection: AnyCollection) -> None:
         _held[folder] = descriptor = _hold(folder)
     if descriptor is None:
         logger.warning(
-            "another process writes to the Chroma folder %s too, and Chroma's files are for one process at a time: "
+            "another process is writing to the Chroma folder %s too, but only one process at a time may use its files: "
             "searches may miss documents. Run a server, chroma run --path %s, and write to it with chromadb.HttpClient",
             folder,
             folder,

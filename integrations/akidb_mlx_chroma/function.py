@@ -185,8 +185,8 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
                 return
             # Chroma asks after it has written, and does not roll back.
             raise InvalidInputError(
-                f"{error}. Chroma has stored the new settings already: put the old ones back by calling modify on this "
-                f"collection once more, with a function of the settings {old_config}"
+                f"{error}. Chroma has already stored the new settings: restore the old ones by calling modify on this "
+                f"collection again, with a function that has the settings {old_config}"
             ) from error
 
     def __repr__(self) -> str:
@@ -219,8 +219,8 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         space = _SPACES[self.model_info().compared_by]
         if space != "cosine":
             logger.warning(
-                "%s was not available locally when Chroma asked for a collection's distance, and 'cosine' was the "
-                "answer; its vectors are to be compared by %r. If that collection is new, delete it and create it "
+                "%s was not available locally when Chroma asked for a collection's distance, so it got 'cosine', "
+                "but the model's vectors should be compared by %r. If that collection is new, delete it and create it "
                 "again, or give configuration={'hnsw': {'space': %r}}",
                 self._config.mlx.model,
                 space,

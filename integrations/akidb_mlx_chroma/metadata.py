@@ -1,4 +1,4 @@
-"""Metadata as Chroma returns it, and what it would refuse, lose or change."""
+"""Metadata as Chroma returns it, and what it would reject, lose or change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from akidb_mlx_plugin.validation import check_unicode
 
 # What `akidb_mlx_chroma.recovery` marks its records with.
 KEPT_KEY, KEPT_ID_KEY, KEPT_BY_KEY = "akidb_mlx:kept", "akidb_mlx:kept_id", "akidb_mlx:kept_by"
-# Chroma's own keys: its server refuses the first two kinds, and never returns the third.
+# Chroma's own keys: its server rejects the first two kinds, and never returns the third.
 _RESERVED = ("#", "$", "chroma:")
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 # Chroma writes floats as JSON and reads them with a parser that may be off by one in the last place, once per hop.
@@ -43,7 +43,7 @@ def plain_metadata(document: Document) -> dict[str, Any] | None:
     """Return a document's metadata as Chroma returns it, in plain Python types, or None if it has none.
 
     Raises:
-        InvalidInputError: a key or value that Chroma would refuse, lose or change; it names both, and the remedy.
+        InvalidInputError: a key or value that Chroma would reject, lose or change; it names both, and the remedy.
     """
     if not document.metadata:
         return None
@@ -61,10 +61,10 @@ def plain_metadata(document: Document) -> dict[str, Any] | None:
 
 
 def check_key(key: str) -> None:
-    """Raise InvalidInputError for a metadata key that is reserved or that Chroma would refuse."""
+    """Raise InvalidInputError for a metadata key that is reserved or that Chroma would reject."""
     if not key or key.startswith(_RESERVED):
         raise InvalidInputError(
-            f"Chroma refuses keys that are empty or begin with '#', '$' or 'chroma:', got {key!r}; rename it"
+            f"Chroma does not accept keys that are empty or begin with '#', '$' or 'chroma:', got {key!r}; rename it"
         )
     if key in (KEPT_KEY, KEPT_ID_KEY, KEPT_BY_KEY):
         raise InvalidInputError(f"the key {key!r} is this package's own; rename it")
@@ -111,7 +111,9 @@ def _plain_list(values: Sequence[Any] | np.ndarray[Any, Any]) -> list[Any]:
         plain.append(_plain_scalar(item))
     kinds = sorted({type(item).__name__ for item in plain})
     if len(kinds) > 1:
-        raise ValueError(f"Chroma keeps lists of one type, this one has {' and '.join(kinds)}; convert its items")
+        raise ValueError(
+            f"Chroma keeps only lists of one type, and this one has {' and '.join(kinds)}; convert its items"
+        )
     return plain
 
 
@@ -126,7 +128,7 @@ def _plain_scalar(value: Any) -> bool | int | float | str:
     if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
         whole = int.__int__(value) if isinstance(value, int) else int(value)
         if not _SMALLEST <= whole <= _LARGEST:
-            raise ValueError("Chroma keeps whole numbers of 64 bits; give it as a string")
+            raise ValueError("Chroma keeps 64-bit integers; give it as a string")
         return whole
     if isinstance(value, float | np.floating):
         number = float.__float__(value) if isinstance(value, float) else float(value)
@@ -156,7 +158,7 @@ def _kind(value: object) -> str:
 def _show(value: object) -> str:
     """Return a value for a message, whatever its size and depth."""
     if isinstance(value, int) and not isinstance(value, bool) and int.bit_length(value) > 1000:
-        return f"a whole number of {int.bit_length(value)} bits"
+        return f"an integer of {int.bit_length(value)} bits"
     short = Repr()
     short.maxstring = short.maxother = 60
     try:

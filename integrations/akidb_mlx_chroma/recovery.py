@@ -134,7 +134,7 @@ def _keep(collection: AnyCollection, wait: Wait, found: Any, kept: list[str]) ->
 
 
 def _restore(collection: AnyCollection, wait: Wait, records: Any, ids: list[str]) -> None:
-    # Metadata with only keys that Chroma hides is read as {}, which it refuses.
+    # Metadata with only keys that Chroma hides is read as {}, which it rejects.
     _add(collection, wait, ids, {**records, "metadatas": [metadata or None for metadata in records["metadatas"]]})
 
 

@@ -14,7 +14,7 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import EmbeddingFunction, Schema
 
-from akidb_mlx_chroma.clients import AnyCollection, Wait, refuse_async, refuse_waiting, run_sync, wait_on
+from akidb_mlx_chroma.clients import AnyCollection, Wait, reject_async, reject_waiting, run_sync, wait_on
 from akidb_mlx_chroma.creation import bind_function
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.schemas import schema_for_new_vectors
@@ -28,7 +28,7 @@ from akidb_mlx_plugin.types import ModelInfo, UpsertResponse
 _TUNING = ("ef_construction", "ef_search", "max_neighbors", "resize_factor", "sync_threshold")
 _SHORTEST, _LONGEST = 3, 512
 _HASH_LENGTH = 8
-# Chroma refuses an IP address as a name.
+# Chroma rejects an IP address as a name.
 _ADDRESS = re.compile(r"\d+(\.\d+){3}")
 
 
@@ -58,7 +58,7 @@ def reembed(
         DimensionMismatchError: the new name is that of an earlier run with another function.
         UpsertError: it ended midway; the same call continues.
     """
-    refuse_async(source, "await areembed(...) instead")
+    reject_async(source, "await areembed(...) instead")
     return reembed_collection(
         source, embedding_function, name=name, show_progress=show_progress, batch_size=batch_size
     )[0]
@@ -109,7 +109,7 @@ def reembed_collection(
     batch_size: int | None = None,
 ) -> tuple[Collection, UpsertResponse]:
     """Run `reembed`; also return its response."""
-    wait = refuse_waiting("await areembed(...) instead")
+    wait = reject_waiting("await areembed(...) instead")
     made, response = _reembed(source, embedding_function, name, show_progress, batch_size, wait)
     return cast(Collection, made), response
 

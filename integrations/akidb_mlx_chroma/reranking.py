@@ -43,7 +43,7 @@ def rerank(
         each record: None for a record without a document, which comes last.
     Raises:
         InvalidInputError: results without documents, a number of queries that does not fit them, an empty query, or
-            `n_results` is not a positive whole number; nothing was computed.
+            `n_results` is not a positive integer; nothing was computed.
         ModelNotFoundError, DownloadError: the model is not a reranker, or could not be loaded.
     """
     queries = [query_texts] if isinstance(query_texts, str) else list_inputs(query_texts)
@@ -85,7 +85,7 @@ def _check(results: Mapping[str, Any], queries: Sequence[str], n_results: int | 
         if not isinstance(query, str) or not query.strip():
             raise InvalidInputError(f"query {i} must be a text to compare documents with, got {query!r}")
     if n_results is not None and (isinstance(n_results, bool) or not isinstance(n_results, int) or n_results < 1):
-        raise InvalidInputError(f"n_results must be a positive whole number, got {n_results!r}")
+        raise InvalidInputError(f"n_results must be a positive integer, got {n_results!r}")
     documents = columns if columns is not None else [None] * len(ids)
     if any(found and column is None for found, column in zip(ids, documents, strict=True)):
         raise InvalidInputError(

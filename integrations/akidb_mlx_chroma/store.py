@@ -82,8 +82,8 @@ def read_model(collection: AnyCollection, wait: Wait = run_sync) -> Any:
                 raise
             cause = error
     raise NotFoundError(
-        f"collection {collection.name!r} is gone, or has another name now: get it again by its name "
-        "(following a collection to its new name takes Chroma 1.5.7 or later, client and server)"
+        f"collection {collection.name!r} no longer exists, or was renamed: get it again by its name "
+        "(following a renamed collection needs Chroma 1.5.7 or later, client and server)"
     ) from cause
 
 
@@ -151,7 +151,7 @@ class ChromaStore(Store):
         recover(collection, wait)
 
     def check_document(self, document: Document) -> None:
-        """Raise InvalidInputError for what Chroma would refuse, lose or change."""
+        """Raise InvalidInputError for what Chroma would reject, lose or change."""
         if is_kept(document.id):
             raise InvalidInputError(
                 f"the id {document.id!r} is reserved by this package; give the document another one"
@@ -242,8 +242,8 @@ class ChromaStore(Store):
             if all(text is None for text in texts):
                 return
         raise RuntimeError(
-            f"another process writes a text to {ids[0]!r} or one of {len(ids) - 1} others of {self.label} at the same "
-            "time; run this upsert again when it is done"
+            f"another process is writing a text to {ids[0]!r} or one of {len(ids) - 1} others of {self.label} at the "
+            "same time; run this upsert again when it is done"
         )
 
 

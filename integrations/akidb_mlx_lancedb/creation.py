@@ -11,7 +11,7 @@ from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.pydantic import LanceModel
 
 from akidb_mlx_lancedb.function import MLXEmbeddings, settings_from_fields
-from akidb_mlx_lancedb.handles import find_table, namespace_arguments, refuse_asynchronous
+from akidb_mlx_lancedb.handles import find_table, namespace_arguments, reject_asynchronous
 from akidb_mlx_lancedb.schema import FUNCTIONS_KEY, JSON_COLUMN, read_table_schema, read_table_schemas
 from akidb_mlx_lancedb.tables import find_fitting, open_table
 from akidb_mlx_lancedb.vectors import with_width
@@ -44,7 +44,7 @@ def create_table(
         schema: the columns; those for id, text and vector are added if missing, and a vector column without a width
             gets the function's. Defaults to these and "metadata", JSON, which LanceDB can filter by.
         mode: "create", or "overwrite" to replace a table that exists.
-        exist_ok: open the table if it exists; another model, or a table without a stored function, is then refused.
+        exist_ok: open the table if it exists; another model, or a table without a stored function, is then rejected.
         on: the key column: strings, integers or UUIDs.
         text, vector: columns of texts and vectors. Default to those of the schema's function, else "text" and "vector".
         namespace_path: the table's namespace; empty for the database's root.
@@ -55,7 +55,7 @@ def create_table(
         InvalidInputError: a column is of an unsuitable type.
         ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
-    refuse_asynchronous(db, "await db.create_table(name, schema=table_schema(...)) instead")
+    reject_asynchronous(db, "await db.create_table(name, schema=table_schema(...)) instead")
     made = table_schema(embedding_function, schema, name=name, on=on, text=text, vector=vector)
     place = namespace_arguments(namespace_path)
     reopen = partial(open_table, db, name, embedding_function, text=text, vector=vector, namespace_path=namespace_path)

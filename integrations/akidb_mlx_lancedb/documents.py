@@ -80,7 +80,7 @@ def has_metadata(schema: TableSchema, stored: StoredDocument, document: Document
 
 
 def bad_vectors(schema: TableSchema, rows: pa.Table) -> str:
-    """Return LanceDB's setting for invalid vectors: keep nulls and refuse anything else."""
+    """Return LanceDB's setting for invalid vectors: keep nulls and reject anything else."""
     has_nulls = False
     for field in schema.fields:
         if not schema.looks_like_vectors(field):

@@ -185,7 +185,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         return fields_from_settings(stored_settings(self.service.config))
 
     def VectorField(self, **options: Any) -> Any:  # noqa: N802 - LanceDB's name
-        """Return the vector column's field; a column of another width is refused when the model class is built.
+        """Return the vector column's field; a column of another width is rejected when the model class is built.
 
         Args:
             options: of pydantic's `Field`.
@@ -260,7 +260,7 @@ def _warn_of_metric(model: str, metric: str) -> None:
     """Warn once per model that LanceDB's default metric is not the model's."""
     if metric != "l2":
         logger.warning(
-            "the vectors of %s are not of unit length and are to be compared by %s, and LanceDB's default is l2: "
+            "the vectors of %s are not of unit length and should be compared by %s, but LanceDB's default is l2: "
             "search with table.search(...).distance_type(%r), create indexes with that metric, or give normalize=True",
             model,
             metric,

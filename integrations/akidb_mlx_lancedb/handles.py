@@ -34,7 +34,7 @@ def read_schema(table: Any) -> Any:
     return run_sync(table.schema()) if isinstance(table, AsyncTable) else table.schema
 
 
-def refuse_asynchronous(db: Any, remedy: str) -> None:
+def reject_asynchronous(db: Any, remedy: str) -> None:
     """Raise InvalidInputError for an asynchronous connection; the message ends with the remedy."""
     if isinstance(db, AsyncConnection) or inspect.iscoroutinefunction(getattr(db, "open_table", None)):
         raise InvalidInputError(f"this needs a synchronous connection; {remedy}")
@@ -56,7 +56,7 @@ def find_table(db: Any, name: str, namespace_path: Sequence[str] = ()) -> Any:
         raise
 
 
-def refuse_checked_out(table: Any) -> None:
+def reject_checked_out(table: Any) -> None:
     """Raise InvalidInputError for a handle checked out at an older version, which would not show its own writes."""
     if _is_checked_out(table):
         raise InvalidInputError(
@@ -86,7 +86,7 @@ def write_lock(table: Any) -> Iterator[None]:
 def _is_checked_out(table: Any) -> bool:
     if hasattr(table, "_checkout_version"):
         return table._checkout_version is not None
-    # LanceDB has no query for it, but a handle of an old version refuses to drop even an index that does not exist.
+    # LanceDB has no query for it, but a handle of an old version cannot drop even an index that does not exist.
     try:
         run_sync(table.drop_index(f"akidb-mlx-{uuid.uuid4().hex}"))
     except Exception as error:  # LanceDB has no type for "no such index"

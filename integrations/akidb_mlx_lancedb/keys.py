@@ -37,7 +37,7 @@ def make_key(id_: str, column_type: pa.DataType) -> Any:
     except ValueError:
         number = None
     if number is None or str(number) != id_:
-        raise ValueError("an id there is a whole number, such as '17'")
+        raise ValueError("an id there is an integer, such as '17'")
     return exact_value(number, pa.field("id", column_type))
 
 

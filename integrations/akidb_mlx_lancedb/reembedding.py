@@ -9,7 +9,7 @@ import pyarrow as pa
 from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.function import MLXEmbeddings
-from akidb_mlx_lancedb.handles import find_table, namespace_arguments, refresh, refuse_checked_out
+from akidb_mlx_lancedb.handles import find_table, namespace_arguments, refresh, reject_checked_out
 from akidb_mlx_lancedb.schema import ALIAS, FUNCTIONS_KEY, TableSchema
 from akidb_mlx_lancedb.store import LanceSource, LanceStore, open_table_schema
 from akidb_mlx_lancedb.tables import validate_table
@@ -85,7 +85,7 @@ def reembed_table(
     new_name = name or default_name(source.name, embedding_function.model_info())
     if new_name == source.name and db is None:
         raise InvalidInputError(f"the new table needs another name than {new_name!r}")
-    refuse_checked_out(source)
+    reject_checked_out(source)
     refresh(source)
     schema = open_table_schema(source, on, text=text, vector=vector)
     if schema.text is None:

@@ -101,7 +101,7 @@ def _has_required(kind: pa.DataType) -> bool:
 
 
 def _fill_members(array: pa.Array) -> pa.Array:
-    """Put values below nulls: LanceDB returns nulls there even for non-nullable members, but refuses to write them."""
+    """Put values below nulls: LanceDB returns nulls there even for non-nullable members, but does not write them."""
     kind = array.type
     if not _has_required(kind):
         return array

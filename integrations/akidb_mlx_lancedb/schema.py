@@ -13,7 +13,7 @@ import pyarrow as pa
 from akidb_mlx_lancedb.keys import is_key_type, make_key
 from akidb_mlx_lancedb.rows import Row
 from akidb_mlx_lancedb.values import check_json, check_value, is_text
-from akidb_mlx_lancedb.vectors import check_vector_column, find_vector_column, refuse_overflow
+from akidb_mlx_lancedb.vectors import check_vector_column, find_vector_column, reject_overflow
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.compatibility import as_vector
 from akidb_mlx_plugin.types import Document
@@ -102,7 +102,7 @@ class TableSchema:
                 f"{what} has a text, and {self.label} has no column for it; name one with text=, or leave it out"
             )
         if document.vector is not None:
-            refuse_overflow(document.vector, self.arrow.field(self.vector), f"the vector of {what}")
+            reject_overflow(document.vector, self.arrow.field(self.vector), f"the vector of {what}")
         if not isinstance(document.metadata, Row):
             self._check_metadata(what, document.metadata or {})
 
@@ -156,7 +156,7 @@ def read_table_schema(
     functions = _read_functions(label, arrow)
     if on is not None:
         _check_id_column(label, arrow, on)
-        _refuse_blobs(label, arrow)
+        _reject_blobs(label, arrow)
     for column in (text, vector):
         if column is not None and column not in arrow.names:
             raise InvalidInputError(f"{label} has no column {column!r}; it has {', '.join(arrow.names)}")
@@ -167,7 +167,7 @@ def read_table_schema(
     is_ours = bool(entry and entry.get("name") == ALIAS)
     if text is not None and not is_text(arrow.field(text).type):
         if is_ours:
-            raise InvalidInputError(f"column {text!r} of {label} holds {arrow.field(text).type}, which are not texts")
+            raise InvalidInputError(f"column {text!r} of {label} holds {arrow.field(text).type}, not text")
         # Another package's function may embed images.
         text = None
     check_vector_column(label, arrow.field(vector))
@@ -220,12 +220,12 @@ def _check_id_column(label: str, arrow: pa.Schema, on: str) -> None:
         )
     if not is_key_type(arrow.field(on).type):
         raise InvalidInputError(
-            f"column {on!r} of {label} holds {arrow.field(on).type}; ids are strings, whole numbers or UUIDs"
+            f"column {on!r} of {label} holds {arrow.field(on).type}; ids are strings, integers or UUIDs"
         )
 
 
-def _refuse_blobs(label: str, arrow: pa.Schema) -> None:
-    """Refuse columns that LanceDB reads as descriptions of their contents, which cannot be written back."""
+def _reject_blobs(label: str, arrow: pa.Schema) -> None:
+    """Reject columns that LanceDB reads as descriptions of their contents, which cannot be written back."""
     for field in arrow:
         metadata = field.metadata or {}
         if metadata.get(b"ARROW:extension:name") == b"lance.blob.v2" or b"lance-encoding:blob" in metadata:

@@ -11,7 +11,7 @@ from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.documents import bad_vectors, has_metadata, make_rows, read_documents, read_rows
 from akidb_mlx_lancedb.function import MLXEmbeddings, settings_from_fields
-from akidb_mlx_lancedb.handles import read_schema, refresh, refuse_checked_out, run_sync, write_lock
+from akidb_mlx_lancedb.handles import read_schema, refresh, reject_checked_out, run_sync, write_lock
 from akidb_mlx_lancedb.keys import key_literal
 from akidb_mlx_lancedb.schema import ALIAS, TableSchema, read_table_schema
 from akidb_mlx_lancedb.vectors import as_stored
@@ -75,7 +75,7 @@ class LanceStore(Store):
             DimensionMismatchError: the function does not fit the table.
             InvalidInputError: the handle is checked out, or the table has no such column, or unusable settings.
         """
-        refuse_checked_out(table)
+        reject_checked_out(table)
         refresh(table)
         self._table = table
         self._schema = open_table_schema(table, on, text=text, vector=vector)

@@ -8,7 +8,7 @@ from typing import Any
 from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.function import MLXEmbeddings
-from akidb_mlx_lancedb.handles import namespace_arguments, read_schema, refuse_asynchronous
+from akidb_mlx_lancedb.handles import namespace_arguments, read_schema, reject_asynchronous
 from akidb_mlx_lancedb.schema import TableSchema, read_table_schema, read_table_schemas
 from akidb_mlx_lancedb.store import LanceStore, read_stored_vectors, resolve_function
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
@@ -40,11 +40,11 @@ def open_table(
         DimensionMismatchError: the function's vectors differ from the table's.
         InvalidInputError: the table stores no function of this package, or unusable settings.
     """
-    refuse_asynchronous(db, "await db.open_table(...), and aupsert checks it")
+    reject_asynchronous(db, "await db.open_table(...), and aupsert checks it")
     table = db.open_table(name, **namespace_arguments(namespace_path))
     schemas = _read_schemas(table, text, vector)
     if all(schema.stored is None for schema in schemas):
-        refuse_without_function(schemas[0].label, embedding_function)
+        reject_without_function(schemas[0].label, embedding_function)
     validate_table(table, embedding_function, text=text, vector=vector)
     return table
 
@@ -99,7 +99,7 @@ def upsert(
     """Write documents with texts, vectors or both; missing vectors are embedded.
 
     A document replaces the row with the same id: values it lacks become null. Metadata goes to the columns of the same
-    names, and the rest to the JSON column "metadata" if there is one; every value is read back equal, or is refused.
+    names, and the rest to the JSON column "metadata" if there is one; every value is read back equal, or is rejected.
     Documents in a list are all checked before the first text is embedded. A stream may be larger than memory; it is
     checked chunk by chunk. The handle is first updated to the table's newest version, and upserts from several threads
     or processes on one machine write one row per id.
@@ -175,8 +175,8 @@ def find_fitting(stored: Sequence[StoredVectors], function: MLXEmbeddings) -> in
     raise errors[0]
 
 
-def refuse_without_function(label: str, embedding_function: MLXEmbeddings | None) -> None:
-    """Refuse a table that stores no function, unless users give all its vectors.
+def reject_without_function(label: str, embedding_function: MLXEmbeddings | None) -> None:
+    """Reject a table that stores no function, unless users give all its vectors.
 
     Raises:
         InvalidInputError: LanceDB's own `add` would leave the vectors null, and text searches could not work.

@@ -45,7 +45,7 @@ def count_units(value: Any, kind: pa.DataType) -> int:
     # numpy and pandas use the lowest 64-bit number for a missing value.
     bits = kind.bit_width - 1
     if not -(2**bits) < count < 2**bits:
-        raise ValueError(f"{kind} does not reach so far; use a coarser unit")
+        raise ValueError(f"{kind} cannot represent it; use a coarser unit")
     return count
 
 
@@ -56,7 +56,7 @@ def _moment_ns(value: Any, kind: pa.DataType) -> int:
             raise ValueError("a datetime64 has no time zone, and the column has one; give a datetime with tzinfo")
         return _numpy_ns(value)
     if not isinstance(value, dt.datetime):
-        raise ValueError(f"{type(value).__name__} is not a moment; give a datetime")
+        raise ValueError(f"{type(value).__name__} is not a point in time; give a datetime")
     if zone is None and value.tzinfo is not None:
         raise ValueError("the column has no time zone, and would lose this one; give value.replace(tzinfo=None)")
     if zone is not None:

@@ -1,4 +1,4 @@
-"""Metadata values on their way into Arrow columns and JSON: each is read back equal, or is refused."""
+"""Metadata values on their way into Arrow columns and JSON: each is read back equal, or is rejected."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def check_json(value: Any, depth: int = 0) -> None:
             raise ValueError(f"{value!r} is not a JSON number; leave it out")
     elif isinstance(value, Mapping):
         if unusable := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"the key {unusable[0]!r} would become a string; give it as one")
+            raise ValueError(f"the key {unusable[0]!r} would become a string; give it as a string")
         for key, item in value.items():
             check_unicode(key, "it")
             check_json(item, depth + 1)
@@ -116,7 +116,7 @@ def check_json(value: Any, depth: int = 0) -> None:
         for item in value:
             check_json(item, depth + 1)
     else:
-        raise ValueError(f"{type(value).__name__} is not a type of JSON; give a string, number, list or mapping")
+        raise ValueError(f"{type(value).__name__} is not a JSON type; give a string, number, list or mapping")
 
 
 def dump_json(value: Any) -> str:
@@ -139,7 +139,7 @@ def _exact_text(value: Any) -> str:
 
 def _exact_boolean(value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{_name(value)} is not a truth value; give True or False")
+        raise ValueError(f"{_name(value)} is not a boolean; give True or False")
     return bool(value)
 
 
@@ -151,7 +151,7 @@ def _exact_integer(value: Any, kind: pa.DataType) -> int:
     if not (number == number and lowest <= number <= highest):
         raise ValueError(f"{kind} holds {lowest} to {highest}; use a wider column")
     if int(number) != number:
-        raise ValueError("it is not a whole number, and would be rounded; round it, or use a float column")
+        raise ValueError("it is not an integer, and would be rounded; round it, or use a float column")
     return int(number)
 
 
@@ -168,7 +168,7 @@ def _exact_float(value: Any, kind: pa.DataType) -> Any:
     else:
         is_kept = math.isfinite(kept) and type(number)(float(kept)) == number
     if not is_kept:
-        raise ValueError(f"{kind} has no such number, and would keep {kept}; use a wider column")
+        raise ValueError(f"{kind} cannot represent it exactly, and would store {kept}; use a wider column")
     return kept if kind == pa.float16() else float(kept)
 
 

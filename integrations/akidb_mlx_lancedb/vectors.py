@@ -46,7 +46,7 @@ def with_width(field: pa.Field, width: int) -> pa.Field:
     return field.with_type(pa.list_(field.type.value_type, width))
 
 
-def refuse_overflow(vector: object, field: pa.Field, what: str) -> None:
+def reject_overflow(vector: object, field: pa.Field, what: str) -> None:
     """Raise InvalidInputError for numbers beyond a float16 column's range."""
     if field.type.value_type == pa.float16():
         _as_column(as_vector(vector, what), field, what)

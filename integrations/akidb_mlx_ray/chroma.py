@@ -134,7 +134,7 @@ class BulkCollection(BulkStore):
         self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
 
     def check_columns(self, given: Mapping[str, Any]) -> None:
-        """Refuse columns that Chroma cannot keep as metadata."""
+        """Reject columns that Chroma cannot keep as metadata."""
         own = (self.columns.id, self.columns.text, self.columns.vector)
         for name, column_type in given.items():
             if name in own:
@@ -189,7 +189,7 @@ def connect(server: Server) -> ClientAPI:
     """Return a client.
 
     Raises:
-        EmbeddingError: no server answers, or it refuses.
+        EmbeddingError: no server answers, or it returns an error.
     """
     try:
         return chromadb.HttpClient(

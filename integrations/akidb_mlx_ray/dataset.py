@@ -58,7 +58,7 @@ class Workers:
         if self.num_cpus * self.concurrency > left:
             # Not an error: a cluster may scale up on demand.
             logger.warning(
-                "the cluster has %g processors, and %d x %g for workers leave less than one to read and write with; "
+                "the cluster has %g CPUs, and %d x %g for workers leave less than one for reading and writing; "
                 "unless it grows, the run will wait: use fewer workers, or fewer num_cpus for each",
                 left + _CPUS_BESIDE,
                 self.concurrency,
@@ -71,7 +71,7 @@ class Workers:
         there = float(ray.cluster_resources().get("GPU", 0.0))
         if self.num_gpus * self.concurrency > there:
             logger.warning(
-                "the cluster has %g GPUs, and workers ask for %d x %g; unless it grows, those that get none will wait",
+                "the cluster has %g GPUs, and the workers request %d x %g; unless it grows, the others will wait",
                 there,
                 self.concurrency,
                 self.num_gpus,
@@ -117,7 +117,7 @@ def embed_dataset(
         InvalidInputError: a missing column, or an unusable value.
         ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
-    refuse_client()
+    reject_client()
     config = EmbeddingConfig.from_arguments(model, dimension=dimension, normalize=normalize, pooling=pooling)
     with EmbeddingService(config) as service:
         service.model_info()
@@ -137,12 +137,12 @@ def iterate(ds: Dataset) -> Iterator[pa.Table]:
     yield from ds.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def refuse_client() -> None:
+def reject_client() -> None:
     """Raise InvalidInputError if Ray is connected with ray://, which Ray Data does not support."""
     if client.is_connected():
         raise InvalidInputError(
             "Ray Data does not work through ray://; run this on a node of the cluster with ray.init('auto'), or as a "
-            "job (ray job submit). akidb-mlx bulk --address ray://HOST:10001 does that by itself"
+            "job (ray job submit). akidb-mlx bulk --address ray://HOST:10001 submits such a job by itself"
         )
 
 

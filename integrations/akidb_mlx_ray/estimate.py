@@ -60,7 +60,7 @@ def estimate(ds: Dataset, store: BulkStore, workers: Workers, rejects_path: Path
     """Look at every row, embed a few of them with the workers of the run, and estimate the whole.
 
     Raises:
-        As the run itself, for input it would refuse.
+        As the run itself, for input it would reject.
     """
     with RejectFile(rejects_path) as rejects, typed_errors(store.label):
         given = columns_of(ds)

@@ -78,7 +78,7 @@ def write_lancedb(
         num_cpus: processors for each, and so its threads. Defaults to one, or less if that leaves none for reading.
         num_gpus: GPUs for each.
         batch_size: rows given to the model at a time.
-        strict: refuse a dataset with a row that cannot be embedded, before anything is written. Otherwise such rows are
+        strict: reject a dataset with a row that cannot be embedded, before anything is written. Otherwise such rows are
             left out: those without id or text, with a text that is empty or not a string, or with an earlier row's id.
         rejects: where those rows are written, as JSON lines. Defaults to TABLE.rejected.jsonl in the current folder.
         commit_rows: rows written at a time. Defaults to a hundredth of the rows, from 4,096 to 500,000.
@@ -134,7 +134,7 @@ class BulkTable(BulkStore):
         self.columns = replace(check_service(self.service), id=on, text=text_column, vector=vector_column)
 
     def check_columns(self, given: Mapping[str, Any]) -> None:
-        """Refuse columns that the table lacks or, if it is new, cannot have."""
+        """Reject columns that the table lacks or, if it is new, cannot have."""
         if self._table is None:
             self._new_schema(given)
             return
@@ -234,8 +234,8 @@ def _only_run(uri: str, table: str) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             raise InvalidInputError(
-                f"another run writes to table {table!r} of {uri}, and both would write the same new ids; wait until it "
-                "has ended"
+                f"another run is writing to table {table!r} of {uri}, and both would write the same new ids; wait "
+                "until it has finished"
             ) from None
         except OSError:
             # A folder that cannot be written is reported by the run itself.
@@ -261,7 +261,7 @@ def _check_names(label: str, text: str | None, text_column: str, vector: str, ve
     for what, own, given in (("text", text, text_column), ("vector", vector, vector_column)):
         if own is not None and own != given:
             raise InvalidInputError(
-                f"{label} has its {what} in column {own!r}, not {given!r}; give {what}_column={own!r}, and rename the "
+                f"{label} has its {what} in column {own!r}, not {given!r}; pass {what}_column={own!r}, and rename the "
                 f"dataset's column with ds.rename_columns"
             )
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_ray.columns import Columns
-from akidb_mlx_ray.dataset import Workers, embedder_arguments, map_embedder, refuse_client
+from akidb_mlx_ray.dataset import Workers, embedder_arguments, map_embedder, reject_client
 from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult, Tally
 from akidb_mlx_ray.screening import keep_good, screen
@@ -99,7 +99,7 @@ def run(ds: Dataset, store: BulkStore, workers: Workers, options: Options) -> Bu
             rejects.add(failure.id, failure.text, failure.reason)
         if options.strict and failures:
             raise EmbeddingError(
-                f"the model failed on {_count(len(failures), 'text')}, in {rejects.path}; the others are written"
+                f"the model failed on {_count(len(failures), 'text')}, in {rejects.path}; the others were written"
             )
     return BulkResult(
         rows=screening.rows,
@@ -130,7 +130,7 @@ def columns_of(ds: Dataset) -> dict[str, Any]:
     Raises:
         InvalidInputError: it has none.
     """
-    refuse_client()
+    reject_client()
     schema = ds.schema()
     if schema is None:
         raise InvalidInputError("the dataset is empty: it has no rows and no columns")

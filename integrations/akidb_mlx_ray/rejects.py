@@ -25,14 +25,14 @@ class RejectFile:
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> RejectFile:
-        """Refuse an unwritable file now rather than after hours of embedding."""
+        """Reject an unwritable file now rather than after hours of embedding."""
         try:
             if self._path.is_dir():
                 raise IsADirectoryError(EISDIR, "it is a folder")
             self._part.open("w", encoding="utf-8").close()
         except OSError as error:
             raise InvalidInputError(
-                f"cannot write {self._path}, the file of rejected rows: {error.strerror}; name another by rejects"
+                f"cannot write {self._path}, the file of rejected rows: {error.strerror}; name another with rejects="
             ) from error
         self._part.unlink()
         return self

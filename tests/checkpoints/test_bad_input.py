@@ -142,12 +142,14 @@ class TestTexts:
 
 
 class TestDocumentedResults:
+    @pytest.mark.slow
     def test_an_empty_text_is_its_special_tokens(self, minilm: EmbeddingService) -> None:
         result = minilm.embed_batch([""])
         assert result.usage.total_tokens == 2
         assert np.linalg.norm(result.embeddings[0]) == pytest.approx(1, abs=1e-5)
         np.testing.assert_allclose(result.embeddings, minilm.embed_batch([" \n"]).embeddings, atol=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("kind", "truncated"),
         # A word too long is one unknown token; blanks and zero bytes are none.
@@ -159,11 +161,13 @@ class TestDocumentedResults:
         assert result.usage.total_tokens == (256 if truncated else 3 if kind == "one word" else 2)
         assert np.linalg.norm(result.embeddings[0]) == pytest.approx(1, abs=1e-5)
 
+    @pytest.mark.slow
     def test_it_is_as_good_as_its_beginning(self, minilm: EmbeddingService) -> None:
         long, cut = minilm.embed_batch([HUGE["words"], "word " * 254]), minilm.embed_batch(["word " * 254])
         assert (long.usage.truncated, cut.usage.truncated) == (1, 0)
         assert float(long.embeddings[0] @ cut.embeddings[0]) >= 0.99999
 
+    @pytest.mark.slow
     def test_it_goes_into_both_databases(self, name: str, tmp_path: Path, minilm: EmbeddingService) -> None:
         collection = chromadb.EphemeralClient().create_collection(name, embedding_function=MLXEmbeddingFunction(MINILM))
         collection.add(ids=["long"], documents=[HUGE["words"]])
@@ -280,6 +284,7 @@ class TestCheckpoints:
 
 
 class TestCommandLine:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -146,7 +146,7 @@ class TestDimensions:
 
     @pytest.mark.parametrize("wrong", [True, 16.0, "16"])
     def test_of_another_kind(self, wrong: Any) -> None:
-        with pytest.raises(InvalidInputError, match="whole number"):
+        with pytest.raises(InvalidInputError, match="an integer"):
             self._of_family(Family("org/tiny", dimensions=(8, 16, 32, 64)), 32).check_dimension(wrong)
 
     def test_without_training_for_it_there_is_one(self, folder: Path) -> None:

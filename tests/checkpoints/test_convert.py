@@ -129,6 +129,7 @@ class TestNothingIsHalfDone:
             convert_checkpoint(tmp_path / "a", tmp_path / "b", EIGHT)
 
 
+@pytest.mark.slow
 def test_the_real_minilm_by_the_command(minilm_dir: Path, tmp_path: Path) -> None:
     import typer
 

@@ -31,6 +31,7 @@ SCHEMES = [
 
 
 class TestQuantized:
+    @pytest.mark.slow
     @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: f"{s.mode}-{s.bits}-{s.group_size}")
     @pytest.mark.parametrize("name", ["bert", "modernbert_bias", "qwen3", "qwen3_window"])
     def test_vectors_are_those_of_the_weights_written_out(self, name: str, scheme: Scheme, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def run(folder: Path, corpus: Path, *arguments: str, exit_code: int = 0) -> Any:
 
 @pytest.mark.usefixtures("mock_mode")
 class TestCommands:
+    @pytest.mark.slow
     def test_throughput(self, tmp_path: Path, corpus: Path) -> None:
         result = run(tmp_path / "out", corpus, "throughput", "--texts", "10,100", "--runs", "2", "--json")
         report = read_report(tmp_path / "out", "throughput")
@@ -64,6 +65,7 @@ class TestCommands:
         ]
         assert all(len(run["direct_ms"]) == len(run["queued_ms"]) == 7 for run in report["raw"]["lengths"])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("arrivals", ["uniform", "poisson"])
     def test_load(self, tmp_path: Path, corpus: Path, arrivals: str) -> None:
         run(tmp_path, corpus, "load", "--qps", "100", "--seconds", "0.5", "--arrivals", arrivals)
@@ -74,6 +76,7 @@ class TestCommands:
         assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= row["worst_ms"]
         assert 0 < row["memory_start_mb"] <= row["memory_peak_mb"]
 
+    @pytest.mark.slow
     def test_soak(self, tmp_path: Path, corpus: Path) -> None:
         # Whether this process is steady for these seconds is not the question here: other tests ran in it before.
         CliRunner().invoke(
@@ -85,6 +88,7 @@ class TestCommands:
         assert {"query", "small batch", "cancelled"} <= set(report["summary"]["requests"])
         assert {"settled_bytes", "final_bytes", "memory_drift", "violations"} <= set(report["summary"])
 
+    @pytest.mark.slow
     def test_soak_fails_where_something_grows(
         self, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -99,6 +103,7 @@ class TestCommands:
         assert "file descriptors gained" in result.stderr
         assert read_report(tmp_path, "soak")["summary"]["violations"]
 
+    @pytest.mark.slow
     def test_tune(self, tmp_path: Path, corpus: Path) -> None:
         pairs = ("--batch-sizes", "1,10", "--timeouts-ms", "0,25")
         result = run(tmp_path, corpus, "tune", "--qps", "50", "--seconds", "0.3", "--bulk", "20", *pairs)
@@ -109,6 +114,7 @@ class TestCommands:
         assert (recommended["batch_size"], recommended["batch_timeout_ms"]) in tried
         assert "recommended: batch_size" in result.stderr
 
+    @pytest.mark.slow
     def test_a_picture_is_drawn(self, tmp_path: Path, corpus: Path) -> None:
         pytest.importorskip("matplotlib")
         run(tmp_path, corpus, "load", "--seconds", "0.2")
@@ -212,6 +218,7 @@ def test_cores_are_limited_for_the_thread_that_asks() -> None:
         limit_cores(100_000)
 
 
+@pytest.mark.slow
 def test_the_commands_import_nothing_heavy() -> None:
     program = (
         "import sys, akidb_mlx_plugin.cli.bench; "

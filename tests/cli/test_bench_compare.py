@@ -35,6 +35,7 @@ class TestCompare:
         assert (row["result"], row["met"]) == ("3.00x (2.00 to 4.00)", "yes")
         assert Outcome(faster, note="no peer").row()["result"] == "not measured"
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("compare_folder")
     def test_a_contender_runs_in_its_own_process(self, tmp_path: Path, minilm_dir: Path) -> None:
         import numpy as np
@@ -58,6 +59,7 @@ class TestCompare:
         with pytest.raises(PeerMissingError, match=r"someone: ModuleNotFoundError.*peers\.absent"):
             Worker(Contender("someone", "absent", tmp_path), sys.executable, 1)
 
+    @pytest.mark.slow
     def test_prints_a_table_and_writes_it(self, tmp_path: Path, compare_folder: Path) -> None:
         pytest.importorskip("chromadb")
         command = [sys.executable, str(compare_folder / "compare.py"), "--only", "import", "--quick"]

@@ -26,6 +26,9 @@ from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")
 
+# Ray starts processes for each run.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _not_connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +143,7 @@ def test_what_a_cluster_refuses_is_refused_here(
 @pytest.mark.parametrize("source", ["docs.rejected.jsonl", "*.jsonl", "."])
 def test_side_file_is_not_read_from(source: str, tmp_path: Path) -> None:
     (tmp_path / "docs.rejected.jsonl").write_text('{"id": "a", "text": "mended"}\n')
-    with pytest.raises(InvalidInputError, match="and is among the input; name another by --rejects"):
+    with pytest.raises(InvalidInputError, match="and is also an input; name another with --rejects"):
         run("--input", source, "--to", "lancedb://db/docs")
     assert "mended" in (tmp_path / "docs.rejected.jsonl").read_text()
 

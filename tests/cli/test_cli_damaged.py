@@ -118,6 +118,7 @@ def wrong_server() -> Iterator[int]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_servers(wrong_server: int) -> None:
     for address in (
         f"http://127.0.0.1:{wrong_server}",
@@ -129,6 +130,7 @@ def test_servers(wrong_server: int) -> None:
         assert address in refusal("search", "x", "--chroma", address, "--collection", "docs")
 
 
+@pytest.mark.slow
 def test_names_and_numbers(chroma_folder: Path) -> None:
     for name in ("", "nope", "a b/../c"):
         refusal("search", "x", "--chroma", chroma_folder, "--collection", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,14 @@ from akidb_mlx_plugin.cli import app
 QUESTION = "how do I parse a date from a string"
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, minilm_dir: Path) -> None:
-    monkeypatch.setattr("akidb_mlx_plugin.cli.demo._TEXTS", 130)
+@pytest.fixture(scope="module")
+def folder(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Both databases of a smaller demo, after its first run."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("akidb_mlx_plugin.cli.demo._TEXTS", 130)
+        (folder / "first.json").write_text(json.dumps(run("--path", str(folder))))
+        yield folder
 
 
 def run(*arguments: str) -> list[dict[str, object]]:
@@ -29,29 +35,26 @@ def run(*arguments: str) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.slow
-def test_finds_strptime_in_both_databases(tmp_path: Path) -> None:
-    rows = run("--path", str(tmp_path), QUESTION)
+def test_finds_strptime_in_both_databases(folder: Path) -> None:
+    rows = run("--path", str(folder), QUESTION)
     for database in ("Chroma", "LanceDB"):
         found = [row["found"] for row in rows if row["database"] == database]
         assert len(found) == 5
         assert any("strptime" in str(name) for name in found)
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.slow
-def test_both_databases_agree_on_names_and_scores(tmp_path: Path) -> None:
-    rows = run("--path", str(tmp_path))
+def test_both_databases_agree_on_names_and_scores(folder: Path) -> None:
+    rows = json.loads((folder / "first.json").read_text())
     chroma, lancedb = ([row for row in rows if row["database"] == name] for name in ("Chroma", "LanceDB"))
     assert [row["found"] for row in chroma] == [row["found"] for row in lancedb]
     assert [row["score"] for row in chroma] == pytest.approx([row["score"] for row in lancedb], abs=2e-3)
     assert len({row["question"] for row in rows}) == 3
 
 
-@pytest.mark.usefixtures("small")
-def test_second_run_embeds_only_the_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("--path", str(tmp_path), QUESTION)
+@pytest.mark.slow
+def test_second_run_embeds_only_the_question(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded: list[str] = []
     original = EmbeddingService.embed_batch
 
@@ -60,7 +63,7 @@ def test_second_run_embeds_only_the_question(tmp_path: Path, monkeypatch: pytest
         return original(self, texts, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(EmbeddingService, "embed_batch", counting)
-    run("--path", str(tmp_path), QUESTION)
+    run("--path", str(folder), QUESTION)
     assert embedded == [QUESTION, QUESTION]
 
 
@@ -77,6 +80,7 @@ def test_corpus_is_distinct_and_has_what_the_demo_asks_for() -> None:
     assert {"datetime.datetime.strptime", "time.strptime"} <= {doc.name for doc in corpus}
 
 
+@pytest.mark.slow
 def test_large_corpus_is_distinct() -> None:
     texts = [text for text, _ in zip(all_docstrings(), range(500), strict=False)]
     assert len(set(texts)) == 500

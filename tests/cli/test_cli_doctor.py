@@ -29,6 +29,7 @@ def any_speed_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("akidb_mlx_plugin.cli.doctor._SLOW_GFLOPS", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_hub")
 def test_tells_versions_device_speed_cache_and_hub(minilm_dir: Path) -> None:
     found = findings(0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from akidb_mlx_plugin.benchmarks import products
 from akidb_mlx_plugin.cli import doctor_gpu
 from akidb_mlx_plugin.runtime import devices
 from akidb_mlx_plugin.runtime.workers import WorkerPool
@@ -13,7 +14,10 @@ from akidb_mlx_plugin.runtime.workers import WorkerPool
 
 @pytest.fixture(autouse=True)
 def _small_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A CPU takes seconds for 4-bit products in bfloat16 as large as a model's.
     monkeypatch.setattr(doctor_gpu, "_TOKENS", 8)
+    monkeypatch.setattr(products, "_INPUTS", 64)
+    monkeypatch.setattr(products, "_OUTPUTS", 64)
 
 
 @pytest.fixture

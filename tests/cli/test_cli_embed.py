@@ -78,6 +78,7 @@ def read_vectors(name: str) -> np.ndarray:
     return np.stack(pq.read_table(name).column("vector").to_numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("output", ["out.npy", "out.jsonl", "out.parquet"])
 @pytest.mark.parametrize("source", ["in.txt", "in.jsonl", "in.parquet"])
@@ -91,6 +92,7 @@ def test_every_format_into_every_other(source: str, output: str, expected: np.nd
     assert sorted(path.name for path in Path().iterdir()) == sorted([source, output])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks", "minilm_dir")
 def test_rows_are_kept_with_their_types() -> None:
     run(write_input("in.parquet"), "--output", "out.parquet", "--model", MINILM, "--vector-field", "v")
@@ -103,6 +105,7 @@ def test_rows_are_kept_with_their_types() -> None:
     assert [(row["n"], row["text"]) for row in rows] == list(enumerate(TEXTS))
 
 
+@pytest.mark.slow
 def test_queries_get_the_query_prompt(minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AKIDB_EMBEDDING__MLX__QUERY_PROMPT", "the question: ")
     Path("in.txt").write_text("one")
@@ -157,6 +160,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(stdin: str | bytes, says: str
     assert [path.name for path in Path().iterdir()] == ["o.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("minilm_dir", "small_chunks")
 @pytest.mark.parametrize(
     ("late", "field"),
@@ -174,6 +178,7 @@ def test_rows_of_different_kinds_do_not_go_into_one_table(late: str, field: str)
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("minilm_dir")
 def test_fields_that_not_every_row_has_become_columns() -> None:
     rows = '{"text": "a"}\n{"text": "b", "extra": 1}\n{"text": "c", "nested": {"x": [1]}}\n'
@@ -212,6 +217,7 @@ def test_the_file_may_be_its_own_output(minilm_dir: Path) -> None:
     assert len(json.loads(Path("a.jsonl").read_text())["vector"]) == 384
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(minilm_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     original = EmbeddingService.embed_batch
@@ -227,6 +233,7 @@ def test_memory_does_not_grow_with_the_input(minilm_dir: Path, monkeypatch: pyte
     assert np.load("o.npy", mmap_mode="r").shape == (150, 384)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_no_half_file(number: int, status: int, tmp_path: Path, minilm_dir: Path) -> None:
     Path("o.npy").write_text("what was there before")
@@ -251,6 +258,7 @@ def test_a_signal_leaves_no_half_file(number: int, status: int, tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == ["o.npy"]
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_of_standard_error(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "akidb_mlx_plugin", "embed", "no.txt", "--output", "o.npy"],

@@ -130,16 +130,19 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_the_shell_completes_commands() -> None:
     done = run(_AKIDB_MLX_COMPLETE="complete_bash", COMP_WORDS="akidb-mlx m", COMP_CWORD="1")
     assert done.stdout.split() == ["models", "metrics"]
 
 
+@pytest.mark.slow
 def test_the_shell_completes_options() -> None:
     done = run(_AKIDB_MLX_COMPLETE="complete_bash", COMP_WORDS="akidb-mlx cache clean --max", COMP_CWORD="3")
     assert done.stdout.split() == ["--max-gb"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_for_completion_is_shown(shell: str) -> None:
     # Set here rather than detected from the parent process, which need not be a shell.
@@ -148,6 +151,7 @@ def test_the_script_for_completion_is_shown(shell: str) -> None:
     assert "_AKIDB_MLX_COMPLETE" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
@@ -172,6 +176,7 @@ def test_exit_status(arguments: list[str], status: int) -> None:
         assert re.fullmatch(r"akidb-mlx: .+\n", done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_told_in_one_line() -> None:
     with open("/dev/full", "w") as full:
@@ -200,6 +205,7 @@ def test_an_interrupt_while_the_program_is_imported_ends_it_cleanly() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "akidb-mlx: interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     code = "import sys; from akidb_mlx_plugin.__main__ import main; sys.argv[1:] = ['metrics', 'dashboard']; main()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

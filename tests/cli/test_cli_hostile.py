@@ -127,6 +127,7 @@ class TestOutputFile:
 
 
 class TestEmbed:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("rows", "target", "message"),
         [
@@ -147,6 +148,7 @@ class TestEmbed:
         assert "\x1b" not in done.stderr
         assert os.listdir(tmp_path) == ["in.jsonl"]
 
+    @pytest.mark.slow
     def test_with_standard_streams_closed(self, tmp_path: Path) -> None:
         """The output file must not get their descriptors, or it would receive what is printed."""
         (tmp_path / "in.txt").write_text("hello\n")
@@ -156,6 +158,7 @@ class TestEmbed:
         assert subprocess.run(["sh", "-c", run.format("-")], cwd=tmp_path, timeout=120).returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="not Linux")
 def test_no_room_for_the_result_is_an_error() -> None:
     with open("/dev/full", "w") as full:
@@ -164,12 +167,14 @@ def test_no_room_for_the_result_is_an_error() -> None:
     assert done.stderr == "akidb-mlx: [Errno 28] No space left on device\n"
 
 
+@pytest.mark.slow
 def test_a_terminal_without_such_characters() -> None:
     done = command("embed", "é.txt", "-o", "o.npy", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 1
     assert done.stderr.startswith(r"akidb-mlx: cannot read \xe9.txt")
 
 
+@pytest.mark.slow
 def test_what_nobody_foresaw_is_one_line() -> None:
     program = (
         "import sys; from akidb_mlx_plugin import cli; from akidb_mlx_plugin.cli import models\n"

@@ -73,6 +73,7 @@ def refuse(*arguments: str) -> str:
     return str(result.exception)
 
 
+@pytest.mark.slow
 def test_both_databases_give_the_same_answer(chroma_folder: Path, lancedb_folder: Path) -> None:
     in_chroma = ask("--chroma", str(chroma_folder), "--collection", "docs")
     in_lancedb = ask("--lancedb", str(lancedb_folder), "--table", "docs")
@@ -118,6 +119,7 @@ def test_an_empty_collection_has_no_answer(chroma_folder: Path) -> None:
     assert ask("--chroma", str(chroma_folder), "--collection", "empty") == []
 
 
+@pytest.mark.slow
 def test_vectors_without_a_stored_function_need_the_model_named(chroma_folder: Path) -> None:
     where = ("--chroma", str(chroma_folder), "--collection", "plain")
     assert "stores no function of this package" in refuse(*where)
@@ -169,6 +171,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_a_server_is_asked_from_another_process(chroma_port: int, minilm_dir: Path) -> None:
     client = chromadb.HttpClient("127.0.0.1", chroma_port)
     docs = akidb_mlx_chroma.create_collection(client, "asked", MLXEmbeddingFunction(model=MINILM), get_or_create=True)

@@ -20,6 +20,8 @@ from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.errors import EmbeddingError
 
+pytestmark = pytest.mark.slow
+
 _USUAL = 1000
 _PARTS = 10
 _NAMES = sorted(folder.name for folder in GOLDEN.iterdir() if (folder / "model").is_dir())

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from akidb_mlx_plugin.config import ENVIRONMENT_PREFIX, EmbeddingConfig, flatten_config
 from akidb_mlx_plugin.errors import InvalidInputError
 
+pytestmark = pytest.mark.slow
+
 KEYS = tuple(flatten_config(EmbeddingConfig()))
 SECTIONS = ("mlx", "mock", "user_provided", "service")
 _NAMES = st.sampled_from(sorted({part for key in KEYS for part in key.split(".")})) | TEXTS

@@ -15,6 +15,8 @@ from akidb_mlx_plugin.cli.embed_input import TextSource
 from akidb_mlx_plugin.cli.embed_output import atomic_write, find_writer
 from akidb_mlx_plugin.errors import InvalidInputError
 
+pytestmark = pytest.mark.slow
+
 _ROWS = st.dictionaries(st.sampled_from(["text", "id", "vector", ""]) | TEXTS, VALUES | deep_values(), max_size=4)
 _GOOD = st.fixed_dictionaries({"text": st.text(st.characters(codec="utf-8"), max_size=20)}, optional={"n": VALUES})
 

@@ -22,6 +22,8 @@ from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.stores.settings import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 _MODES = st.sampled_from(["mlx", "mock", "mock", "user_provided"]) | SCALARS
 _SETTINGS = st.one_of(
     st.fixed_dictionaries({"mode": _MODES}, optional={**dict.fromkeys(SETTINGS[2:], SCALARS), "model": TEXTS | VALUES}),

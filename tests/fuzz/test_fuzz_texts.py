@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from akidb_mlx_plugin import Embedder, InvalidInputError
 
+pytestmark = pytest.mark.slow
+
 # WordPiece, byte-level BPE, Unigram and SentencePiece's BPE with byte fallback.
 _NAMES = ("bert", "roberta", "xlm_roberta", "t5", "qwen3", "gemma3_text", "llama", "modernbert")
 _PIECES = st.one_of(

@@ -162,7 +162,7 @@ class TestEviction:
         assert cleanup_cache(0) == []
         assert names(cache_dir) == []
         assert len(list_cached_models(cache_dir, include_partial=True)) == 3
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model("org/a", offline=True)
 
     def test_one_that_cannot_be_removed_is_passed_over(

@@ -119,7 +119,7 @@ class TestUse:
 
     def test_of_what_was_evicted(self, folders: list[Path]) -> None:
         cleanup_cache(0)
-        with pytest.raises(ModelNotFoundError, match="gone from the model cache"):
+        with pytest.raises(ModelNotFoundError, match="removed from the model cache"):
             mark_in_use(folders[0])
 
     def test_of_a_local_checkpoint_touches_nothing(self, tmp_path: Path) -> None:

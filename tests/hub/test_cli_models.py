@@ -158,7 +158,7 @@ class TestModels:
         run(models.app, "info", "qwen4", fails=ModelNotFoundError)
 
     def test_verify(self, folder: Path) -> None:
-        assert [row["state"] for row in table(run(models.app, "verify"))] == ["whole"]
+        assert [row["state"] for row in table(run(models.app, "verify"))] == ["complete"]
         content = bytearray((folder / WEIGHTS).read_bytes())
         content[5] ^= 1
         (folder / WEIGHTS).resolve().write_bytes(content)
@@ -199,7 +199,7 @@ class TestModels:
 class TestCache:
     def test_list_and_size(self, folder: Path, cache_dir: Path) -> None:
         (row,) = table(run(cache.app, "list"))
-        assert (row["model"], row["state"], row["folder"]) == (REPO, "whole", str(folder))
+        assert (row["model"], row["state"], row["folder"]) == (REPO, "complete", str(folder))
         assert row["size"].endswith(" kB")
         (entry,) = json.loads(run(cache.app, "list", "--json").stdout)
         size = json.loads(run(cache.app, "size", "--json").stdout)
@@ -235,7 +235,7 @@ class TestCache:
         assert table(run(cache.app, "list"))[0]["folder"] == str(old)
         with mark_in_use(old):
             result = run(cache.app, "migrate")
-        assert (result.stdout, result.stderr) == ("", f"{old} stays: a process uses it\n")
+        assert (result.stdout, result.stderr) == ("", f"{old} was not moved: a process uses it\n")
         assert table(run(cache.app, "migrate"))[0]["model"] == REPO
         assert not old.exists()
         assert table(run(cache.app, "list"))[0]["revision"] == ("0123456789ab" * 3)[:23]

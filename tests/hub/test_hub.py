@@ -143,8 +143,8 @@ class TestRefusals:
         ("fault", "kind", "words"),
         [
             (Fault(status=401), DownloadError, "HF_TOKEN"),
-            (Fault(status=403, headers={"X-Error-Code": "GatedRepo"}), DownloadError, "accept its licence at http"),
-            (Fault(status=401, headers={"X-Error-Code": "GatedRepo"}), DownloadError, "accept its licence at http"),
+            (Fault(status=403, headers={"X-Error-Code": "GatedRepo"}), DownloadError, "accept its license at http"),
+            (Fault(status=401, headers={"X-Error-Code": "GatedRepo"}), DownloadError, "accept its license at http"),
             (Fault(status=403), DownloadError, "forbids"),
             (Fault(status=404, headers={"X-Error-Code": "RepoNotFound"}), ModelNotFoundError, "no such repository"),
             (Fault(status=404, headers={"X-Error-Code": "RevisionNotFound"}), ModelNotFoundError, "no revision 'main'"),

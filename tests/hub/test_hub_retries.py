@@ -57,7 +57,7 @@ class TestRetries:
     def test_too_long_a_wait_is_reported_instead(self, hub: Hub, part: str) -> None:
         hub.add(REPO, tiny_files())
         hub.fail(part, Fault(status=429, headers={"Retry-After": "3600"}))
-        with pytest.raises(DownloadError, match="asks to wait 3600 seconds"):
+        with pytest.raises(DownloadError, match="asks for a wait of 3600 seconds"):
             ensure_model(REPO)
 
     def test_the_waits_grow(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ class TestRetries:
     def test_a_connection_cut_each_time(self, hub: Hub, cache_dir: Path, no_sleep: None) -> None:
         hub.add(REPO, tiny_files())
         hub.fail(WEIGHTS, *[Fault(cut_after=50_000)] * 20)
-        with pytest.raises(DownloadError, match=r"cut the connection.*tried 3 times"):
+        with pytest.raises(DownloadError, match=r"closed the connection.*tried 3 times"):
             ensure_model(REPO)
         assert list_cached_models(cache_dir) == []
         assert [model.partial for model in list_cached_models(cache_dir, include_partial=True)] == [True]
@@ -127,7 +127,7 @@ class TestRetries:
         monkeypatch.setattr(client, "ANSWER_S", 0.3)
         hub.add(REPO, tiny_files())
         hub.fail("revision", Fault(stall_after=0))
-        with pytest.raises(DownloadError, match=r"gave no answer"):
+        with pytest.raises(DownloadError, match=r"did not respond"):
             ensure_model(REPO)
         assert hub.count("revision") == 1
 

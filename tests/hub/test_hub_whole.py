@@ -106,7 +106,7 @@ class TestWholeness:
         hub.add(REPO, tiny_files())
         folder = ensure_model(REPO).folder
         alter(folder / WEIGHTS, b"")
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
 
     @pytest.mark.parametrize(
@@ -174,6 +174,7 @@ class TestWholeness:
 
 
 class TestProcesses:
+    @pytest.mark.slow
     def test_a_killed_download_starts_that_file_again(self, hub: Hub, cache_dir: Path, spawn: Spawn) -> None:
         hub.add(REPO, tiny_files())
         hub.fail(WEIGHTS, Fault(stall_after=200_000))
@@ -182,7 +183,7 @@ class TestProcesses:
         child.kill()
         assert list_cached_models(cache_dir) == []
         assert [model.partial for model in list_cached_models(cache_dir, include_partial=True)] == [True]
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
         hub.requests.clear()
         model = ensure_model(REPO)
@@ -203,6 +204,7 @@ class TestProcesses:
         assert hub.count("file", WEIGHTS) == 1
         assert hub.count("revision") == 1
 
+    @pytest.mark.slow
     def test_importing_loads_nothing_heavy(self) -> None:
         code = (
             "import sys, akidb_mlx_plugin.hub.models, akidb_mlx_plugin.cli.models, akidb_mlx_plugin.cli.cache;"

@@ -87,7 +87,7 @@ class TestInPlace:
     def test_damage_is_repaired_at_the_same_commit(self, old: Path, hub: Hub) -> None:
         commit = ensure_model(REPO).revision
         (old / WEIGHTS).write_bytes(b"")
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
         hub.add(REPO, {**FILES, "README.md": b"newer"})
         assert ensure_model(REPO).revision == commit

@@ -120,7 +120,7 @@ class TestInPlace:
         assert ensure_model(REPO, offline=True).folder == shared
         bring(files={**files_of(MODEL), "README.md": b"newer"})
         shutil.rmtree(shared)
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
 
     def test_the_same_folder_for_both(self, bring: Bring, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ class TestInPlace:
 
     def test_a_registered_model_must_have_the_registered_weights(self, bring: Bring, hub: Hub) -> None:
         bring("sentence-transformers/all-MiniLM-L6-v2")
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model("minilm-l6-v2", offline=True)
 
     def test_it_is_listed_as_what_it_is(self, bring: Bring) -> None:
@@ -216,7 +216,7 @@ class TestBroughtInPart:
     ) -> None:
         folder = bring(ignore_patterns="README.md", files={**files_of(MODEL), "README.md": b"# a card"})
         assert ensure_model(REPO, offline=True).folder == folder
-        assert "was downloaded in part" in caplog.text
+        assert "is a partial download" in caplog.text
         with monkeypatch.context() as patch:
             patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
             assert ensure_model(REPO).folder == folder
@@ -225,7 +225,7 @@ class TestBroughtInPart:
     @pytest.mark.parametrize("left_out", [WEIGHTS, "config.json", "tokenizer.json", "modules.json", "1_Pooling/*"])
     def test_without_what_it_needs_it_is_not(self, bring: Bring, left_out: str) -> None:
         bring(ignore_patterns=left_out)
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
 
     def test_one_without_a_listing_is_used_if_it_is_consistent(self, unlisted: Bring, hub: Hub) -> None:
@@ -234,7 +234,7 @@ class TestBroughtInPart:
         assert download_model(REPO) == folder
         weights = (folder / WEIGHTS).resolve()
         weights.write_bytes(weights.read_bytes()[:-1])
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
 
     def test_one_that_was_copied_without_its_links(self, unlisted: Bring) -> None:
@@ -251,7 +251,7 @@ class TestBroughtInPart:
     @pytest.mark.parametrize("left_out", [WEIGHTS, "config.json", "tokenizer.json", "1_Pooling/*"])
     def test_one_without_a_listing_that_is_not_consistent(self, unlisted: Bring, left_out: str) -> None:
         unlisted(ignore_patterns=left_out)
-        with pytest.raises(DownloadError, match="not whole"):
+        with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
 
     def test_without_a_pipeline_it_may_be_that_it_has_none(self, unlisted: Bring, hub: Hub, cache_dir: Path) -> None:

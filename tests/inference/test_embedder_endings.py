@@ -76,6 +76,7 @@ class TestEnd:
             embedder.embed(["a"])
         assert embedder.info().dimension == 32
 
+    @pytest.mark.slow
     def test_closing_frees_the_weights(self) -> None:
         gc.collect()
         before = mx.get_active_memory()
@@ -111,6 +112,7 @@ class TestEnd:
             # Each raises unless its status is 0.
             list(pool.map(lambda i: run_python(code, minilm_dir, i % 3), range(20)))
 
+    @pytest.mark.slow
     def test_after_a_fork_it_refuses(self) -> None:
         printed = run_python(
             """
@@ -142,6 +144,7 @@ class TestEnd:
         )
         assert printed.split("\n") == ["True", "True", "True", "7 (1, 32)", ""]
 
+    @pytest.mark.slow
     def test_loaded_after_a_fork_it_works(self) -> None:
         printed = run_python(
             """

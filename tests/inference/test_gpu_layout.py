@@ -35,6 +35,7 @@ def test_vectors_are_those_of_the_reference(name: str) -> None:
         assert farthest(alone, golden.vectors["document"]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_real_model_in_a_gpus_number_formats(minilm_dir: Path, dtype: str) -> None:
     texts = ["the stone bridge over the river", "how do I parse a date?", "", "def f(x): return x", "東京 は 日本"]

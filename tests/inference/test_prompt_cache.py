@@ -96,6 +96,7 @@ def load() -> Iterator[Load]:
 
 
 class TestVectors:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", CAUSAL)
     @pytest.mark.parametrize("layout", ["cpu", "gpu"])
     @pytest.mark.parametrize("prompt", [PROMPT, CUT_PROMPT])
@@ -127,6 +128,7 @@ class TestVectors:
         assert farthest(vectors, golden.vectors["query"]) < 1e-5
         assert min(watched.known) >= 9
 
+    @pytest.mark.slow
     def test_of_many_threads_are_the_same_and_the_prompt_is_computed_once(
         self, load: Load, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -103,6 +103,7 @@ def assert_same(tokenizer: Tokenizer, text: str, room: int, side: str) -> str:
     return part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -158,6 +158,7 @@ class TestServing:
         with pytest.raises(InvalidInputError, match="got 70000"):
             start_metrics_server(70_000)
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
     def test_a_fork_during_a_scrape_does_not_hang(self) -> None:
         script = """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
-import json
 import random
 import subprocess
 import sys
@@ -16,12 +14,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from golden_models import GOLDEN, NAMES, Packing, embed, farthest, read_golden
+from golden_models import NAMES, Packing, embed, farthest, read_golden
 
-from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.checkpoints.loading import load_model
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.inference.packing import pack_exact, pack_padded
+from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
 from akidb_mlx_plugin.models import causal_lm, find_encoder
 from akidb_mlx_plugin.nn import attention, layout
 from akidb_mlx_plugin.types import Vector
@@ -47,7 +45,12 @@ def _on_cpu() -> Iterator[None]:
     mx.set_default_device(before)
 
 
-@pytest.fixture(params=NAMES)
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of tests with a checkpoint; one has texts of over a thousand tokens."""
+    return [pytest.mark.slow] if name == "gemma3_text_wide" else []
+
+
+@pytest.fixture(params=[pytest.param(name, marks=_marks(name)) for name in NAMES])
 def name(request: pytest.FixtureRequest) -> str:
     if request.param in LM_NAMES:
         _need_mlx_lm()
@@ -65,7 +68,8 @@ class TestAgainstSentenceTransformers:
     def test_vectors_are_the_same_alone_and_in_any_order(self, name: str) -> None:
         golden = read_golden(name)
         model = load_model(golden.checkpoint)
-        alone = np.concatenate([embed(golden.checkpoint, model, [text]) for text in golden.texts])
+        tokenizer = load_text_tokenizer(golden.checkpoint)
+        alone = np.concatenate([embed(golden.checkpoint, model, [text], tokenizer=tokenizer) for text in golden.texts])
         assert farthest(alone, golden.vectors["document"]) < 1e-5
         order = random.Random(0).sample(range(len(golden.texts)), len(golden.texts))
         shuffled = embed(golden.checkpoint, model, [golden.texts[i] for i in order], budget=100)
@@ -81,6 +85,7 @@ class TestAgainstSentenceTransformers:
         vectors = embed(golden.checkpoint, model, golden.texts, "query", packing=packing)
         assert farthest(vectors, golden.vectors["query"]) < 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("dtype", "usual", "least"), [("float16", 0.99995, 0.9998), ("bfloat16", 0.9985, 0.96)])
     def test_vectors_are_close_in_the_number_formats_of_a_gpu(
         self, name: str, dtype: str, usual: float, least: float, monkeypatch: pytest.MonkeyPatch
@@ -97,6 +102,7 @@ class TestAgainstSentenceTransformers:
         assert np.median(cosines) > usual
         assert cosines.min() > least
 
+    @pytest.mark.slow
     def test_vectors_are_the_same_in_slices_of_few_scores(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attention, "_MAX_SCORES", 1)
         monkeypatch.setattr(attention, "_MASKED_QUERIES", 7)
@@ -104,16 +110,6 @@ class TestAgainstSentenceTransformers:
         golden = read_golden(name)
         vectors = embed(golden.checkpoint, load_model(golden.checkpoint), golden.texts, packing=pack_padded)
         assert farthest(vectors, golden.vectors["document"]) < 1e-5
-
-    @pytest.mark.slow
-    def test_the_real_minilm(self, minilm: EmbeddingService) -> None:
-        texts = json.loads(gzip.decompress((GOLDEN / "minilm_texts.json.gz").read_bytes()))
-        with np.load(GOLDEN / "minilm_vectors.npz") as arrays:
-            expected = arrays["vectors"]
-        response = minilm.embed_batch(texts)
-        assert len(texts) > 500
-        assert np.abs(response.embeddings - expected).max() < 2e-5
-        assert response.usage.truncated == 62
 
 
 # Every feature matters: removing it, or changing it slightly, changes the vectors.
@@ -146,7 +142,9 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "changes"), NOTICED)
+@pytest.mark.parametrize(
+    ("name", "changes"), [pytest.param(name, changes, marks=_marks(name)) for name, changes in NOTICED]
+)
 def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
     changed = replace(golden.checkpoint, config={**golden.checkpoint.config, **changes})

@@ -103,6 +103,7 @@ def compare(published: Published, checkpoint: Checkpoint, golden: Golden, texts:
     return vectors
 
 
+@pytest.mark.slow
 def test_as_a_local_folder(published: Published, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = published.build(tmp_path / "m")
     golden = read_golden(published.golden)

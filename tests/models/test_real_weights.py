@@ -27,6 +27,7 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
 
 
+@pytest.mark.slow
 def test_differences_and_conversions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from real_weights import measure, print_report, read_reference
 
@@ -55,6 +56,7 @@ def test_a_difference_is_noticed(tmp_path: Path) -> None:
     assert report.differences["document"] < 1e-5
 
 
+@pytest.mark.slow
 def test_the_command_takes_references_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import real_weights
 
@@ -96,6 +98,7 @@ class TestPublishedLayout:
         assert np.abs(embed(source) - embed(published)).max() < 0.05
 
 
+@pytest.mark.slow
 def test_texts_are_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     import mixed_texts as module
     from mixed_texts import mixed_texts

@@ -67,6 +67,7 @@ def blocks(draw: st.DrawFn) -> tuple[Block, ...]:
     return tuple(found)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     blocks=blocks(),

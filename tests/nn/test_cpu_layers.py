@@ -76,6 +76,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LoadedModel]:
     return load
 
 
+@pytest.mark.slow
 def test_vectors_are_the_same_with_and_without(loaded: Callable[..., LoadedModel]) -> None:
     for name in ("bert", "qwen3", "modernbert"):
         golden = read_golden(name)

@@ -121,6 +121,7 @@ print(seen[1] - seen[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's account of memory")
 def test_softmax_keeps_nothing_of_the_shapes_it_has_seen() -> None:
     done = subprocess.run([sys.executable, "-c", _MANY_SHAPES], capture_output=True, text=True, check=True)

@@ -115,7 +115,7 @@ class TestRank:
 
     @pytest.mark.parametrize("top_k", [0, -1, True, 1.5])
     def test_how_many(self, encoder: CrossEncoder, top_k: Any) -> None:
-        with pytest.raises(InvalidInputError, match="top_k must be a positive whole number"):
+        with pytest.raises(InvalidInputError, match="top_k must be a positive integer"):
             encoder.rank(QUERY, TEXTS, top_k)
 
     def test_texts_must_be_a_list(self, encoder: CrossEncoder) -> None:
@@ -306,7 +306,7 @@ class TestService:
         with (
             CrossEncoder("ms-marco-minilm-l6", cache_dir=tmp_path, offline=True) as encoder,
             pytest.raises(
-                DownloadError, match=r"cross-encoder/ms-marco-MiniLM-L6-v2 at main is not whole.*offline mode forbids"
+                DownloadError, match=r"cross-encoder/ms-marco-MiniLM-L6-v2 at main is not complete.*offline mode does not allow"
             ),
         ):
             encoder.predict([("a", "b")])

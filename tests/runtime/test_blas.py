@@ -44,6 +44,7 @@ for line in open("/proc/self/maps"):
 ENVIRONMENT = {blas.LIBRARY_VARIABLE: ""}
 
 
+@pytest.mark.slow
 def test_the_wheels_openblas_answers_whoever_imported_mlx_first() -> None:
     for first in ("", "import mlx.core", "import numpy, mlx.nn", "import akidb_mlx_plugin"):
         answer, bound = run_python(PRODUCT.format(first=first) + BOUND, environment=ENVIRONMENT).splitlines()
@@ -52,6 +53,7 @@ def test_the_wheels_openblas_answers_whoever_imported_mlx_first() -> None:
         assert Path(bound).samefile(path)
 
 
+@pytest.mark.slow
 def test_every_library_of_a_process_keeps_its_own_products() -> None:
     libraries = ["numpy", "mlx.core", *(["torch"] if importlib.util.find_spec("torch") else [])]
     for order in permutations(libraries):
@@ -69,6 +71,7 @@ def test_every_library_of_a_process_keeps_its_own_products() -> None:
         assert printed.startswith(("openblas", "mkl"))
 
 
+@pytest.mark.slow
 def test_a_library_of_ones_own() -> None:
     path = run_python(PRODUCT.format(first=""), environment=ENVIRONMENT).split()[1]
     printed = run_python(PRODUCT.format(first=""), environment={blas.LIBRARY_VARIABLE: path})
@@ -92,6 +95,7 @@ def test_its_number_of_threads_can_be_set() -> None:
     assert printed == "1\n2\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["/no/such/library.so", "libc.so.6", __file__])
 def test_a_wrong_library_is_a_typed_error_every_time(library: str) -> None:
     printed = run_python(
@@ -141,6 +145,7 @@ def test_a_library_that_multiplies_wrongly_is_not_used() -> None:
     assert answer == "reference "
 
 
+@pytest.mark.slow
 def test_a_product_of_mlx_that_is_wrong_is_noticed_and_its_blas_restored() -> None:
     printed = run_python(
         """

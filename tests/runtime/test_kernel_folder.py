@@ -58,6 +58,7 @@ def fused(constant: float) -> _Fused:
     return _Fused(lambda x: x * x + constant)
 
 
+@pytest.mark.slow
 def test_a_kernel_is_compiled_into_a_folder_of_the_users_alone(home: Path) -> None:
     x = mx.array([1.0, 2.0])
     assert fused(0.125)(x).tolist() == [1.125, 4.125]
@@ -82,6 +83,7 @@ def test_the_environment_is_as_before(home: Path) -> None:
     assert libc.getenv(b"TMPDIR") is None
 
 
+@pytest.mark.slow
 def test_half_a_library_is_compiled_again(home: Path) -> None:
     """As a kill or a full disk leaves it: loading one would end the process by SIGBUS."""
     kernel_folder.load_kernel(lambda: mx.eval(mx.compile(lambda x: x * x + 0.375)(mx.zeros(2))))
@@ -103,7 +105,7 @@ def test_a_damaged_list_counts_as_none(home: Path, content: bytes) -> None:
     kernel_folder.load_kernel(lambda: None)
     folder = kernel_folder._private_folder()
     assert folder is not None
-    (folder / "a.so").write_bytes(b"not whole")
+    (folder / "a.so").write_bytes(b"not complete")
     (folder / "libraries.json").write_bytes(content)
     assert kernel_folder.load_kernel(lambda: None)
     assert libraries(home) == []

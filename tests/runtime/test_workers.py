@@ -259,6 +259,7 @@ class TestClosing:
         pool._threads[0].join(PATIENCE_S)
         assert not pool._threads[0].is_alive()
 
+    @pytest.mark.slow
     def test_an_exiting_interpreter_waits_for_running_work(self) -> None:
         printed = run_python(
             """
@@ -278,6 +279,7 @@ class TestClosing:
         )
         assert printed == "done\n"
 
+    @pytest.mark.slow
     def test_forks_amid_products_do_not_hang(self) -> None:
         """OpenBLAS ends its threads at a fork, and a product that waits for them would wait for ever."""
         printed = run_python(
@@ -312,6 +314,7 @@ class TestClosing:
         )
         assert printed == "alive\n"
 
+    @pytest.mark.slow
     def test_a_forked_child_is_refused_and_exits(self) -> None:
         printed = run_python(
             """

@@ -46,6 +46,7 @@ def deep(levels: int) -> Any:
 
 
 class TestThereAndBack:
+    @pytest.mark.slow
     @given(CONFIGURATIONS)
     def test_any_space_of_a_model(self, settings: dict[str, Any]) -> None:
         kept = json.loads(json.dumps(stored_settings(config_from_stored(settings))))

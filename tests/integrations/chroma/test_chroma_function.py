@@ -102,6 +102,7 @@ class TestEveryClient:
         with pytest.raises(InvalidArgumentError, match="simultaneously"):
             chroma.create_collection(name, schema=schema, embedding_function=function)
 
+    @pytest.mark.slow
     def test_threads_share_a_collection(self, collection: chromadb.Collection) -> None:
         together = threading.Barrier(8)
 
@@ -165,6 +166,7 @@ class TestFreshProcess:
         collection.add(ids=list(DOCUMENTS), documents=list(DOCUMENTS.values()))
         return vector_of(collection, "pasta")
 
+    @pytest.mark.slow
     def test_reopens_with_the_function_and_without(self, stored: Any, tmp_path: Path) -> None:
         printed = run_python(
             """
@@ -184,6 +186,7 @@ class TestFreshProcess:
         assert found == ["pasta", "pasta"]
         assert float(np.dot(vector, stored)) >= 0.99999
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("stored")
     def test_without_the_package_reads_work_and_text_does_not(self, tmp_path: Path) -> None:
         printed = run_python(
@@ -282,6 +285,7 @@ class TestCost:
         collection.add(ids=["b"], documents=["b"])
         assert len(loaded) == 1
 
+    @pytest.mark.slow
     def test_chroma_rebuilds_it_and_one_model_serves(
         self, collection: chromadb.Collection, chroma: ClientAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -297,6 +301,7 @@ class TestCost:
         assert len(built) >= 6
         assert loaded == []
 
+    @pytest.mark.slow
     def test_a_closed_service_is_replaced(
         self, collection: chromadb.Collection, function: MLXEmbeddingFunction
     ) -> None:
@@ -304,6 +309,7 @@ class TestCost:
         assert nearest(collection, "spaghetti") == "pasta"
 
 
+@pytest.mark.slow
 async def test_the_async_client(chroma_port: int, name: str, function: MLXEmbeddingFunction) -> None:
     client = await chromadb.AsyncHttpClient("127.0.0.1", chroma_port)
     made = await client.create_collection(name, embedding_function=function)

@@ -127,11 +127,11 @@ REFUSED: list[tuple[Any, str]] = [
     (np.float32("nan"), "finite"),
     ([0.5, float("nan")], "finite"),
     (np.array([float("inf")]), "finite"),
-    (2**63, "64 bits; give it as a string"),
-    (-(2**63) - 1, "64 bits"),
-    (2**100_000, "whole number of 100001 bits.*64 bits"),
-    ([2**70], "64 bits"),
-    (np.uint64(2**63), "64 bits"),
+    (2**63, "64-bit integers; give it as a string"),
+    (-(2**63) - 1, "64-bit integers"),
+    (2**100_000, "integer of 100001 bits.*64-bit integers"),
+    ([2**70], "64-bit integers"),
+    (np.uint64(2**63), "64-bit integers"),
     (np.longdouble(1) / 3, r"float\(value\)"),
     ("\ud800", "surrogate"),
     (["é\ud800"], "surrogate"),
@@ -221,6 +221,7 @@ async def test_the_asynchronous_client_keeps_and_refuses_the_same(chroma_port: i
     assert await remote.count() == len(KEPT)
 
 
+@pytest.mark.slow
 def test_an_int_enum_does_not_hang(tmp_path: Any) -> None:
     code = """
     import faulthandler, http, sys
@@ -250,6 +251,7 @@ def test_a_change_of_type_is_a_change(docs: chromadb.Collection) -> None:
         assert is_same_metadata(read, {"x": new})
 
 
+@pytest.mark.slow
 def test_floats_to_the_last_place_but_one(docs: chromadb.Collection) -> None:
     bits = np.random.default_rng(0).integers(0, 2**63, 2000, dtype=np.uint64)
     numbers = [number for number in bits.view(np.float64).tolist() if np.isfinite(number)]

@@ -156,6 +156,7 @@ class TestReopening:
         with pytest.raises(ValueError, match="new: akidb_mlx vs persisted: foreign"):
             chroma.get_collection(name, embedding_function=function)
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_ours_on_a_collection_of_the_old_kind(
         self, chroma: ClientAPI, name: str, function: MLXEmbeddingFunction
@@ -233,6 +234,7 @@ class TestJSON:
         assert found is not None
         assert found.get_config() == SETTINGS
 
+    @pytest.mark.slow
     def test_queries_keep_their_own_settings(
         self, chroma: ClientAPI, name: str, function: MLXEmbeddingFunction
     ) -> None:

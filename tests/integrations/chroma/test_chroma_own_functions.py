@@ -62,6 +62,7 @@ class TestCustomFunctions:
 class TestMiniLM:
     """test_onnx_mini_lm_l6_v2.py: the same model by another engine"""
 
+    @pytest.mark.slow
     def test_shape_and_length(self, function: MLXEmbeddingFunction) -> None:
         vectors = function(["This is a test document", "Another test document"])
         assert [len(vector) for vector in vectors] == [384, 384]
@@ -99,6 +100,7 @@ class TestMiniLM:
     def test_the_same_text_twice(self, function: MLXEmbeddingFunction) -> None:
         np.testing.assert_array_equal(function(["This is a test document"]), function(["This is a test document"]))
 
+    @pytest.mark.slow
     def test_like_texts_are_closer(self, function: MLXEmbeddingFunction) -> None:
         cat, other_cat, physics = function(
             ["The cat sat on the mat", "A cat was sitting on a mat", "Quantum physics is fascinating"]
@@ -167,6 +169,7 @@ class TestSettings:
     def test_queries_are_documents_for_a_model_without_prompts(self, function: MLXEmbeddingFunction) -> None:
         np.testing.assert_array_equal(function(["a query"]), function.embed_query(["a query"]))
 
+    @pytest.mark.slow
     def test_many_threads(self, function: MLXEmbeddingFunction) -> None:
         texts = [f"Document number {i}" for i in range(32)]
         with ThreadPoolExecutor(8) as pool:

@@ -164,6 +164,7 @@ def run(client: ClientAPI, calls: list[tuple[Any, ...]]) -> None:
         check(collection, model)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(calls=st.lists(CALLS, min_size=1, max_size=8))
 def test_in_memory(calls: list[tuple[Any, ...]]) -> None:

@@ -260,6 +260,7 @@ def test_threads_that_replace_one_document(docs: chromadb.Collection) -> None:
     assert len(read(docs)) == 2
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed(tmp_path: Any) -> None:
     run_killed(
         """
@@ -284,6 +285,7 @@ upsert(docs, [Document("a", vector=[1.0] * 8)])
     assert read(get_collection(client, "docs")) == {"a": ("the only copy", {"x": 1}, None)}
 
 
+@pytest.mark.slow
 def test_a_second_process_in_one_folder_is_told(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     write = """
     import sys, chromadb, logging

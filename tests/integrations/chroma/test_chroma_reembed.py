@@ -83,6 +83,7 @@ def test_everything_goes_over(chroma: ClientAPI, source: chromadb.Collection, ne
     assert read(source) == before
 
 
+@pytest.mark.slow
 def test_a_change_of_anything_is_noticed_by_the_next_run(
     source: chromadb.Collection, new: MLXEmbeddingFunction
 ) -> None:
@@ -183,6 +184,7 @@ class TestSettings:
 
 
 class TestNames:
+    @pytest.mark.slow
     @given(st.text(max_size=30) | st.from_regex(r"[0-9.]{1,12}") | st.text("ab._-/", min_size=500, max_size=600))
     @settings(max_examples=60, deadline=None)
     def test_any_is_made_one_that_chroma_takes(self, name: str) -> None:
@@ -210,6 +212,7 @@ class TestNames:
             chroma.delete_collection(long.name)
 
 
+@pytest.mark.slow
 async def test_cancelling(chroma_port: int, name: str, new: MLXEmbeddingFunction) -> None:
     client = await chromadb.AsyncHttpClient("127.0.0.1", chroma_port)
     source = await acreate_collection(client, name, MLXEmbeddingFunction(mode="mock", dimension=4))

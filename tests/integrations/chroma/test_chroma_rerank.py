@@ -131,7 +131,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("count", [0, -1, True, 2.0])
     def test_numbers(self, collection: chromadb.Collection, encoder: CrossEncoder, count: Any) -> None:
-        with pytest.raises(InvalidInputError, match="n_results must be a positive whole number"):
+        with pytest.raises(InvalidInputError, match="n_results must be a positive integer"):
             rerank(query(collection), QUERIES, encoder, n_results=count)
 
     def test_results_without_documents(self, collection: chromadb.Collection, encoder: CrossEncoder) -> None:

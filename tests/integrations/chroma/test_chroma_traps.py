@@ -67,7 +67,7 @@ class TestTraps:
     ) -> None:
         other = MLXEmbeddingFunction(MINILM, normalize=False)
         with pytest.raises(
-            InvalidInputError, match=r"normalize: True -> False.*modify .* once more.*'normalize': True"
+            InvalidInputError, match=r"normalize: True -> False.*modify .* again.*'normalize': True"
         ):
             collection.modify(configuration={"embedding_function": other})
         # Chroma has written before it asked; the message says how to undo that.
@@ -156,6 +156,7 @@ class TestTrust:
             client.get_collection(name).query(query_texts=["a"])
         assert len(hub.requests) > asked
 
+    @pytest.mark.slow
     def test_a_stored_request_for_code_is_refused(self, tmp_path: Path, hub: Hub, cache_dir: Path) -> None:
         client = chromadb.PersistentClient(tmp_path / "db")
         client.create_collection("docs", embedding_function=MLXEmbeddingFunction("org/foreign"))

@@ -61,6 +61,7 @@ class TestBothHosts:
         # What was made is a collection like any other.
         assert host.upsert(made, [Document("more", "more")]).embeddings_generated == 1
 
+    @pytest.mark.slow
     def test_the_second_run_embeds_what_is_new(self, host: Host, source: Any, new: Any, mocked: EmbeddedByMock) -> None:
         host.reembed(source, new, name="next", batch_size=50)
         host.upsert(source, [Document("d1", "changed"), Document("more", "more")])

@@ -51,6 +51,7 @@ class TestNormalization:
 
 
 class TestChroma:
+    @pytest.mark.slow
     def test_a_plain_collection_ranks_by_dot_products(
         self, client: ClientAPI, dot_dir: Path, raw: dict[str, Any], by_product: list[str]
     ) -> None:
@@ -199,6 +200,7 @@ class TestStored:
         with pytest.raises(InvalidInputError, match="normalize: True -> None"):
             docs.modify(configuration={"embedding_function": MLXEmbeddingFunction(dot_dir)})
 
+    @pytest.mark.slow
     def test_a_checkpoint_that_changes_its_mind_is_refused(
         self, client: ClientAPI, tmp_path: Path, tiny_dir: Path
     ) -> None:

@@ -37,6 +37,7 @@ def vectors_of(table: lancedb.table.Table) -> dict[str, Any]:
 
 
 class TestTables:
+    @pytest.mark.slow
     def test_text_in_neighbours_out(self, notes: lancedb.table.Table) -> None:
         assert nearest(notes, "read a timestamp") == "date"
         assert nearest(notes, "cook spaghetti") == "pasta"
@@ -47,6 +48,7 @@ class TestTables:
         stored = vectors_of(notes)
         np.testing.assert_allclose([stored[key] for key in DOCUMENTS], expected, atol=1e-5)
 
+    @pytest.mark.slow
     def test_merge_insert_embeds_what_it_brings(self, notes: lancedb.table.Table, embedded: Embedded) -> None:
         rows = [{"key": "file", "text": "fry an egg"}, {"key": "dog", "text": "a dog barks at night"}]
         notes.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
@@ -117,6 +119,7 @@ class TestTables:
         assert found[0]["key"] == "pasta"
         assert {row["key"] for row in found} == set(DOCUMENTS)
 
+    @pytest.mark.slow
     def test_threads_share_a_table(self, notes: lancedb.table.Table) -> None:
         together = threading.Barrier(4)
 
@@ -147,6 +150,7 @@ class TestTables:
         assert (found[0]["key"], "_relevance_score" in found[0]) == ("pasta", True)
         assert [(request.kind, request.inputs) for request in embedded] == [("query", ["salted noodles"])]
 
+    @pytest.mark.slow
     async def test_async_searches_at_the_same_time(self, notes: lancedb.table.Table, tmp_path: Path) -> None:
         table = await (await lancedb.connect_async(tmp_path)).open_table("notes")
 

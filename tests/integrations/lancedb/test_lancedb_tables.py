@@ -202,7 +202,7 @@ class TestOpening:
 
     def test_ids_of_another_type(self, db: Any) -> None:
         table = db.create_table("docs", schema=pa.schema({"id": pa.float64(), "vector": pa.list_(pa.float32(), D)}))
-        with pytest.raises(InvalidInputError, match="holds double; ids are strings, whole numbers or UUIDs"):
+        with pytest.raises(InvalidInputError, match="holds double; ids are strings, integers or UUIDs"):
             upsert(table, [Document("1", vector=[1.0] * D)])
 
 
@@ -253,6 +253,7 @@ class TestUpserting:
             hits = docs.search(f"note {wanted} about things", query_type="hybrid").limit(3).to_list()
             assert hits[0]["text"] == f"note {wanted} about things"
 
+    @pytest.mark.slow
     def test_a_hundred_thousand_rows_with_an_index(self, db: Any) -> None:
         function = MLXEmbeddings.create(mode="mock", dimension=32)
         table = create_table(db, "big", function)

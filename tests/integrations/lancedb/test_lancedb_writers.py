@@ -138,6 +138,7 @@ class TestThreads:
             list(pool.map(lambda i: upsert(docs, [Document("page", f"edit {i}")]), range(8)))
         assert len(texts(db)) == 1
 
+    @pytest.mark.slow
     def test_handles_of_their_own(self, db: Any, docs: Any) -> None:
         def write(number: int) -> None:
             documents = [Document(f"d{i}", vector=VECTOR, metadata={"by": number}) for i in range(50)]

@@ -30,6 +30,9 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")
 
+# Ray starts processes for each run.
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_dataset_gets_fixed_size_lists(minilm: EmbeddingService) -> None:

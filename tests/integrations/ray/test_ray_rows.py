@@ -26,6 +26,9 @@ from akidb_mlx_plugin import EmbeddingService, InvalidInputError
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")
 
+# Ray starts processes for each run.
+pytestmark = pytest.mark.slow
+
 
 def bad_rows() -> Any:
     rows = [

@@ -45,6 +45,9 @@ from akidb_mlx_plugin import (
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")
 
+# Ray starts processes for each run.
+pytestmark = pytest.mark.slow
+
 
 def test_a_second_run_into_a_table_at_the_same_time_is_refused(tmp_path: Path) -> None:
     running = FileLock(tmp_path / ".docs.bulk.lock")
@@ -127,7 +130,7 @@ def test_workers_that_leave_none_are_warned_of(caplog: pytest.LogCaptureFixture)
     assert Workers(2, 1.0).cpus_each() == 1.0
     assert not caplog.messages
     assert Workers(3, 1.0).cpus_each() == 1.0
-    assert "3 processors, and 3 x 1 for workers leave less than one" in caplog.text
+    assert "3 CPUs, and 3 x 1 for workers leave less than one" in caplog.text
 
 
 def test_table_that_was_made_anew_is_looked_up_as_it_is_now(tmp_path: Path) -> None:
