@@ -66,9 +66,7 @@ class TestTraps:
         self, collection: chromadb.Collection, chroma: ClientAPI, function: MLXEmbeddingFunction
     ) -> None:
         other = MLXEmbeddingFunction(MINILM, normalize=False)
-        with pytest.raises(
-            InvalidInputError, match=r"normalize: True -> False.*modify .* again.*'normalize': True"
-        ):
+        with pytest.raises(InvalidInputError, match=r"normalize: True -> False.*modify .* again.*'normalize': True"):
             collection.modify(configuration={"embedding_function": other})
         # Chroma has written before it asked; the message says how to undo that.
         collection.modify(configuration={"embedding_function": function})
