@@ -65,8 +65,7 @@ class BatchQueue:
             begin: as `EmbeddingProvider.begin`.
             batch_size: most texts to merge; a larger request is cut into slices.
             batch_timeout_ms: about how long a slice takes while small requests arrive.
-            max_texts: most texts that may wait, counted separately for small and large requests; a request larger than
-                that is accepted if no other one waits.
+            max_texts: most texts that may wait, of small and of large requests each; one larger request may wait alone.
             deadline_ms: for a request of one batch; a larger one gets that much per batch.
             observer: receives batches and requests.
             clock: replaces the system's clock in tests.
@@ -159,8 +158,7 @@ class BatchQueue:
         """Check that requests are being answered.
 
         Raises:
-            ServiceUnavailableError: closed, forked, a batch is past its deadline, or the worker has died since the
-                last check (it has been replaced).
+            ServiceUnavailableError: closed, forked, a batch is overdue, or the worker died and was replaced.
         """
         self._guard.check()
         self._raise_if_closed()

@@ -75,11 +75,6 @@ def whole(embedder: Embedder, texts: Sequence[str], prompt: str) -> Any:
         embedder._engine.prompts._most_tokens = longest
 
 
-def as_on_a_gpu(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an embedder pack, mask and attend as on a GPU."""
-    monkeypatch.setattr(layouts, "_emulated", True)
-
-
 Load = Callable[..., Embedder]
 
 
@@ -106,7 +101,7 @@ class TestVectors:
         embedder = load(name)
         texts = [*read_golden(name).texts, *TEXTS]
         if layout == "gpu":
-            as_on_a_gpu(embedder, monkeypatch)
+            monkeypatch.setattr(layouts, "_emulated", True)
         expected = whole(embedder, texts, prompt)
         watched = Watched(embedder, monkeypatch)
         response = embedder.embed(texts, prompt=prompt)
@@ -122,7 +117,7 @@ class TestVectors:
     ) -> None:
         golden, embedder = read_golden(name), load(name)
         if layout == "gpu":
-            as_on_a_gpu(embedder, monkeypatch)
+            monkeypatch.setattr(layouts, "_emulated", True)
         watched = Watched(embedder, monkeypatch)
         vectors = embedder.embed(golden.texts, kind="query").embeddings
         assert farthest(vectors, golden.vectors["query"]) < 1e-5
@@ -342,15 +337,14 @@ class TestLastLayer:
     ) -> None:
         golden, embedder = read_golden(name), load(name)
         if layout == "gpu":
-            as_on_a_gpu(embedder, monkeypatch)
+            monkeypatch.setattr(layouts, "_emulated", True)
         assert farthest(embedder.embed(golden.texts).embeddings, golden.vectors["document"]) < 1e-5
 
     def test_computes_no_other_tokens(self, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
         embedder = load("qwen3")
         assert embedder._engine.model is not None
         rows: list[int] = []
-        mlp = type(embedder._engine.model.encoder.layers[0].mlp)
-        compute = mlp.__call__
+        compute = (mlp := type(embedder._engine.model.encoder.layers[0].mlp)).__call__
         monkeypatch.setattr(mlp, "__call__", lambda self, x: rows.append(len(x)) or compute(self, x))
         tokens = embedder.embed(["a garden between them"]).usage.total_tokens
         assert rows == [tokens, tokens, 1]

@@ -19,17 +19,14 @@ from akidb_mlx_chroma import MLXEmbeddingFunction, upsert
 from host_helpers import TINY, count_loads
 from local_server import PATIENCE_S, LocalServer, mock_config, serving, wait_until
 from queue_fakes import GatedEngine
-from typer.testing import CliRunner
 
 from akidb_mlx_plugin import Document, EmbeddingService, UpsertError
-from akidb_mlx_plugin.cli.config import app as config_app
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.providers import make_provider
 from akidb_mlx_plugin.providers import remote as remote_provider
 from akidb_mlx_plugin.providers.connections import Connections
 from akidb_mlx_plugin.providers.mock import hash_texts
-from akidb_mlx_plugin.stores.settings import stored_settings
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
 
 OTHER = TINY.parents[1] / "bert_all_pooling" / "model"
@@ -325,33 +322,6 @@ class TestUpsert:
         assert set(caught.value.written) == stored
 
 
-class TestConfiguration:
-    def test_the_token_is_shown_nowhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AKIDB_EMBEDDING__REMOTE__URL", "http://localhost:8321/")
-        monkeypatch.setenv("AKIDB_EMBEDDING__REMOTE__TOKEN", "hidden")
-        config = EmbeddingConfig.load()
-        assert config.remote.url == "http://localhost:8321"
-        shown = [CliRunner().invoke(config_app, ["show", *options]).output for options in ([], ["--json"])]
-        assert all("http://localhost:8321" in text for text in shown)
-        assert "hidden" not in repr(config) + "".join(shown)
-        with pytest.raises(InvalidInputError) as caught:
-            EmbeddingConfig.load(overrides={"remote": {"token": ["hidden"]}})
-        assert "hidden" not in str(caught.value)
-
-    def test_a_collection_stores_none_of_it(self) -> None:
-        here = EmbeddingConfig.model_validate({"mlx": {"model": "minilm-l6-v2"}})
-        there = EmbeddingConfig.model_validate(
-            {"mlx": {"model": "minilm-l6-v2"}, "remote": {"url": "http://localhost:1", "token": "hidden"}}
-        )
-        assert stored_settings(here) == stored_settings(there)
-
-    @pytest.mark.parametrize(
-        "url", ["localhost:8321", "ftp://host", "unix://relative", "http://", "http://host?x=1", "http://u:p@host", 5]
-    )
-    def test_addresses(self, url: Any) -> None:
-        with pytest.raises(InvalidInputError, match=r"remote\.url"):
-            EmbeddingConfig.load(overrides={"remote": {"url": url}})
-
-    def test_number_format_is_for_the_server(self) -> None:
-        with pytest.raises(InvalidInputError, match=r"mlx\.dtype"):
-            client("http://localhost:1", mlx={"dtype": "float16"})
+def test_number_format_is_for_the_server(self) -> None:
+    with pytest.raises(InvalidInputError, match=r"mlx\.dtype"):
+        client("http://localhost:1", mlx={"dtype": "float16"})

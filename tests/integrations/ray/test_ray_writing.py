@@ -320,12 +320,6 @@ def find_workers(parent: int) -> list[int]:
     ]
 
 
-def assert_each_once(folder: Path, count: int) -> None:
-    rows = lancedb.connect(folder).open_table("docs").to_arrow()
-    assert sorted(rows["id"].to_pylist()) == sorted(f"d{i}" for i in range(count))
-    assert rows["vector"].null_count == 0
-
-
 @pytest.mark.slow
 def test_killed_worker_and_killed_run_leave_every_id_once(tmp_path: Path) -> None:
     write_parquet(tmp_path / "docs.parquet", 1000)
@@ -350,4 +344,6 @@ def test_killed_worker_and_killed_run_leave_every_id_once(tmp_path: Path) -> Non
     assert already_there >= before
     # What the killed worker had not handed over is embedded again, and nothing else.
     assert written <= embedded < written + 400
-    assert_each_once(tmp_path / "db", 1000)
+    rows = lancedb.connect(tmp_path / "db").open_table("docs").to_arrow()
+    assert sorted(rows["id"].to_pylist()) == sorted(f"d{i}" for i in range(1000))
+    assert rows["vector"].null_count == 0
