@@ -108,17 +108,17 @@ class CrossEncoder:
             ModelNotFoundError, DownloadError: the model is not a reranker or could not be loaded; the next call tries
                 again.
         """
-        queries, texts = list_pairs(pairs)
-        if not queries:
+        request, places = _distinct_pairs(pairs)
+        if request is None:
             return np.empty(0, dtype=np.float32)
-        return _scores(self._queue.embed(PairRequest(texts, queries=queries), deadline_ms=deadline_ms))
+        return _scores(self._queue.embed(request, deadline_ms=deadline_ms))[places]
 
     async def apredict(self, pairs: Iterable[Sequence[str]], *, deadline_ms: float | None = None) -> Vector:
         """Score pairs of texts without blocking the event loop; as `predict`. Canceling the task withdraws them."""
-        queries, texts = list_pairs(pairs)
-        if not queries:
+        request, places = _distinct_pairs(pairs)
+        if request is None:
             return np.empty(0, dtype=np.float32)
-        return _scores(await self._queue.aembed(PairRequest(texts, queries=queries), deadline_ms=deadline_ms))
+        return _scores(await self._queue.aembed(request, deadline_ms=deadline_ms))[places]
 
     def rank(
         self, query: str, documents: Iterable[str], top_k: int | None = None, *, deadline_ms: float | None = None
@@ -164,6 +164,19 @@ class CrossEncoder:
         """Stop accepting pairs, stop the threads and release the model; as `EmbeddingService.close`."""
         self._when_forgotten.detach()
         close_queue(self._queue, self._provider, drain=drain, timeout_s=timeout_s)
+
+
+def _distinct_pairs(pairs: Iterable[Sequence[str]]) -> tuple[PairRequest | None, list[int]]:
+    """Return a request for every distinct pair, or None for none, and each given pair's place in it.
+
+    Equal pairs thereby have equal scores to the last bit, which two rows of a batch need not have.
+    """
+    given = list(zip(*list_pairs(pairs), strict=True))
+    if not given:
+        return None, []
+    place = {pair: i for i, pair in enumerate(dict.fromkeys(given))}
+    queries, texts = zip(*place, strict=True)
+    return PairRequest(list(texts), queries=list(queries)), [place[pair] for pair in given]
 
 
 def _scores(response: BatchEmbeddingResponse) -> Vector:

@@ -31,6 +31,10 @@ from akidb_mlx_plugin.types import Vector
 _CPU_TOKENS = 1024
 # Tokens of a slice of a large request on a CPU: about a second of MiniLM on two cores.
 _CPU_SLICE_TOKENS = 4096
+# Multiplications of the largest product of a pass up to which a second BLAS thread gains nothing: with 7 million
+# (12 tokens, MiniLM) two threads took as long as one, and a third more processor time; with 38 million (12 tokens,
+# Qwen3-0.6B) three quarters as long.
+_ONE_THREAD = 16_000_000
 # Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
 _MAX_CPU_WORKERS = 8
 
@@ -181,7 +185,9 @@ class Engine:
         return pack_exact(rows, min(total, max(min(_CPU_TOKENS, -(-total // self.workers.size)), 128)))
 
     def _submit(self, batch: TokenBatch, start: Start, *, short: bool) -> Future[Vector]:
-        return self.workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short)
+        # The widest layer usually has four times the others' width.
+        small = len(batch.ids) * self._checkpoint.widest_layer**2 // 4 <= _ONE_THREAD
+        return self.workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short, small=small)
 
     def _forward(self, batch: TokenBatch, start: Start) -> mx.array:
         """Start computing (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""

@@ -40,11 +40,13 @@ class _Piece:
         work: the function to run.
         collect: turns its result into what the caller gets; None to return it unchanged.
         future: where the caller waits.
+        small: whether its matrix products are too small for several threads.
     """
 
     work: Callable[[], Any]
     collect: Callable[[Any], Any] | None
     future: Future[Any]
+    small: bool
 
 
 class WorkerPool:
@@ -93,7 +95,12 @@ class WorkerPool:
         return len(self._threads)
 
     def submit(
-        self, work: Callable[[], Any], *, collect: Callable[[Any], Any] | None = None, short: bool = True
+        self,
+        work: Callable[[], Any],
+        *,
+        collect: Callable[[Any], Any] | None = None,
+        short: bool = True,
+        small: bool = False,
     ) -> Future[Any]:
         """Run a function on one of the threads.
 
@@ -102,6 +109,8 @@ class WorkerPool:
                 `collect`, which must not describe operations.
             collect: called on the same thread to evaluate what `work` returned; its result is the future's.
             short: whether it goes ahead of all work that is not short.
+            small: whether its matrix products are too small for several threads, which spin while they wait for each
+                other, and for a busy core take many times as long.
         Raises:
             ServiceUnavailableError: the pool is closed, or belongs to the parent of a fork.
         """
@@ -115,7 +124,7 @@ class WorkerPool:
             if self._closed:
                 raise ServiceUnavailableError("the model has been closed; load it again")
             self._unfinished += 1
-            heapq.heappush(self._queue, (0 if short else 1, next(self._sequence), _Piece(work, collect, future)))
+            heapq.heappush(self._queue, (0 if short else 1, next(self._sequence), _Piece(work, collect, future, small)))
             if self._idle:
                 first = min(self._idle)
                 self._idle.remove(first)
@@ -189,7 +198,7 @@ class WorkerPool:
         if not piece.future.set_running_or_notify_cancel():
             self._count_finished()
             return
-        self._divide_cores()
+        self._divide_cores(piece)
         # Until its result is there: MLX computes on a thread of its own meanwhile.
         FORK_BARRIER.enter()
         if piece.collect is None:
@@ -221,10 +230,11 @@ class WorkerPool:
         with self._lock:
             self._unfinished -= 1
 
-    def _divide_cores(self) -> None:
-        """Split the cores among the running pieces for their matrix products; one alone gets them all."""
+    def _divide_cores(self, piece: _Piece) -> None:
+        """Split the cores among the running pieces for their matrix products; one alone gets all it can use."""
         if self._device == mx.cpu:
-            set_blas_threads(max(1, self._cores // min(self._unfinished, len(self._threads))))
+            pieces = min(self._unfinished, len(self._threads))
+            set_blas_threads(1 if piece.small and pieces == 1 else max(1, self._cores // pieces))
 
 
 # Streams of finished threads, for reuse. MLX runs a thread for each CPU stream until the process ends: with new streams

@@ -200,7 +200,7 @@ def test_fields_that_not_every_row_has_become_columns() -> None:
         (["in.txt", "--output", "no/such/folder/o.npy", "--model", MINILM], "cannot write no/such/folder/o.npy"),
         (["-", "--input-format", "parquet", "--output", "o.npy"], "cannot be read from a pipe"),
         (["in.txt", "--input-format", "parquet", "--output", "o.npy"], "in.txt is not Parquet"),
-        (["in.txt", "--output", "o.npy", "--model", "minilm"], "did you mean 'minilm-l6-v2'?"),
+        (["in.txt", "--output", "o.npy", "--model", "minilm"], "did you mean 'minilm-l6-v2'"),
         (["in.txt", "--output", "o.npy", "--model", MINILM, "--dimension", "100"], "384"),
     ],
 )

@@ -83,7 +83,7 @@ class TestUse:
             return folder
 
         monkeypatch.setattr(lookup, "read_checkpoint", evict_then_read)
-        monkeypatch.setattr(lookup, "check_settings", None)
+        monkeypatch.setattr(lookup, "check_settings", lambda *_, **__: None)
         assert lookup.find_checkpoint(REPO) == read[1]
         assert record_of(read[1]).is_file()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,9 +83,11 @@ def test_a_failure_is_left_to_the_first_text(passes: Passes, monkeypatch: pytest
     embedder.close()
 
 
-def test_keeping_warm_is_configured_and_ends(passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keeping_warm_is_configured_and_ends(passes: Passes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(warmth.Warmth.__init__, "__kwdefaults__", {"tick_s": 0.01, "now": warmth.time.monotonic})
-    mlx = {"model": str(GOLDEN / "bert" / "model"), "device": "cpu", "keep_warm_s": 600}
+    # A copy, which no other test can have loaded.
+    shutil.copytree(GOLDEN / "bert" / "model", tmp_path / "model")
+    mlx = {"model": str(tmp_path / "model"), "device": "cpu", "keep_warm_s": 600}
     provider = MLXProvider(EmbeddingConfig.load(overrides={"mlx": mlx}).mlx)
     provider.embed_batch(BatchEmbeddingRequest(["one"]))
     # Four to warm up, the text, and whatever keeps it warm.

@@ -112,6 +112,9 @@ class FakeEmbedder:
     def info(self) -> ModelInfo:
         return ModelInfo("m", 8, 256, device="cpu", dtype="float32", parameters=5, fingerprint="of the checkpoint")
 
+    def keep_warm(self, seconds: float) -> None:
+        assert seconds == 0
+
 
 class Loader:
     """Stands for the process's models."""

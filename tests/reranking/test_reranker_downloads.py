@@ -78,7 +78,7 @@ def test_a_stored_name_downloads_no_unknown_reranker(hub: Hub, cache_dir: Path) 
     hub.add("org/reranker", files_of(reranker_dir("roberta")))
     with (
         CrossEncoder("org/reranker", cache_dir=cache_dir, trusted=False) as encoder,
-        pytest.raises(InvalidInputError, match="stored data asks for the model 'org/reranker'"),
+        pytest.raises(InvalidInputError, match="stored data names the model 'org/reranker'"),
     ):
         encoder.predict([("a", "b")])
 

@@ -179,10 +179,16 @@ class TestWork:
         monkeypatch.setattr(pool, "_cores", 8)
         pool.submit(lambda: None).result(PATIENCE_S)
         pool.submit(lambda: None).result(PATIENCE_S)
-        gate, _ = hold(pool)
+        gate, held = hold(pool)
         pool.submit(lambda: None).result(PATIENCE_S)
+        # Small work alone has one, and beside other work its share.
+        pool.submit(lambda: None, small=True).result(PATIENCE_S)
         gate.open.set()
-        assert given == [8, 8, 8, 4]
+        held.result(PATIENCE_S)
+        pool.submit(lambda: None).result(PATIENCE_S)
+        pool.submit(lambda: None, small=True).result(PATIENCE_S)
+        assert given[:5] == [8, 8, 8, 4, 4]
+        assert given[-1] == 1
 
     def test_finished_work_has_no_share_of_the_cores(self, pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
         given: list[int] = []

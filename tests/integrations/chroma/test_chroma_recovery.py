@@ -306,4 +306,4 @@ def test_a_second_process_in_one_folder_is_told(tmp_path: Any, caplog: pytest.Lo
         docs = create_collection(chromadb.PersistentClient(tmp_path), "docs", function)
         upsert(docs, [Document("c", "c")])
     assert "another process" not in caplog.text
-    assert run_python(write, tmp_path).count(f"another process writes to the Chroma folder {tmp_path} too") == 1
+    assert run_python(write, tmp_path).count(f"another process is writing to the Chroma folder {tmp_path} too") == 1
