@@ -322,6 +322,6 @@ class TestUpsert:
         assert set(caught.value.written) == stored
 
 
-def test_number_format_is_for_the_server(self) -> None:
+def test_number_format_is_for_the_server() -> None:
     with pytest.raises(InvalidInputError, match=r"mlx\.dtype"):
         client("http://localhost:1", mlx={"dtype": "float16"})
