@@ -51,7 +51,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_second_run_into_a_table_at_the_same_time_is_refused(tmp_path: Path) -> None:
     running = FileLock(tmp_path / ".docs.bulk.lock")
-    with running, pytest.raises(InvalidInputError, match=r"another run writes to table 'docs'"):
+    with running, pytest.raises(InvalidInputError, match=r"another run is writing to table 'docs'"):
         write_lancedb(corpus(), tmp_path, "docs", embedding_function=MLXEmbeddings.create(name=MINILM))
     assert not (tmp_path / "docs.lance").exists()
 
