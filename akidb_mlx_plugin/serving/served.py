@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.cross_encoder import CrossEncoder
-from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.hub.registry import resolve
 from akidb_mlx_plugin.providers import make_provider
 from akidb_mlx_plugin.service import EmbeddingService
@@ -149,8 +149,10 @@ class ServedModels:
                 reranker.encoder.predict([("ready", "ready")])
             self._loading = None
         except Exception as error:
-            logger.error("a model could not be loaded: %s", error)
-            self._loading = ServiceUnavailableError(f"a model could not be loaded: {error}")
+            # Merged into one batch with clients' texts, the word may meet an error of somebody else's that quotes them.
+            reason = str(error) if isinstance(error, EmbeddingError) else type(error).__name__
+            logger.error("a model could not be loaded: %s", reason)
+            self._loading = ServiceUnavailableError(f"a model could not be loaded: {reason}")
 
     def check_ready(self) -> None:
         """Raise ServiceUnavailableError while a text could not be embedded or scored."""

@@ -17,7 +17,7 @@ from queue_fakes import GatedEngine
 
 from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.config import EmbeddingConfig
-from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.metrics.specs import REQUESTS
 from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.serving.served import ServedModels, configs_for
@@ -160,6 +160,21 @@ class TestRefusals:
             assert "confidential" not in json.dumps(answer)
             server.post(MOCK | {"input": ["confidential", 7]})
             server.post(b'{"confidential": "confidential')
+        assert "confidential" not in caplog.text
+
+    def test_a_failed_load_quotes_no_text(self, engine: GatedEngine, caplog: pytest.LogCaptureFixture) -> None:
+        """A client's text may be in the batch that loads the model."""
+
+        def fail(_: Any) -> None:
+            raise RuntimeError("failed on confidential")
+
+        engine.before_each = fail
+        served = ServedModels([mock_config()])
+        served.load()
+        with pytest.raises(ServiceUnavailableError, match="could not be loaded: RuntimeError"):
+            served.check_ready()
+        served.close(1.0)
+        assert "could not be loaded: RuntimeError" in caplog.text
         assert "confidential" not in caplog.text
 
 
