@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from akidb_mlx_plugin.checkpoints.checkpoint import Checkpoint
@@ -15,7 +15,7 @@ from akidb_mlx_plugin.checkpoints.lookup import Found, find_checkpoint
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub.locks import mark_in_use
-from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
+from akidb_mlx_plugin.inference.engine import Engine, ForwardPass, compute_ahead
 from akidb_mlx_plugin.inference.job import EmbeddingJob, Place
 from akidb_mlx_plugin.inference.prompts import Ids
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows, load_text_tokenizer
@@ -182,19 +182,7 @@ class Embedder:
         begun = time.perf_counter()
         job = EmbeddingJob([self.resolve(request) for request in requests])
         short = job.texts <= _CHUNK // 8
-        under_way: deque[tuple[list[Place], list[ForwardPass]]] = deque()
-        try:
-            for chunk in job.chunks(_CHUNK):
-                under_way.append((chunk, self._start(job, chunk, short=short)))
-                # One chunk ahead: its texts are tokenized while the previous one is computed.
-                if len(under_way) > 1:
-                    self._finish(job, *under_way.popleft())
-            while under_way:
-                self._finish(job, *under_way.popleft())
-        finally:
-            for _, passes in under_way:
-                for waiting in passes:
-                    waiting.vectors.cancel()
+        compute_ahead(job.chunks(_CHUNK), partial(self._start, job, short=short), partial(self._finish, job))
         return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)
 
     def begin(self, request: BatchEmbeddingRequest) -> StartedRequest:

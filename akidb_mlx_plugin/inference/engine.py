@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -61,6 +63,32 @@ class ForwardPass:
     batch: TokenBatch
     start: Start
     vectors: Future[Vector]
+
+
+Chunk = TypeVar("Chunk")
+
+
+def compute_ahead(
+    chunks: Iterable[Chunk],
+    start: Callable[[Chunk], list[ForwardPass]],
+    finish: Callable[[Chunk, list[ForwardPass]], None],
+) -> None:
+    """Start and finish chunks of work in order, one ahead: a chunk is tokenized while the previous one is computed.
+
+    What was started and not finished because of an error is canceled.
+    """
+    under_way: deque[tuple[Chunk, list[ForwardPass]]] = deque()
+    try:
+        for chunk in chunks:
+            under_way.append((chunk, start(chunk)))
+            if len(under_way) > 1:
+                finish(*under_way.popleft())
+        while under_way:
+            finish(*under_way.popleft())
+    finally:
+        for _, passes in under_way:
+            for waiting in passes:
+                waiting.vectors.cancel()
 
 
 class Engine:

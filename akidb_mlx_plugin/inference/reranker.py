@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from akidb_mlx_plugin.checkpoints.cross_encoder import CrossEncoderCheckpoint
 from akidb_mlx_plugin.checkpoints.lookup import find_cross_encoder
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.inference.embedder import check_ids, find_for_use
-from akidb_mlx_plugin.inference.engine import Engine, ForwardPass
+from akidb_mlx_plugin.inference.engine import Engine, ForwardPass, compute_ahead
 from akidb_mlx_plugin.inference.pair_tokenizer import Pair, PairTokenizer, find_words, load_pair_tokenizer
 from akidb_mlx_plugin.runtime.devices import choose_device
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, PairRequest, Usage, Vector
@@ -141,19 +141,8 @@ class Reranker:
         begun = time.perf_counter()
         job = _Job(requests, self.checkpoint.native_dimension)
         short = len(job.logits) <= _CHUNK // 8
-        under_way: deque[tuple[int, list[ForwardPass]]] = deque()
-        try:
-            for first in range(0, len(job.logits), _CHUNK):
-                under_way.append((first, self._start(job, first, short=short)))
-                # One chunk ahead: its pairs are tokenized while the previous one is computed.
-                if len(under_way) > 1:
-                    self._finish(job, *under_way.popleft())
-            while under_way:
-                self._finish(job, *under_way.popleft())
-        finally:
-            for _, passes in under_way:
-                for waiting in passes:
-                    waiting.vectors.cancel()
+        firsts = range(0, len(job.logits), _CHUNK)
+        compute_ahead(firsts, partial(self._start, job, short=short), partial(self._finish, job))
         scores = self._to_scores(job.logits)
         return job.responses(scores, self.checkpoint.name, (time.perf_counter() - begun) * 1000)
 

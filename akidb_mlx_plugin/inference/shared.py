@@ -81,17 +81,8 @@ def acquire_reranker(
     )
 
 
-def release_embedder(embedder: Embedder) -> None:
-    """Release an acquired embedder; the last holder's release frees it."""
-    _release(embedder)
-
-
-def release_reranker(reranker: Reranker) -> None:
-    """Release an acquired reranker; the last holder's release frees it."""
-    _release(reranker)
-
-
-def _release(model: Closable) -> None:
+def release_model(model: Closable) -> None:
+    """Release an acquired embedder or reranker; the last holder's release frees it."""
     with _lock:
         found = next(((key, entry) for key, entry in _entries.items() if entry.model is model), None)
     if found:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.providers.base import EmbeddingProvider
-from akidb_mlx_plugin.providers.lazy import LazyModel
+from akidb_mlx_plugin.providers.lazy import LazyProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, PairRequest
 from akidb_mlx_plugin.validation import check_pairs
 
@@ -33,7 +32,7 @@ class RerankSettings:
     offline: bool | None = None
 
 
-class CrossEncoderProvider(EmbeddingProvider):
+class CrossEncoderProvider(LazyProvider["Reranker"]):
     """A reranker on MLX, shared across the process and loaded on first use."""
 
     def __init__(self, config: MLXConfig, settings: RerankSettings, *, trusted: bool = True) -> None:
@@ -44,19 +43,10 @@ class CrossEncoderProvider(EmbeddingProvider):
             settings: those of rerankers.
             trusted: as for `MLXProvider`.
         """
+        super().__init__(config.keep_alive)
         self._config = config
         self._settings = settings
         self._trusted = trusted
-        self._lazy: LazyModel[Reranker] = LazyModel(self._acquire, _release, config.keep_alive)
-
-    @property
-    def load_seconds(self) -> float | None:  # type: ignore[override]  # read only
-        """How long the model took to load; None if none is loaded."""
-        return self._lazy.load_seconds
-
-    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
-        """Score one request; loads the model if needed."""
-        return self.embed_requests([request])[0]
 
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
         """Score several requests as one batch; loads the model if needed.
@@ -71,10 +61,6 @@ class CrossEncoderProvider(EmbeddingProvider):
         """Check the pairs of a request."""
         check_pairs(_as_pairs(request))
         return request
-
-    def reranker(self) -> Reranker:
-        """Return the model, loading it if needed; errors as for `embed_requests`."""
-        return self._lazy.load()
 
     def model_info(self) -> ModelInfo:
         """Describe the model from its checkpoint, downloaded if needed, without loading the weights."""
@@ -94,14 +80,6 @@ class CrossEncoderProvider(EmbeddingProvider):
             dtype=loaded.dtype if loaded else "",
             parameters=loaded.parameters if loaded else 0,
         )
-
-    def health_check(self) -> None:
-        """Raise ServiceUnavailableError if the last attempt to load the model failed."""
-        self._lazy.health_check()
-
-    def close(self) -> None:
-        """Release the model. A load in progress releases it itself when done."""
-        self._lazy.close()
 
     def _acquire(self) -> Reranker:
         from akidb_mlx_plugin.inference.shared import acquire_reranker
@@ -128,9 +106,3 @@ def _as_pairs(request: BatchEmbeddingRequest) -> PairRequest:
     if not isinstance(request, PairRequest):
         raise InvalidInputError("a reranker scores pairs of texts; embed texts with an embedding model")
     return request
-
-
-def _release(reranker: Reranker) -> None:
-    from akidb_mlx_plugin.inference.shared import release_reranker
-
-    release_reranker(reranker)

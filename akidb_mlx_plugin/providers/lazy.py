@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from akidb_mlx_plugin.errors import ServiceUnavailableError
+from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.providers.idle import IdleRelease
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 
 class Loaded(Protocol):
     """A model in memory."""
 
     load_seconds: float
+
+    def close(self) -> None:
+        """Free the weights."""
 
 
 Model = TypeVar("Model", bound=Loaded)
@@ -105,3 +111,38 @@ class LazyModel(Generic[Model]):
             raise
         self._failure = None
         return model
+
+
+class LazyProvider(EmbeddingProvider, Generic[Model]):
+    """A provider whose model is a `LazyModel`; what is loaded, and what it computes, is a subclass's."""
+
+    def __init__(self, keep_alive_s: float) -> None:
+        """Load nothing; `keep_alive_s` as for `LazyModel`."""
+        self._lazy: LazyModel[Model] = LazyModel(self._acquire, _release, keep_alive_s)
+
+    @property
+    def load_seconds(self) -> float | None:  # type: ignore[override]  # read only
+        """How long the model took to load; None if none is loaded."""
+        return self._lazy.load_seconds
+
+    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
+        """Compute one request; loads the model if needed."""
+        return self.embed_requests([request])[0]
+
+    def health_check(self) -> None:
+        """Raise ServiceUnavailableError if the last attempt to load the model failed."""
+        self._lazy.health_check()
+
+    def close(self) -> None:
+        """Release the model. A load in progress releases it itself when done."""
+        self._lazy.close()
+
+    @abstractmethod
+    def _acquire(self) -> Model:
+        """Return the process's only such model, loading it if needed."""
+
+
+def _release(model: Loaded) -> None:
+    from akidb_mlx_plugin.inference.shared import release_model
+
+    release_model(model)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from akidb_mlx_plugin.config import MLXConfig
-from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.providers.defaults import with_defaults
-from akidb_mlx_plugin.providers.lazy import LazyModel
+from akidb_mlx_plugin.providers.lazy import LazyProvider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedRequest
 from akidb_mlx_plugin.validation import check_request
 
@@ -35,7 +34,7 @@ class _Held:
             return self.started.result()
 
 
-class MLXProvider(EmbeddingProvider):
+class MLXProvider(LazyProvider["Embedder"]):
     """A model on MLX, shared across the process and loaded on first use."""
 
     def __init__(self, config: MLXConfig, *, trusted: bool = True) -> None:
@@ -46,19 +45,10 @@ class MLXProvider(EmbeddingProvider):
             trusted: False if the model's name comes from a stored collection: then only models that are known,
                 allowed or already on disk are loaded.
         """
+        super().__init__(config.keep_alive)
         self._config = config
         self._trusted = trusted
-        self._lazy: LazyModel[Embedder] = LazyModel(self._acquire, _release, config.keep_alive)
         self._described: ModelInfo | None = None
-
-    @property
-    def load_seconds(self) -> float | None:  # type: ignore[override]  # read only
-        """How long the model took to load; None if none is loaded."""
-        return self._lazy.load_seconds
-
-    def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
-        """Embed one request; loads the model if needed."""
-        return self.embed_requests([request])[0]
 
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
         """Embed several requests as one batch; loads the model if needed.
@@ -110,14 +100,6 @@ class MLXProvider(EmbeddingProvider):
         loaded = embedder.info()
         return replace(self._described, device=loaded.device, dtype=loaded.dtype, parameters=loaded.parameters)
 
-    def health_check(self) -> None:
-        """Raise ServiceUnavailableError if the last attempt to load the model failed."""
-        self._lazy.health_check()
-
-    def close(self) -> None:
-        """Release the model. A load in progress releases it itself when done."""
-        self._lazy.close()
-
     def _acquire(self) -> Embedder:
         from akidb_mlx_plugin.inference.shared import acquire_embedder
 
@@ -137,9 +119,3 @@ class MLXProvider(EmbeddingProvider):
             trusted=self._trusted,
             pooling=config.pooling,
         )
-
-
-def _release(embedder: Embedder) -> None:
-    from akidb_mlx_plugin.inference.shared import release_embedder
-
-    release_embedder(embedder)

@@ -37,7 +37,7 @@ from akidb_mlx_plugin.cli.embed import embed
 from akidb_mlx_plugin.cli.reembed import reembed
 from akidb_mlx_plugin.cli.search import search
 from akidb_mlx_plugin.inference.embedder import Embedder
-from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder
+from akidb_mlx_plugin.inference.shared import acquire_embedder, release_model
 from akidb_mlx_plugin.pooling_names import POOLING_MODES
 
 pytest_plugins = ("host_fixtures",)
@@ -114,7 +114,7 @@ class TestService:
         assert len(loaded) == 3
         assert [embedder.info().pooling for embedder in held] == ["mean", "cls", *["cls+mean"] * 3, "cls"]
         for embedder in held:
-            release_embedder(embedder)
+            release_model(embedder)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from akidb_mlx_plugin import (
 from akidb_mlx_plugin.checkpoints.options import LoadOptions
 from akidb_mlx_plugin.hub.cache import resolve_cache_dir
 from akidb_mlx_plugin.inference.embedder import Embedder
-from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder
+from akidb_mlx_plugin.inference.shared import acquire_embedder, release_model
 
 pytest_plugins = ("host_fixtures",)
 
@@ -44,7 +44,7 @@ def minilm_embedder(minilm_dir: Path) -> Iterator[Embedder]:
     """The real MiniLM, shared with the services of other tests."""
     embedder = acquire_embedder(MINILM, LoadOptions(cache_dir=resolve_cache_dir(None)))
     yield embedder
-    release_embedder(embedder)
+    release_model(embedder)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from host_helpers import count_loads
 
 from akidb_mlx_plugin import EmbeddingService, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.inference.embedder import Embedder
-from akidb_mlx_plugin.inference.shared import acquire_embedder, release_embedder
+from akidb_mlx_plugin.inference.shared import acquire_embedder, release_model
 
 pytest_plugins = ("host_fixtures",)
 
@@ -29,9 +29,9 @@ def test_all_who_ask_at_once_wait_for_one_load(tiny_dir: Path, monkeypatch: pyte
     assert len(loaded) == 1
     assert len(set(map(id, shared))) == 1
     for embedder in shared[:-1]:
-        release_embedder(embedder)
+        release_model(embedder)
     assert shared[0].embed(["a"]).embeddings.shape == (1, 32)
-    release_embedder(shared[-1])
+    release_model(shared[-1])
     with pytest.raises(ServiceUnavailableError, match="closed"):
         shared[0].embed(["a"])
 
@@ -39,7 +39,7 @@ def test_all_who_ask_at_once_wait_for_one_load(tiny_dir: Path, monkeypatch: pyte
 def test_released_by_all_it_is_loaded_again(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = count_loads(monkeypatch)
     for _ in range(2):
-        release_embedder(acquire_embedder(tiny_dir))
+        release_model(acquire_embedder(tiny_dir))
     assert len(loaded) == 2
 
 
@@ -47,8 +47,8 @@ def test_a_folder_is_one_model_by_any_name(tiny_dir: Path, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     first, second = acquire_embedder(tiny_dir), acquire_embedder(f"./{tiny_dir.name}")
     assert first is second
-    release_embedder(first)
-    release_embedder(second)
+    release_model(first)
+    release_model(second)
 
 
 def test_a_failed_load_is_tried_again(tiny_dir: Path) -> None:
@@ -60,12 +60,12 @@ def test_a_failed_load_is_tried_again(tiny_dir: Path) -> None:
     config.write_bytes(content)
     embedder = acquire_embedder(tiny_dir)
     assert embedder.embed(["a"]).embeddings.shape == (1, 32)
-    release_embedder(embedder)
+    release_model(embedder)
 
 
 def test_releasing_what_was_not_acquired_does_nothing(tiny_dir: Path) -> None:
     with Embedder.load(tiny_dir) as embedder:
-        release_embedder(embedder)
+        release_model(embedder)
         assert embedder.embed(["a"]).embeddings.shape == (1, 32)
 
 

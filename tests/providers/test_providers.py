@@ -140,7 +140,7 @@ class Loader:
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
     monkeypatch.setattr("akidb_mlx_plugin.inference.shared.acquire_embedder", loader.acquire)
-    monkeypatch.setattr("akidb_mlx_plugin.inference.shared.release_embedder", loader.released.append)
+    monkeypatch.setattr("akidb_mlx_plugin.inference.shared.release_model", loader.released.append)
     return loader
 
 
