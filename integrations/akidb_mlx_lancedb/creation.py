@@ -11,7 +11,7 @@ from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.pydantic import LanceModel
 
 from akidb_mlx_lancedb.function import MLXEmbeddings, settings_from_fields
-from akidb_mlx_lancedb.handles import find_table, namespace_arguments, reject_asynchronous
+from akidb_mlx_lancedb.handles import creation_lock, find_table, namespace_arguments, reject_asynchronous
 from akidb_mlx_lancedb.schema import FUNCTIONS_KEY, JSON_COLUMN, read_table_schema, read_table_schemas
 from akidb_mlx_lancedb.tables import find_fitting, open_table
 from akidb_mlx_lancedb.vectors import with_width
@@ -59,16 +59,18 @@ def create_table(
     made = table_schema(embedding_function, schema, name=name, on=on, text=text, vector=vector)
     place = namespace_arguments(namespace_path)
     reopen = partial(open_table, db, name, embedding_function, text=text, vector=vector, namespace_path=namespace_path)
-    is_reused = exist_ok and mode == "create"
-    if is_reused and find_table(db, name, namespace_path) is not None:
-        return reopen()
-    try:
+    if not exist_ok or mode != "create":
         return db.create_table(name, schema=made, mode=mode, **place)
-    except ValueError as error:
-        # Another process was first.
-        if is_reused and "already exists" in str(error):
+    with creation_lock(db):
+        if find_table(db, name, namespace_path) is not None:
             return reopen()
-        raise
+        try:
+            return db.create_table(name, schema=made, mode=mode, **place)
+        except ValueError as error:
+            # Somebody was first who does not hold this lock.
+            if "already exists" in str(error):
+                return reopen()
+            raise
 
 
 def table_schema(

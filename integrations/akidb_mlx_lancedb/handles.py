@@ -76,7 +76,22 @@ def write_lock(table: Any) -> Iterator[None]:
 
     LanceDB considers two concurrent merges that insert the same new key independent, and keeps both rows.
     """
-    uri = _uri(table)
+    with _lock_of(_uri(table)):
+        yield
+
+
+@contextmanager
+def creation_lock(db: Any) -> Iterator[None]:
+    """Let one at a time look for a table and make it, as `write_lock` does for upserts.
+
+    Of several that make one table at the same moment, LanceDB fails one now and then with a commit conflict.
+    """
+    with _lock_of(str(getattr(db, "uri", type(db).__name__))):
+        yield
+
+
+@contextmanager
+def _lock_of(uri: str) -> Iterator[None]:
     with _locks_guard:
         lock = _locks.setdefault(uri, threading.Lock())
     with lock, _file_lock(uri):
@@ -118,7 +133,7 @@ def _file_lock(uri: str) -> Iterator[None]:
 
 
 def _open_lock(uri: str) -> int | None:
-    """Return a descriptor of a local table's lock file, or None for other storage."""
+    """Return a descriptor of a local folder's lock file, or None for other storage."""
     parsed = urlparse(uri)
     if parsed.scheme not in ("", "file"):
         return None
