@@ -28,7 +28,10 @@ LAYERS = (
     ("nn",),
     ("runtime",),
     ("hub",),
-    ("config", "config_sections", "types", "errors", "validation", "progress", "display", "durations", "pooling_names"),
+    (
+        *("config", "config_sections", "types", "errors", "validation", "progress", "display", "durations"),
+        *("pooling_names", "installation"),
+    ),
     ("_lazy", "_version"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
