@@ -95,8 +95,8 @@ class TextEncoder(ABC):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} belongs to its process and cannot be copied or pickled; make another one with the "
-            "same arguments. dspy.Embedder copies what it is given unless it has caching=False"
+            f"a {type(self).__name__} belongs to its process and cannot be copied or pickled; make another "
+            "with the same arguments. dspy.Embedder copies what it is given unless it has caching=False"
         )
 
     def _encode(
