@@ -19,6 +19,7 @@ from akidb_mlx_plugin.cli.bulk_target import parse_target
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_error, print_rows
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.installation import install_command
 
 if TYPE_CHECKING:
     from akidb_mlx_ray.estimate import Estimate
@@ -86,7 +87,7 @@ def bulk(
 
         from akidb_mlx_plugin.cli.bulk_job import BulkJob, run_through_client
     except ImportError as error:
-        raise EmbeddingError(f"this needs Ray ({error}): pip install 'akidb-mlx-plugin[ray]'") from error
+        raise EmbeddingError(f"this needs Ray ({error}): {install_command('ray')}") from error
     paths = _find_files([*source, *(more or [])])
     job = BulkJob(
         paths=paths,

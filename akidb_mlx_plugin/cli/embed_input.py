@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.installation import install_command
 from akidb_mlx_plugin.validation import check_unicode
 
 Format = Literal["lines", "jsonl", "parquet"]
 
-PARQUET_REMEDY = "Parquet needs pyarrow, which comes with LanceDB: pip install 'akidb-mlx-plugin[lancedb]'"
+PARQUET_NEEDS = "Parquet needs pyarrow, which comes with LanceDB"
 # Rows of a Parquet file in memory as Python objects at once.
 _BATCH = 512
 # File types that certainly do not have one text per line.
@@ -152,7 +153,7 @@ class TextSource:
             from pyarrow import ArrowException
             from pyarrow.parquet import ParquetFile
         except ImportError as error:
-            raise EmbeddingError(PARQUET_REMEDY) from error
+            raise EmbeddingError(f"{PARQUET_NEEDS}: {install_command('lancedb')}") from error
         try:
             file = self._close.enter_context(ParquetFile(path))
         except OSError as error:

@@ -12,6 +12,7 @@ from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.installation import install_command
 from akidb_mlx_plugin.types import UpsertResponse
 
 
@@ -65,7 +66,7 @@ def _reembed_collection(
         from akidb_mlx_chroma import MLXEmbeddingFunction
         from akidb_mlx_chroma.reembedding import reembed_collection
     except ImportError as error:
-        raise EmbeddingError(f"--collection needs Chroma ({error}): pip install 'akidb-mlx-plugin[chroma]'") from error
+        raise EmbeddingError(f"--collection needs Chroma ({error}): {install_command('chroma')}") from error
     client = open_chroma(source)
     with host_errors(source):
         found = client.get_collection(collection)
@@ -86,7 +87,7 @@ def _reembed_table(
         from akidb_mlx_lancedb import MLXEmbeddings
         from akidb_mlx_lancedb.reembedding import reembed_table
     except ImportError as error:
-        raise EmbeddingError(f"--table needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
+        raise EmbeddingError(f"--table needs LanceDB ({error}): {install_command('lancedb')}") from error
     db = open_lancedb(source, table)
     with host_errors(source):
         made, response = reembed_table(

@@ -273,6 +273,7 @@ class TestSettings:
 
 
 class TestCost:
+    @pytest.mark.slow
     def test_a_thousand_functions_load_nothing(
         self, name: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
