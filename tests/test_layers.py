@@ -18,7 +18,7 @@ LAYERS = (
     ("serving",),
     ("stores",),
     ("service", "cross_encoder"),
-    ("model_queue",),
+    ("model_queue", "encoding"),
     ("metrics",),
     ("batching",),
     ("providers",),

@@ -32,7 +32,11 @@ _PATIENCE_S = 10.0
 
 def bulk(
     to: Annotated[
-        str, typer.Option(help="lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE or chroma://HOST:PORT/NAME.")
+        str,
+        typer.Option(
+            help="lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE, chroma://HOST:PORT/COLLECTION, or "
+            "FOLDER/TABLE of an existing LanceDB."
+        ),
     ],
     source: Annotated[
         list[str], typer.Option("--input", help="Parquet or JSONL: a file, a pattern, a folder, or s3://bucket/path.")

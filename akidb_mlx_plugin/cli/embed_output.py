@@ -57,7 +57,7 @@ class VectorWriter(ABC):
 
     def _check_free(self, rows: Rows) -> None:
         if any(self._field in row for row in rows):
-            raise InvalidInputError(f"the rows already have a field {self._field!r}; choose another --vector-field")
+            raise InvalidInputError(f"the rows already have a field {self._field!r}; choose another --vector-column")
 
 
 class NpyWriter(VectorWriter):
