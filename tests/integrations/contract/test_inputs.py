@@ -214,3 +214,12 @@ async def test_options_and_refusals_asynchronously(host: Host, name: str, mock: 
     with pytest.raises(InvalidInputError, match="an upsert takes Documents"):
         await host.module.aupsert(remote, "a text")
     assert await host.count_async(remote) == 2
+
+
+def test_the_bar_knows_how_many_rows_there_are(
+    host: Host, docs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.upsert(docs, one_file(tmp_path), show_progress=True)
+    assert f"{N}/{N}" in capsys.readouterr().err
+    host.upsert(docs, pd.DataFrame({"text": ["x", "x", "y"]}), make_ids=True, show_progress=True)
+    assert "3/3" in capsys.readouterr().err
