@@ -84,8 +84,8 @@ def _check_module(name: str) -> None:
         raise InvalidInputError(f"no file, installed command or module {name!r} ({error})") from error
     if spec is None:
         raise InvalidInputError(
-            f"no file, installed command or module {name!r} in {sys.prefix}; a program that is installed elsewhere needs "
-            "this package there too"
+            f"no file, installed command or module {name!r} in {sys.prefix}; a program that is installed elsewhere "
+            "needs this package there too"
         )
     if runs is None:
         own = ", ".join(entry.name for entry in entry_points(group="console_scripts") if _module(entry) == name)
