@@ -80,7 +80,7 @@ def _check_module(name: str) -> None:
         spec = importlib.util.find_spec(name)
         is_package = spec is not None and spec.submodule_search_locations is not None
         runs = importlib.util.find_spec(f"{name}.__main__") if is_package else spec
-    except (ModuleNotFoundError, ValueError) as error:
+    except (ImportError, ValueError) as error:
         raise InvalidInputError(f"no file, installed command or module {name!r} ({error})") from error
     if spec is None:
         raise InvalidInputError(

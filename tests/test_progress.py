@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import os
 import sys
 import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -18,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 
 class ZMQInteractiveShell:
-    """Its name is how rich, tqdm and this package recognize the kernel of a notebook."""
+    """Its name is how rich and this package recognize the kernel of a notebook, its configuration how tqdm does."""
+
+    config: ClassVar = {"IPKernelApp": {}}
 
 
 class TerminalInteractiveShell:
@@ -28,6 +33,7 @@ class TerminalInteractiveShell:
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=ZMQInteractiveShell))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -96,7 +102,7 @@ def test_downloads_take_tqdm_without_its_warning(monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_bar_is_drawn_here() -> None:
-    names = ("rich.progress", "rich.status", "rich.live", ".status(", "import tqdm", "from tqdm")
+    names = ("rich.progress", "rich.status", "rich.live", ".status(", "import tqdm", "from tqdm", "track(")
     own = Path(progress.__file__)
     found = {
         f"{file.relative_to(ROOT)}: {line.strip()}"
@@ -104,7 +110,38 @@ def test_every_bar_is_drawn_here() -> None:
         for file in (ROOT / folder).rglob("*.py")
         if file != own
         for line in file.read_text("utf-8").splitlines()
+        # Others name the type in their annotations.
         if any(name in line for name in names) and not line.startswith("    from rich.progress import Progress")
     }
-    # The class that huggingface_hub's downloads are drawn with.
-    assert found == set()
+    # A download's bar must be a subclass of huggingface_hub's.
+    assert found == {"akidb_mlx_plugin/hub/client.py: from huggingface_hub.utils.tqdm import tqdm"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("widgets", [True, False], ids=["with ipywidgets", "without"])
+def test_a_real_kernel(widgets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("ipywidgets")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    code = f"""
+import sys
+if not {widgets}:
+    sys.modules["ipywidgets"] = None
+from akidb_mlx_plugin.progress import import_tqdm_quietly, progress_bar
+import_tqdm_quietly()
+with progress_bar("docs", 2) as advance:
+    advance(2)
+from huggingface_hub.utils.tqdm import tqdm
+print(tqdm.__mro__[1].__module__)
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    outputs = notebook.cells[0].outputs
+    texts = {output.name: output.text for output in outputs if output.output_type == "stream"}
+    widget = any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    assert widget == widgets
+    # Standard error is red in a notebook, and has the bar itself, or nothing.
+    assert ("docs: 100%" in texts.get("stderr", "")) != widgets
+    assert "Warning" not in texts.get("stderr", "")
+    assert texts["stdout"].startswith("tqdm.")
