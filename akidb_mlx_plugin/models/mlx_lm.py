@@ -79,7 +79,9 @@ def import_part(part: str) -> ModuleType | None:
     with _import_lock:
         package = importlib.util.find_spec("mlx_lm")
         if package is None or package.submodule_search_locations is None:
-            raise ModelNotFoundError(f"architecture {part!r} needs mlx-lm, which is not installed: {install_command('lm')}")
+            raise ModelNotFoundError(
+                f"architecture {part!r} needs mlx-lm, which is not installed: {install_command('lm')}"
+            )
         stand_in = "mlx_lm" not in sys.modules
         if stand_in:
             sys.modules["mlx_lm"] = module = ModuleType("mlx_lm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.stores.frames import BLOCK_ROWS, Block, CellError, Frame, check_names
+from akidb_mlx_plugin.stores.blocks import BLOCK_ROWS, METADATA, Block, CellError, Frame, check_names
 
 _SUFFIXES = (".parquet", ".pq")
 
@@ -79,12 +80,15 @@ def _parquet_blocks(fragments: Iterable[Any], base: str, vector: str) -> Iterato
     for fragment in fragments:
         source = str(Path(fragment.path).relative_to(base))
         keys = ds.get_partition_keys(fragment.partition_expression)
-        # The dataset's own scanner decodes whole row groups.
-        with pq.ParquetFile(fragment.path) as file:
-            for block in _blocks(file.iter_batches(BLOCK_ROWS), vector, source):
-                rows = len(next(iter(block.columns.values()), ()))
-                added = {name: [value] * rows for name, value in keys.items() if name not in block.columns}
-                yield Block(block.columns | added, block.start, source)
+        try:
+            # The dataset's own scanner decodes whole row groups.
+            with pq.ParquetFile(fragment.path) as file:
+                for block in _blocks(file.iter_batches(BLOCK_ROWS), vector, source):
+                    rows = len(next(iter(block.columns.values()), ()))
+                    added = {name: [value] * rows for name, value in keys.items() if name not in block.columns}
+                    yield Block(block.columns | added, block.start, source)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInputError(f"{source} cannot be read as Parquet: {error}") from error
 
 
 def _blocks(batches: Iterable[Any], vector: str, source: str = "") -> Iterator[Block]:
@@ -94,10 +98,18 @@ def _blocks(batches: Iterable[Any], vector: str, source: str = "") -> Iterator[B
         for offset in range(0, whole.num_rows, BLOCK_ROWS):
             batch = whole.slice(offset, BLOCK_ROWS)
             columns: dict[str, list[Any]] = {}
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            for field, column in zip(batch.schema, batch.columns, strict=True):
+                name = field.name
                 columns[name] = _vectors(column) if name == vector else _values(column, start, name, source)
+                if name == METADATA and _is_json(field):
+                    columns[name] = [None if text is None else json.loads(text) for text in columns[name]]
             yield Block(columns, start, source)
             start += batch.num_rows
+
+
+def _is_json(field: Any) -> bool:
+    """Return whether a column holds JSON, as "metadata" of LanceDB's tables does."""
+    return isinstance(field.type, pa.JsonType) or (field.metadata or {}).get(b"ARROW:extension:name") == b"lance.json"
 
 
 def _vectors(column: Any) -> list[Any]:

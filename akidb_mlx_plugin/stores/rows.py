@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import difflib
-import hashlib
 import os
-import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
-from akidb_mlx_plugin.stores.compatibility import as_vector
-from akidb_mlx_plugin.stores.frames import CellError, Frame, open_frame, open_path
+from akidb_mlx_plugin.stores.blocks import CellError, Frame
+from akidb_mlx_plugin.stores.columns import Columns, make_id, plain_id, read_metadata, value_or_none
+from akidb_mlx_plugin.stores.frames import open_frame, open_path
 from akidb_mlx_plugin.types import Document
-from akidb_mlx_plugin.validation import check_unicode
 
 _TAKEN = (
     "an upsert takes Documents, mappings, pandas or Polars frames, Arrow tables and readers, the path of a Parquet "
     "file or of a folder of them, and lists or generators of these"
 )
-# A column of this name that holds mappings is the metadata itself, as in a Document.
-_METADATA = "metadata"
 # Made ids remembered to find equal contents, which takes some 150 bytes each.
 _REMEMBERED = 1_000_000
 
@@ -47,70 +39,6 @@ Documents = Iterable[Any] | ArrowStream | LazyTable | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which columns of a row hold what; every other column is metadata.
-
-    Attributes:
-        id: the ids: strings, integers or UUIDs.
-        text: the texts.
-        vector: the vectors.
-        make_ids: make the id of a row without one from its content.
-        chosen: names that the caller gave, which every table must have.
-        no_documents: why Documents cannot be taken with these columns; empty if they can.
-    """
-
-    id: str = "id"
-    text: str = "text"
-    vector: str = "vector"
-    make_ids: bool = False
-    chosen: frozenset[str] = frozenset()
-    no_documents: str = ""
-
-    @classmethod
-    def choose(cls, id: str, text: str, vector: str, *, make_ids: bool = False) -> Columns:
-        """Return the columns that a caller chose, who left the usual names alone where they fit."""
-        chosen = {id, text, vector} - {cls.id, cls.text, cls.vector}
-        return cls(id, text, vector, make_ids, frozenset(chosen))
-
-    def check_table(self, names: Collection[str], hint: str = "") -> None:
-        """Check that a table has the columns, before any of its rows is converted.
-
-        Args:
-            names: its columns.
-            hint: what else may help if there are no ids.
-        Raises:
-            InvalidInputError: a column is missing; it names those there are, and a similar one.
-        """
-        for what, name in (("id", self.id), ("text", self.text), ("vector", self.vector)):
-            is_required = name in self.chosen or (what == "id" and not self.make_ids)
-            # A column "Text" would become metadata.
-            is_misspelled = any(str(other).casefold() == name.casefold() for other in names)
-            if name not in names and (is_required or is_misspelled):
-                raise InvalidInputError(self.describe_missing(what, names) + (hint if what == "id" else ""))
-        if self.text not in names and self.vector not in names:
-            raise InvalidInputError(self.describe_missing("text", names))
-
-    def describe_missing(self, what: str, names: Iterable[object]) -> str:
-        """Return a message about a missing column.
-
-        Args:
-            what: "id", "text" or "vector".
-            names: of the columns there are.
-        """
-        wanted: str = getattr(self, what)
-        known = [str(name) for name in names]
-        message = f"there is no column {wanted!r} for the {what}"
-        if what == "text":
-            message += f", nor a column {self.vector!r} for the vector" * (self.vector not in known)
-        close = difflib.get_close_matches(wanted.casefold(), [name.casefold() for name in known], 1)
-        like = next((name for name in known if close and name.casefold() == close[0]), None)
-        remedy = f"name it by {what}=" if like is None else f"did you mean {like!r}? Name it by {what}={like!r}"
-        if what == "id":
-            remedy += ", or have ids made from the contents by make_ids=True"
-        return f"{message}; the columns are {', '.join(map(repr, known)) or 'none'}; {remedy}"
-
-
-@dataclass(frozen=True)
 class RowDocument(Document):
     """A document that was read from a row.
 
@@ -120,7 +48,7 @@ class RowDocument(Document):
     """
 
     place: str = ""
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
 
 
 class Rows:
@@ -194,54 +122,29 @@ class Rows:
     def _document(self, row: Mapping[str, Any], place: str) -> tuple[RowDocument, bool]:
         """Return a row as a document, and whether its id was made."""
         columns = self._columns
-        id_, text, vector = (_or_none(row.get(name)) for name in (columns.id, columns.text, columns.vector))
-        if text is None and vector is None and columns.text not in row and columns.vector not in row:
-            try:
-                columns.check_table(row)
-            except InvalidInputError as error:
-                raise InvalidInputError(f"{place}: {error}") from None
-        is_made = id_ is None and columns.make_ids
         try:
-            if is_made:
-                id_ = make_id(text, vector)
-            key = _plain_id(id_, columns, row)
+            id_, text, vector = (value_or_none(row.get(name)) for name in (columns.id, columns.text, columns.vector))
+            if columns.text not in row and columns.vector not in row:
+                columns.check_table(row)
+            is_made = id_ is None and columns.make_ids
+            key = make_id(text, vector) if is_made else plain_id(id_, columns, row)
+            document = RowDocument(key, text, vector, read_metadata(row, columns), place, columns)
         except InvalidInputError as error:
             raise InvalidInputError(f"{place}: {error}") from error
-        return RowDocument(key, text, vector, _metadata(row, columns, place), place, columns), is_made
+        return document, is_made
 
 
-def locate(error: EmbeddingError, document: object, field: str) -> None:
+def locate(error: EmbeddingError, document: object, name: str) -> None:
     """Add the row of a document that was read from one, and the column, to an error's message.
 
     Args:
         error: about the document.
         document: of any kind.
-        field: "id", "text" or "vector"; "" for metadata, whose messages name the key.
+        name: "id", "text" or "vector"; "" for metadata, whose messages name the key.
     """
     if isinstance(document, RowDocument):
-        column = f", column {getattr(document.columns, field)!r}" if field else ""
+        column = f", column {getattr(document.columns, name)!r}" if name else ""
         error.args = (f"{document.place}{column}: {error}",)
-
-
-def make_id(text: object, vector: object) -> str:
-    """Return an id made from content, the same in every process: half a SHA-256, in the form of a UUID.
-
-    Args:
-        text: what is hashed, unless it is None.
-        vector: numbers, hashed as float32 if there is no text.
-    Raises:
-        InvalidInputError: neither, or not a text or a vector.
-    """
-    if text is None and vector is None:
-        raise InvalidInputError("it has neither text nor vector to make an id of; give one of them")
-    if text is None:
-        content = b"vector:" + as_vector(vector, "the vector").astype("<f4").tobytes()
-    elif isinstance(text, str):
-        check_unicode(text, "the text")
-        content = b"text:" + text.encode()
-    else:
-        raise InvalidInputError(f"the text is {type(text).__name__}, not a string")
-    return str(uuid.UUID(bytes=hashlib.sha256(content).digest()[:16]))
 
 
 def _recognize(given: Any, what: str) -> Any:
@@ -295,50 +198,3 @@ def _measure(given: Any) -> tuple[bool, int | None]:
             return False, None
         in_memory, total = in_memory and inner.in_memory, total + inner.rows
     return in_memory, total
-
-
-def _plain_id(value: Any, columns: Columns, row: Mapping[str, Any]) -> str:
-    """Return an id as the string that databases keep: integers in decimal, UUIDs in lower case."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64):
-        return str(int(value))
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if value is None and columns.id not in row:
-        raise InvalidInputError(columns.describe_missing("id", row))
-    if value is None:
-        raise InvalidInputError(
-            f"column {columns.id!r} is empty; give an id, or have ids made from the contents by make_ids=True"
-        )
-    raise InvalidInputError(
-        f"column {columns.id!r} is {value!r:.80}, {type(value).__name__}; ids are strings, integers or UUIDs (where "
-        "some integers are missing pandas makes them floats: frame[name].astype('Int64'))"
-    )
-
-
-def _metadata(row: Mapping[str, Any], columns: Columns, place: str) -> dict[str, Any] | None:
-    """Return a row's other values, without missing ones."""
-    own = (columns.id, columns.text, columns.vector)
-    found: dict[str, Any] = {name: value for name, value in row.items() if name not in own}
-    whole = found.get(_METADATA)
-    if isinstance(whole, Mapping):
-        del found[_METADATA]
-        if both := [name for name in whole if name in found]:
-            raise InvalidInputError(f"{place} has {both[0]!r} as a column and in {_METADATA!r}; rename one of them")
-        found |= whole
-    return {name: value for name, value in found.items() if not is_missing(value)} or None
-
-
-def is_missing(value: Any) -> bool:
-    """Return whether a value stands for none: None, NaN, and the NaT and NA of NumPy and pandas."""
-    if value is None:
-        return True
-    if isinstance(value, float | np.floating | np.datetime64 | np.timedelta64 | dt.date | dt.timedelta):
-        # Nothing else of these types differs from itself.
-        return bool(value != value)
-    return type(value).__name__ in ("NAType", "NaTType")
-
-
-def _or_none(value: Any) -> Any:
-    return None if is_missing(value) else value

@@ -19,8 +19,9 @@ from akidb_mlx_chroma.recovery import recover
 from akidb_mlx_chroma.store import ChromaStore, read_stored_vectors, resolve_function
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
+from akidb_mlx_plugin.stores.columns import Columns
 from akidb_mlx_plugin.stores.compatibility import check_compatible, check_query_vector
-from akidb_mlx_plugin.stores.rows import Columns, Documents, Rows
+from akidb_mlx_plugin.stores.rows import Documents, Rows
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import UpsertResponse
 

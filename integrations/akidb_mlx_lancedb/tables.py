@@ -14,8 +14,9 @@ from akidb_mlx_lancedb.schema import TableSchema, read_table_schema, read_table_
 from akidb_mlx_lancedb.store import LanceStore, read_stored_vectors, resolve_function
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
+from akidb_mlx_plugin.stores.columns import Columns
 from akidb_mlx_plugin.stores.compatibility import StoredVectors, as_vector, check_compatible, check_query_vector
-from akidb_mlx_plugin.stores.rows import Columns, Documents, Rows
+from akidb_mlx_plugin.stores.rows import Documents, Rows
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import UpsertResponse
 
@@ -221,13 +222,20 @@ def _open_store(
     names = read_schema(table).names
     foreign = [name for name in (text, vector) if name is not None and name not in names]
     ours = {"text": None if text in foreign else text, "vector": None if vector in foreign else vector}
-    store = LanceStore(table, on=on, **ours, embedding_function=function)
+    missing = f"table {table.name!r} has no column {foreign[0]!r}; it has {', '.join(names)}" if foreign else ""
+    try:
+        store = LanceStore(table, on=on, **ours, embedding_function=function)
+    except InvalidInputError as error:
+        if not missing:
+            raise
+        # Such as a table of several vectors, of which the name should choose one.
+        raise InvalidInputError(f"{missing}; {error}") from error
     columns = Columns(
         id=id or on,
         text=text or store.text or "text",
         vector=vector or store.vector,
         chosen=frozenset(name for name in (id, text, vector) if name is not None),
-        no_documents=f"{store.label} has no column {foreign[0]!r}; it has {', '.join(names)}" if foreign else "",
+        no_documents=missing,
     )
     return store, columns
 

@@ -125,7 +125,7 @@ def test_commands_take_addresses_and_the_options_of_earlier_versions(databases: 
     )
     in_lancedb = (["lance/docs"], ["lancedb://lance/docs"], ["--lancedb", "lance", "--table", "docs"])
     for place in (*in_chroma, *in_lancedb):
-        assert [row["id"] for row in run("search", "one", *place)][0] == "a"
+        assert run("search", "one", *place)[0]["id"] == "a"
     old_chroma, old_lance = [databases / "chroma", "--collection", "docs"], ["lance", "--table", "docs"]
     for number, source in enumerate((in_chroma[0], in_lancedb[0], old_chroma, old_lance)):
         row = run("reembed", *source, "--model", "unused", "--dimension", "16", "--name", f"again-{number}")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from collection_helpers import EmbeddedByMock
 from hosts import D, Host
 
-from akidb_mlx_plugin import DimensionMismatchError, Document, InvalidInputError, UpsertError
+from akidb_mlx_plugin import Document
 
 pytest_plugins = ("host_fixtures", "collection_fixtures")
 
