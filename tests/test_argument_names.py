@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from akidb_mlx_plugin import CrossEncoder, EmbeddingConfig, EmbeddingService, InvalidInputError
 from akidb_mlx_plugin.argument_names import _BOTH, _CONFIGURED, _MEANT
+from akidb_mlx_plugin.config import MLXConfig
 
 # What is typed, and what each maker says it is.
 TYPED = [
@@ -101,7 +102,7 @@ def test_files(tmp_path: Path, text: str, message: str) -> None:
 
 def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AKIDB_EMBEDDING__MLX__MODEL_NAME", "x")
-    with pytest.raises(InvalidInputError, match="environment AKIDB_EMBEDDING__MLX__MODEL_NAME.*; it is mlx.model"):
+    with pytest.raises(InvalidInputError, match=r"environment AKIDB_EMBEDDING__MLX__MODEL_NAME.*; it is mlx.model"):
         EmbeddingConfig.load()
 
 
@@ -109,5 +110,4 @@ def test_every_right_name_exists() -> None:
     known = {*inspect.signature(MLXEmbeddingFunction).parameters, *inspect.signature(CrossEncoder).parameters}
     assert set(_MEANT) <= known | set(_CONFIGURED)
     assert {name.rstrip("=,") for said in _BOTH.values() for name in said.split() if "=" in name} <= known
-    config = {field for field in EmbeddingConfig().mlx.__class__.model_fields}
-    assert set(_CONFIGURED) <= config
+    assert set(_CONFIGURED) <= set(MLXConfig.model_fields)

@@ -90,6 +90,4 @@ class TestCommand:
         assert client.get_collection(f"{name}-new").count() == 1
 
     def test_the_help_has_an_example(self) -> None:
-        assert "akidb-mlx reembed ./chroma/docs" in " ".join(
-            CliRunner().invoke(app, ["--help"]).output.split()
-        )
+        assert "akidb-mlx reembed ./chroma/docs" in " ".join(CliRunner().invoke(app, ["--help"]).output.split())
