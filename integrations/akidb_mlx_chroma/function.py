@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
+from akidb_mlx_plugin.argument_names import named_arguments
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -39,6 +40,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     `AKIDB_ALLOWED_MODELS`.
     """
 
+    @named_arguments()
     def __init__(
         self,
         model: str | Path | None = None,
@@ -71,7 +73,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             cache_dir: where models are kept; not stored.
         Raises:
             ModelNotFoundError: a misspelled name, which a plain collection would store permanently.
-            InvalidInputError: an unusable value.
+            InvalidInputError: an unusable value, or a name that is not one of these.
         """
         config = EmbeddingConfig.from_arguments(
             model,
