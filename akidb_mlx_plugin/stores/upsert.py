@@ -115,6 +115,7 @@ class Upsert:
         begun = time.perf_counter()
         if isinstance(self._documents, Sequence):
             self._check.check(self._documents)
+            self._check_lengths(self._documents)
         try:
             with ExitStack() as stack:
                 if self._show_progress:
@@ -154,6 +155,7 @@ class Upsert:
         for chunk in chunks:
             if not is_checked:
                 self._check.check(chunk.documents)
+                self._check_lengths(chunk.documents)
             stored = self._read_stored(chunk) if self._skip_unchanged else {}
             batch = _Batch(chunk, [], [])
             for document in chunk.documents:
@@ -165,6 +167,13 @@ class Upsert:
                     batch.documents.append(document)
                     batch.vectors.append(vector)
             yield batch
+
+    def _check_lengths(self, documents: Sequence[Document]) -> None:
+        """Raise InvalidInputError for a text that the model would cut, if the configuration refuses those."""
+        if self._store.service is None:
+            return
+        texts = {d.id: d.text for d in documents if d.text is not None and d.vector is None}
+        self._store.service.check_lengths(list(texts.values()), [f"the text of document {id_!r}" for id_ in texts])
 
     def _read_stored(self, chunk: Chunk) -> dict[str, StoredDocument]:
         """Return what is stored, except what an earlier chunk is about to replace."""
