@@ -6,9 +6,14 @@ import os
 import signal
 import sys
 
+from akidb_mlx_plugin.errors import EmbeddingError
+
 
 def main() -> None:
     """Run the command line; an interrupt while it is being imported ends it as cleanly as a later one."""
+    if sys.argv[1:2] == ["run"] and len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
+        _run_program(sys.argv[2], sys.argv[3:])
+        return
     try:
         # Raised as an exception, so that partly written files are removed.
         signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
@@ -21,6 +26,21 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stderr.write("akidb-mlx: interrupted\n")
         sys.exit(130)
+
+
+def _run_program(program: str, arguments: list[str]) -> None:
+    """Run another program; signals, streams and errors stay as Python has set them up for it."""
+    from akidb_mlx_plugin.programs import find_program, import_adapters
+
+    try:
+        run = find_program(program, arguments)
+        import_adapters()
+    except EmbeddingError as error:
+        from akidb_mlx_plugin.cli.output import print_error
+
+        print_error(str(error))
+        sys.exit(1)
+    run()
 
 
 def _prepare_streams() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from akidb_mlx_plugin.batching.deadlines import Clock
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
+from akidb_mlx_plugin.encoding import TextEncoder
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.model_queue import close_queue, close_when_forgotten, open_queue
 from akidb_mlx_plugin.providers import EmbeddingProvider, make_provider
@@ -16,7 +17,7 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 from akidb_mlx_plugin.validation import list_inputs
 
 
-class EmbeddingService:
+class EmbeddingService(TextEncoder):
     """Embeds texts for any number of threads and coroutines, merging requests that arrive at the same time.
 
     Creating one is free: the model loads with the first text. Usable as a context manager. A service that is never

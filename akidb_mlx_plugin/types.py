@@ -235,6 +235,7 @@ class UpsertResponse:
         duration_ms: wall time of the whole call.
         skipped: unchanged documents, not written.
         truncated: texts truncated at the model's maximum length.
+        repeated: rows left out because an earlier row has the same content, where ids are made from it.
     """
 
     inserted: int
@@ -243,6 +244,7 @@ class UpsertResponse:
     duration_ms: float
     skipped: int = 0
     truncated: int = 0
+    repeated: int = 0
 
     def _repr_html_(self) -> str:
         """Show the result and its speed in a notebook."""
@@ -250,6 +252,7 @@ class UpsertResponse:
             "written": self.inserted,
             "embedded here": self.embeddings_generated,
             "left alone, unchanged": self.skipped or None,
+            "rows with the same content": self.repeated or None,
             "tokens": self.total_tokens or None,
             "texts cut at the longest": self.truncated or None,
             "took": f"{self.duration_ms / 1e3:,.2f} s",

@@ -79,3 +79,30 @@ print(known_embedding_functions["akidb_mlx"].__name__, get_registry().get("akidb
 @pytest.mark.slow
 def test_the_command_line_frame() -> None:
     assert imports("import akidb_mlx_plugin.cli").isdisjoint(["mlx", "transformers", "torch", *HOSTS])
+
+
+@pytest.mark.slow
+def test_the_adapters_of_frameworks() -> None:
+    """Each imports its framework when its class is asked for, and names the command that installs it."""
+    code = """
+import importlib, sys
+sys.modules |= dict.fromkeys(["langchain_core", "llama_index", "haystack", "llm"])
+for module, name in (
+    ("akidb_mlx_langchain", "MLXEmbeddings"),
+    ("akidb_mlx_llamaindex", "MLXEmbedding"),
+    ("akidb_mlx_haystack", "MLXTextEmbedder"),
+    ("akidb_mlx_llm", "MLXEmbeddingModel"),
+):
+    try:
+        getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        print(error)
+"""
+    assert run_python(code).splitlines() == [
+        "akidb_mlx_langchain needs langchain_core, which is not installed: pip install langchain-core",
+        "akidb_mlx_llamaindex needs llama_index.core, which is not installed: pip install llama-index-core",
+        "akidb_mlx_haystack needs haystack, which is not installed: pip install haystack-ai",
+        "akidb_mlx_llm needs llm, which is not installed: pip install llm",
+    ]
+    found = imports("import akidb_mlx_langchain, akidb_mlx_llamaindex, akidb_mlx_haystack")
+    assert found.isdisjoint([*HEAVY, *HOSTS, "langchain_core", "llama_index", "haystack", "llm"])

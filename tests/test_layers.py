@@ -18,7 +18,7 @@ LAYERS = (
     ("serving",),
     ("stores",),
     ("service", "cross_encoder"),
-    ("model_queue",),
+    ("model_queue", "encoding"),
     ("metrics",),
     ("batching",),
     ("providers",),
@@ -28,7 +28,10 @@ LAYERS = (
     ("nn",),
     ("runtime",),
     ("hub",),
-    ("config", "config_sections", "types", "errors", "validation", "progress", "display", "durations", "pooling_names"),
+    (
+        *("config", "config_sections", "types", "errors", "validation", "progress", "display", "durations"),
+        *("pooling_names", "installation"),
+    ),
     ("_lazy", "_version"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -64,6 +67,7 @@ def layer(name: str) -> int:
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_run_downwards(file: Path) -> None:
     own = module_name(file)
@@ -71,6 +75,7 @@ def test_imports_run_downwards(file: Path) -> None:
     assert above == set()
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_way_of_others() -> None:
     graph = {}
     for file in FILES:

@@ -119,6 +119,7 @@ def test_configuration_reference_is_of_the_schema(monkeypatch: pytest.MonkeyPatc
     assert set(yaml.safe_load(text)["embedding"]) == set(EmbeddingConfig.model_fields)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_published_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
@@ -141,6 +142,7 @@ def spoken() -> str:
     return "\n".join(found)
 
 
+@pytest.mark.slow
 def test_troubleshooting_quotes_messages_that_exist() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     own = page.partition("## Messages of Chroma")[0]

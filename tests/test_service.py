@@ -48,6 +48,7 @@ class TestMaking:
         assert (service.config.mlx.model, service.config.mlx.dimension) == ("minilm-l6-v2", 64)
         assert threading.active_count() == threads
 
+    @pytest.mark.slow
     def test_imports_nothing_heavy(self) -> None:
         script = """
             import sys
@@ -177,6 +178,7 @@ class TestChecking:
 
 
 class TestEnding:
+    @pytest.mark.slow
     def test_one_that_is_never_closed_answers_its_requests_and_ends(self) -> None:
         engine = GatedEngine()
         engine.hold()

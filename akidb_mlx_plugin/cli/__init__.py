@@ -23,6 +23,7 @@ from akidb_mlx_plugin.cli.metrics import app as metrics_commands
 from akidb_mlx_plugin.cli.models import app as models_commands
 from akidb_mlx_plugin.cli.output import PlainFormatter, print_error
 from akidb_mlx_plugin.cli.reembed import reembed as reembed_command
+from akidb_mlx_plugin.cli.run import run as run_command
 from akidb_mlx_plugin.cli.search import search as search_command
 from akidb_mlx_plugin.cli.serve import app as serve_commands
 from akidb_mlx_plugin.errors import EmbeddingError
@@ -42,6 +43,7 @@ app.command("demo")(demo_command)
 app.command("doctor")(doctor_command)
 app.command("embed")(embed_command)
 app.command("search")(search_command)
+app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run_command)
 app.command("bulk")(bulk_command)
 app.command("reembed")(reembed_command)
 app.command("convert")(convert_command)

@@ -19,6 +19,7 @@ from akidb_mlx_plugin.cli.bulk_target import parse_target
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_error, print_rows
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.installation import install_command
 
 if TYPE_CHECKING:
     from akidb_mlx_ray.estimate import Estimate
@@ -31,7 +32,11 @@ _PATIENCE_S = 10.0
 
 def bulk(
     to: Annotated[
-        str, typer.Option(help="lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE or chroma://HOST:PORT/NAME.")
+        str,
+        typer.Option(
+            help="lancedb://FOLDER/TABLE, lancedb://s3://bucket/path/TABLE, chroma://HOST:PORT/COLLECTION, or "
+            "FOLDER/TABLE of an existing LanceDB."
+        ),
     ],
     source: Annotated[
         list[str], typer.Option("--input", help="Parquet or JSONL: a file, a pattern, a folder, or s3://bucket/path.")
@@ -86,7 +91,7 @@ def bulk(
 
         from akidb_mlx_plugin.cli.bulk_job import BulkJob, run_through_client
     except ImportError as error:
-        raise EmbeddingError(f"this needs Ray ({error}): pip install 'akidb-mlx-plugin[ray]'") from error
+        raise EmbeddingError(f"this needs Ray ({error}): {install_command('ray')}") from error
     paths = _find_files([*source, *(more or [])])
     job = BulkJob(
         paths=paths,

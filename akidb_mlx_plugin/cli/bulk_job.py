@@ -19,7 +19,7 @@ from akidb_mlx_ray.rejects import RejectFile
 from akidb_mlx_ray.results import BulkResult
 from ray.exceptions import RayError
 
-from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress
+from akidb_mlx_plugin.cli.bulk_target import ChromaTarget, LanceTarget
 from akidb_mlx_plugin.config import ENVIRONMENT_PREFIX, EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
@@ -45,7 +45,7 @@ class BulkJob:
 
     paths: list[str]
     is_jsonl: bool
-    target: LanceAddress | ChromaAddress
+    target: LanceTarget | ChromaTarget
     model: str | None
     dimension: int | None
     pooling: str | None

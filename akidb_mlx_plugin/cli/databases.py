@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.installation import install_command
 
 CHROMA_PORT = 8000
 _URI = re.compile(r"[a-z][a-z0-9+]*://")
@@ -59,7 +60,7 @@ def open_chroma(source: str) -> Any:
         import chromadb
         from chromadb.config import Settings
     except ImportError as error:
-        raise EmbeddingError(f"this needs Chroma ({error}): pip install 'akidb-mlx-plugin[chroma]'") from error
+        raise EmbeddingError(f"this needs Chroma ({error}): {install_command('chroma')}") from error
     settings = Settings(anonymized_telemetry=False)
     if not _URI.match(source):
         folder = Path(source).expanduser()
@@ -90,7 +91,7 @@ def open_lancedb(source: str, table: str) -> Any:
     try:
         import lancedb
     except ImportError as error:
-        raise EmbeddingError(f"this needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
+        raise EmbeddingError(f"this needs LanceDB ({error}): {install_command('lancedb')}") from error
     if not _URI.match(source) and not Path(source).expanduser().is_dir():
         raise InvalidInputError(f"no LanceDB database at {source}: there is no such folder")
     with host_errors(source):

@@ -19,6 +19,7 @@ from akidb_mlx_plugin.cli.rerank import RerankOption, count_candidates, sort_row
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.cross_encoder import CrossEncoder
 from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.installation import install_command
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -129,7 +130,7 @@ def _open_chroma(folder: Path, name: str, config: EmbeddingConfig) -> _Store:
         from akidb_mlx_chroma import MLXEmbeddingFunction
         from chromadb.config import Settings
     except ImportError as error:
-        raise EmbeddingError(f"the demo needs Chroma ({error}): pip install 'akidb-mlx-plugin[all]'") from error
+        raise EmbeddingError(f"the demo needs Chroma ({error}): {install_command('all')}") from error
     client = chromadb.PersistentClient(str(folder), settings=Settings(anonymized_telemetry=False))
     collection = client.get_or_create_collection(
         name,
@@ -157,7 +158,7 @@ def _open_lancedb(folder: Path, name: str, config: EmbeddingConfig) -> _Store:
         from lancedb.pydantic import LanceModel, Vector
         from lancedb.query import LanceVectorQueryBuilder
     except ImportError as error:
-        raise EmbeddingError(f"the demo needs LanceDB ({error}): pip install 'akidb-mlx-plugin[all]'") from error
+        raise EmbeddingError(f"the demo needs LanceDB ({error}): {install_command('all')}") from error
     function = MLXEmbeddings.from_config(config)
 
     class Entry(LanceModel):

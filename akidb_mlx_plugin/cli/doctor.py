@@ -15,6 +15,7 @@ import typer
 from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.installation import install_command
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.runtime.blas import Blas
@@ -57,7 +58,7 @@ def _packages() -> Iterator[_Finding]:
         except PackageNotFoundError:
             extra = _OPTIONAL.get(package)
             # Users of one database do not need the other.
-            hint = f"not installed; only for {package}: pip install 'akidb-mlx-plugin[{extra}]'" if extra else "missing"
+            hint = f"not installed; only for {package}: {install_command(extra)}" if extra else "missing"
             yield _Finding(package, hint, "" if extra else f"pip install {package}")
 
 

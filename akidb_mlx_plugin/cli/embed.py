@@ -41,14 +41,16 @@ def embed(
     kind: Annotated[Kind, typer.Option(help="Which of the model's prompts to prepend.")] = "document",
     dimension: Annotated[int | None, typer.Option(help="Length of the vectors; default: the model's.")] = None,
     pooling: PoolingOption = None,
-    text_field: Annotated[str, typer.Option(help="Field of the text in JSONL and Parquet.")] = "text",
-    vector_field: Annotated[str, typer.Option(help="Field for the vector in JSONL and Parquet.")] = "vector",
+    text_column: Annotated[str, typer.Option(help="Column or field of the text in JSONL and Parquet.")] = "text",
+    vector_column: Annotated[str, typer.Option(help="Column or field for the vector in JSONL and Parquet.")] = "vector",
     input_format: Annotated[
         Literal["lines", "jsonl", "parquet"] | None, typer.Option(help="Format of INPUT; default: from its name.")
     ] = None,
     as_json: JsonOption = False,
+    text_field: Annotated[str | None, typer.Option(hidden=True, help="Earlier name of --text-column.")] = None,
+    vector_field: Annotated[str | None, typer.Option(hidden=True, help="Earlier name of --vector-column.")] = None,
 ) -> None:
-    """Embed each line of a file, or a field of each row of JSONL or Parquet.
+    """Embed each line of a file, or a column of each row of JSONL or Parquet.
 
     An .npy file holds only the vectors, (N, D) float32 in input order; JSONL and Parquet keep the rows and add a vector
     to each. An empty line is a text like any other. Memory use does not grow with the input. The output appears only
@@ -56,17 +58,18 @@ def embed(
 
     Example: akidb-mlx embed texts.txt --output vectors.npy --model minilm-l6-v2
 
-    Example: akidb-mlx embed articles.jsonl --text-field body --output articles.parquet --model minilm-l6-v2
+    Example: akidb-mlx embed articles.jsonl --text-column body --output articles.parquet --model minilm-l6-v2
 
     Example: akidb-mlx embed - --kind query --output queries.jsonl --model minilm-l6-v2
     """
     make_writer = find_writer(output)
+    text_column, vector_column = text_field or text_column, vector_field or vector_column
     begun = time.perf_counter()
     with (
-        TextSource(source, input_format, text_field) as texts,
+        TextSource(source, input_format, text_column) as texts,
         _open_service(model, dimension, pooling) as service,
         atomic_write(output) as file,
-        closing(make_writer(file, texts.schema, vector_field)) as writer,
+        closing(make_writer(file, texts.schema, vector_column)) as writer,
     ):
         total = _embed_all(texts, service, kind, writer)
         width = service.model_info().dimension
@@ -92,7 +95,7 @@ def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer:
     with make_progress(transient=True) as bar:
         task = bar.add_task("embedding", total=texts.total)
         for rows in texts.read_chunks(_CHUNK):
-            response = service.embed_batch([row[texts.text_field] for row in rows], kind=kind)
+            response = service.embed_batch([row[texts.text_column] for row in rows], kind=kind)
             writer.write(rows, response.embeddings)
             total.texts += len(rows)
             total.tokens += response.usage.total_tokens

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.installation import install_command
 from akidb_mlx_plugin.validation import check_unicode
 
 Format = Literal["lines", "jsonl", "parquet"]
 
-PARQUET_REMEDY = "Parquet needs pyarrow, which comes with LanceDB: pip install 'akidb-mlx-plugin[lancedb]'"
+PARQUET_NEEDS = "Parquet needs pyarrow, which comes with LanceDB"
 # Rows of a Parquet file in memory as Python objects at once.
 _BATCH = 512
 # File types that certainly do not have one text per line.
@@ -27,22 +28,22 @@ class TextSource:
     """Rows with a text each, in order; a context manager that keeps the file open.
 
     Attributes:
-        text_field: name of the text field in a row.
+        text_column: name of the text field in a row.
         total: number of rows; None if unknown.
         schema: Arrow schema of a Parquet file; None for other formats.
     """
 
-    def __init__(self, path: str, file_format: Format | None, text_field: str) -> None:
+    def __init__(self, path: str, file_format: Format | None, text_column: str) -> None:
         """Open a file.
 
         Args:
             path: "-" for standard input.
             file_format: None to go by the extension; lines if that is unknown.
-            text_field: field in JSONL and Parquet; lines become rows with only this field.
+            text_column: field in JSONL and Parquet; lines become rows with only this field.
         Raises:
             InvalidInputError: no such file, or not in its format.
         """
-        self.text_field = text_field
+        self.text_column = text_column
         self.total: int | None = None
         self.schema: Any = None
         self._label = "standard input" if path == "-" else path
@@ -79,7 +80,7 @@ class TextSource:
 
     def _read_lines(self) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(self._bytes, start=1):
-            yield {self.text_field: self._decode(number, line).rstrip("\r\n")}
+            yield {self.text_column: self._decode(number, line).rstrip("\r\n")}
 
     def _read_objects(self) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(self._bytes, start=1):
@@ -92,7 +93,7 @@ class TextSource:
                 reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
                 raise InvalidInputError(f"line {number} of {self._label} is not JSON: {reason}") from error
             # JSON Lines of plain strings are accepted too.
-            yield {self.text_field: row} if isinstance(row, str) else row
+            yield {self.text_column: row} if isinstance(row, str) else row
 
     def _read_table(self) -> Iterator[dict[str, Any]]:
         from pyarrow import ArrowException
@@ -117,17 +118,17 @@ class TextSource:
     def _check(self, number: int, row: Any) -> None:
         if not isinstance(row, dict):
             raise InvalidInputError(f"row {number} of {self._label} is {row!r:.40}, not an object with fields")
-        text = row.get(self.text_field)
-        if self.text_field in row and not isinstance(text, str):
+        text = row.get(self.text_column)
+        if self.text_column in row and not isinstance(text, str):
             raise InvalidInputError(
-                f"row {number} of {self._label}: field {self.text_field!r} is {text!r:.40}, not a text; "
+                f"row {number} of {self._label}: field {self.text_column!r} is {text!r:.40}, not a text; "
                 "leave such rows out"
             )
         if text is None:
             fields = f"{', '.join(map(str, row)):.400}" or "none"
             raise InvalidInputError(
-                f"row {number} of {self._label} has no text in field {self.text_field!r}; its fields are {fields}; "
-                "specify the right one with --text-field"
+                f"row {number} of {self._label} has no text in field {self.text_column!r}; its fields are {fields}; "
+                "specify the right one with --text-column"
             )
         check_unicode(text, f"the text in row {number} of {self._label}")
 
@@ -152,7 +153,7 @@ class TextSource:
             from pyarrow import ArrowException
             from pyarrow.parquet import ParquetFile
         except ImportError as error:
-            raise EmbeddingError(PARQUET_REMEDY) from error
+            raise EmbeddingError(f"{PARQUET_NEEDS}: {install_command('lancedb')}") from error
         try:
             file = self._close.enter_context(ParquetFile(path))
         except OSError as error:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from akidb_mlx_plugin.cli.embed_input import PARQUET_REMEDY
+from akidb_mlx_plugin.cli.embed_input import PARQUET_NEEDS
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
+from akidb_mlx_plugin.installation import install_command
 from akidb_mlx_plugin.types import Vector
 
 Rows = Sequence[dict[str, Any]]
@@ -56,7 +57,7 @@ class VectorWriter(ABC):
 
     def _check_free(self, rows: Rows) -> None:
         if any(self._field in row for row in rows):
-            raise InvalidInputError(f"the rows already have a field {self._field!r}; choose another --vector-field")
+            raise InvalidInputError(f"the rows already have a field {self._field!r}; choose another --vector-column")
 
 
 class NpyWriter(VectorWriter):
@@ -185,7 +186,7 @@ def find_writer(path: Path) -> type[VectorWriter]:
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
-            raise EmbeddingError(PARQUET_REMEDY) from error
+            raise EmbeddingError(f"{PARQUET_NEEDS}: {install_command('lancedb')}") from error
     return writer
 
 

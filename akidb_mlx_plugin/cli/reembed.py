@@ -7,21 +7,27 @@ from typing import Annotated
 
 import typer
 
+from akidb_mlx_plugin.cli.addresses import (
+    ADDRESS_HELP,
+    Address,
+    ChromaAddress,
+    CollectionOption,
+    TableOption,
+    choose_address,
+    parse_address,
+)
 from akidb_mlx_plugin.cli.databases import host_errors, open_chroma, open_lancedb
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError
+from akidb_mlx_plugin.installation import install_command
 from akidb_mlx_plugin.types import UpsertResponse
 
 
 def reembed(
-    source: Annotated[
-        str, typer.Argument(help="The database: a folder, Chroma's http://host:port, or LanceDB's s3://bucket/path.")
-    ],
+    address: Annotated[str, typer.Argument(help=f"What to read: {ADDRESS_HELP}")],
     model: Annotated[str, typer.Option(help="The new model: short name, repository or checkpoint folder.")],
-    collection: Annotated[str | None, typer.Option(help="The Chroma collection to read.")] = None,
-    table: Annotated[str | None, typer.Option(help="The LanceDB table to read.")] = None,
     name: Annotated[
         str | None,
         typer.Option(help="Name of the new collection or table; default: the old name with the model's appended."),
@@ -31,22 +37,25 @@ def reembed(
     on: Annotated[str, typer.Option(help="The table's key column.")] = "id",
     batch_size: Annotated[int | None, typer.Option(help="Documents to embed and write per batch.")] = None,
     as_json: JsonOption = False,
+    collection: CollectionOption = None,
+    table: TableOption = None,
 ) -> None:
     """Embed a collection or table again with another model, into a new one.
 
     The old one is left unchanged. After an interruption, the same command continues.
 
-    Example: akidb-mlx reembed ./chroma --collection docs --model qwen3-0.6b-4bit
+    Example: akidb-mlx reembed ./chroma/docs --model qwen3-0.6b-4bit
+
+    Example: akidb-mlx reembed chroma://localhost:8000/docs --model qwen3-0.6b-4bit --name docs-2
     """
-    if (collection is None) == (table is None):
-        raise typer.BadParameter("name a Chroma collection with --collection, or a LanceDB table with --table")
+    place = _choose(address, collection, table)
     config = EmbeddingConfig.from_arguments(model, dimension=dimension, pooling=pooling)
-    if collection is not None:
-        made, response = _reembed_collection(source, collection, config, name, batch_size)
+    if isinstance(place, ChromaAddress):
+        made, response = _reembed_collection(place.source, place.name, config, name, batch_size)
     else:
-        made, response = _reembed_table(source, str(table), config, name, batch_size, on)
+        made, response = _reembed_table(place.source, place.name, config, name, batch_size, on)
     row = {
-        "from": collection or table,
+        "from": place.name,
         "to": made,
         "documents": response.inserted + response.skipped,
         "embedded": response.embeddings_generated,
@@ -58,6 +67,14 @@ def reembed(
     print_rows([row], as_json=as_json)
 
 
+def _choose(address: str, collection: str | None, table: str | None) -> Address:
+    if collection is None and table is None:
+        return parse_address(address)
+    # In earlier versions the argument was the database, and these options named what is in it.
+    chroma, lancedb = (address if name is not None else None for name in (collection, table))
+    return choose_address(None, chroma=chroma, collection=collection, lancedb=lancedb, table=table)
+
+
 def _reembed_collection(
     source: str, collection: str, config: EmbeddingConfig, name: str | None, batch_size: int | None
 ) -> tuple[str, UpsertResponse]:
@@ -65,7 +82,7 @@ def _reembed_collection(
         from akidb_mlx_chroma import MLXEmbeddingFunction
         from akidb_mlx_chroma.reembedding import reembed_collection
     except ImportError as error:
-        raise EmbeddingError(f"--collection needs Chroma ({error}): pip install 'akidb-mlx-plugin[chroma]'") from error
+        raise EmbeddingError(f"this needs Chroma ({error}): {install_command('chroma')}") from error
     client = open_chroma(source)
     with host_errors(source):
         found = client.get_collection(collection)
@@ -86,7 +103,7 @@ def _reembed_table(
         from akidb_mlx_lancedb import MLXEmbeddings
         from akidb_mlx_lancedb.reembedding import reembed_table
     except ImportError as error:
-        raise EmbeddingError(f"--table needs LanceDB ({error}): pip install 'akidb-mlx-plugin[lancedb]'") from error
+        raise EmbeddingError(f"this needs LanceDB ({error}): {install_command('lancedb')}") from error
     db = open_lancedb(source, table)
     with host_errors(source):
         made, response = reembed_table(

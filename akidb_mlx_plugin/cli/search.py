@@ -9,6 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from akidb_mlx_plugin.cli.addresses import (
+    ADDRESS_HELP,
+    ChromaAddress,
+    ChromaOption,
+    CollectionOption,
+    LancedbOption,
+    TableOption,
+    choose_address,
+)
 from akidb_mlx_plugin.cli.databases import host_errors, open_chroma, open_lancedb
 from akidb_mlx_plugin.cli.model_options import PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
@@ -22,10 +31,7 @@ _SHOWN = 120
 
 def search(
     text: Annotated[str, typer.Argument(help="The search text.")],
-    chroma: Annotated[str | None, typer.Option(help="Chroma: a folder, or http://host:port.")] = None,
-    collection: Annotated[str | None, typer.Option(help="The Chroma collection.")] = None,
-    lancedb: Annotated[str | None, typer.Option(help="LanceDB: a folder, or s3://bucket/path.")] = None,
-    table: Annotated[str | None, typer.Option(help="The LanceDB table.")] = None,
+    address: Annotated[str | None, typer.Argument(metavar="ADDRESS", help=ADDRESS_HELP)] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of results.")] = 5,
     model: Annotated[
         str | None, typer.Option(help="The model its vectors come from, if it does not store one.")
@@ -33,6 +39,10 @@ def search(
     pooling: PoolingOption = None,
     rerank: RerankOption = None,
     as_json: JsonOption = False,
+    chroma: ChromaOption = None,
+    collection: CollectionOption = None,
+    lancedb: LancedbOption = None,
+    table: TableOption = None,
 ) -> None:
     """Search a Chroma collection or a LanceDB table; the query is embedded with the same model as its documents.
 
@@ -42,27 +52,20 @@ def search(
     With --rerank the best 50 candidates, or ten for each result, are scored again by a reranker, which reads the query
     and each text together.
 
-    Example: akidb-mlx search 'parse a date' --chroma ./chroma --collection docs
+    Example: akidb-mlx search 'parse a date' ./chroma/docs
 
-    Example: akidb-mlx search 'parse a date' --lancedb ./lancedb --table docs --limit 3 --json
+    Example: akidb-mlx search 'parse a date' lancedb://./lancedb/docs --limit 3 --json
 
-    Example: akidb-mlx search 'parse a date' --chroma ./chroma --collection docs --rerank ms-marco-minilm-l6
+    Example: akidb-mlx search 'parse a date' ./chroma/docs --rerank ms-marco-minilm-l6
     """
-    in_chroma, in_lancedb = chroma is not None and collection is not None, lancedb is not None and table is not None
-    if in_chroma == in_lancedb:
-        raise typer.BadParameter(
-            "name a collection with --chroma and --collection, or a table with --lancedb and --table"
-            f"{', not both' if in_chroma else ''}"
-        )
+    place = choose_address(address, chroma=chroma, collection=collection, lancedb=lancedb, table=table)
     with CrossEncoder(rerank) if rerank else nullcontext() as encoder:
         if encoder:
             # Downloads it, or refuses it, before anything is searched.
             encoder.model_info()
         count = count_candidates(limit, encoder)
-        if in_chroma:
-            rows = _search_collection(str(chroma), str(collection), text, count, model, pooling)
-        else:
-            rows = _search_table(str(lancedb), str(table), text, count, model, pooling)
+        search_in = _search_collection if isinstance(place, ChromaAddress) else _search_table
+        rows = search_in(place.source, place.name, text, count, model, pooling)
         if encoder and rows:
             rows = sort_rows(rows, text, encoder, limit)
     if not as_json:

@@ -15,6 +15,7 @@ import typer
 
 from akidb_mlx_plugin.cli.output import JsonOption, print_error, print_rows
 from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.installation import install_command
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.serving.running import RunningServer
@@ -78,7 +79,7 @@ def serve(
     if context.invoked_subcommand is not None:
         return
     if find_spec("uvicorn") is None or find_spec("starlette") is None:
-        raise InvalidInputError("serving needs two more packages: pip install 'akidb-mlx-plugin[serve]'")
+        raise InvalidInputError(f"serving needs two more packages: {install_command('serve')}")
     if detach:
         _start_detached()
         return

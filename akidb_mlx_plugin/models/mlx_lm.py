@@ -13,8 +13,8 @@ from threading import Lock
 from types import ModuleType
 
 from akidb_mlx_plugin.errors import ModelNotFoundError
+from akidb_mlx_plugin.installation import install_command
 
-REMEDY = 'pip install "akidb-mlx-plugin[lm]"'
 # Architectures for which mlx-lm uses another's module, as in its `utils.MODEL_REMAPPING`.
 _SAME_AS = {
     "iquestcoder": "llama",
@@ -79,7 +79,9 @@ def import_part(part: str) -> ModuleType | None:
     with _import_lock:
         package = importlib.util.find_spec("mlx_lm")
         if package is None or package.submodule_search_locations is None:
-            raise ModelNotFoundError(f"architecture {part!r} needs mlx-lm, which is not installed: {REMEDY}")
+            raise ModelNotFoundError(
+                f"architecture {part!r} needs mlx-lm, which is not installed: {install_command('lm')}"
+            )
         stand_in = "mlx_lm" not in sys.modules
         if stand_in:
             sys.modules["mlx_lm"] = module = ModuleType("mlx_lm")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
+from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.stores.compatibility import as_vector
+from akidb_mlx_plugin.stores.rows import locate
 from akidb_mlx_plugin.types import Document
 from akidb_mlx_plugin.validation import check_unicode
 
@@ -55,7 +56,7 @@ class DocumentCheck:
         self._can_embed = can_embed
         self._check_host = check_host or (lambda document: None)
 
-    def check(self, documents: Sequence[Document]) -> None:
+    def check(self, documents: Iterable[Document]) -> None:
         """Check documents in order.
 
         Raises:
@@ -64,17 +65,25 @@ class DocumentCheck:
         """
         ids: set[str] = set()
         for index, document in enumerate(documents):
-            _check_id(index, document)
-            if document.id in ids:
-                raise InvalidInputError(
-                    f"document {document.id!r} occurs twice in one upsert, the second time at "
-                    f"position {index}; keep only one of them"
-                )
-            ids.add(document.id)
-            self._check_text(document)
-            self._check_vector(document)
-            _check_metadata(document)
-            self._check_host(document)
+            field = "id"
+            try:
+                _check_id(index, document)
+                if document.id in ids:
+                    raise InvalidInputError(
+                        f"document {document.id!r} occurs twice in one upsert, the second time at "
+                        f"position {index}; keep only one of them"
+                    )
+                ids.add(document.id)
+                field = "text"
+                self._check_text(document)
+                field = "vector"
+                self._check_vector(document)
+                field = ""
+                _check_metadata(document)
+                self._check_host(document)
+            except EmbeddingError as error:
+                locate(error, document, field)
+                raise
 
     def _check_text(self, document: Document) -> None:
         text = document.text

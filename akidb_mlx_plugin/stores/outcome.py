@@ -30,17 +30,17 @@ class Outcome:
         skipped: documents already stored unchanged.
     """
 
-    def __init__(self, label: str, documents: Iterable[Document]) -> None:
+    def __init__(self, label: str, documents: Iterable[Document] | None) -> None:
         """Start empty.
 
         Args:
             label: the collection, as messages call it: "collection 'docs'".
-            documents: what to write; of a stream, only what was taken from it is known.
+            documents: what to write; None for a stream, of which only what was taken from it is known.
         """
         self.advance: Callable[[int], None] = lambda count: None
-        self.inserted = self.skipped = 0
+        self.inserted = self.skipped = self._repeated = 0
         self._label = label
-        self._given = documents if isinstance(documents, Sequence) else None
+        self._given = documents
         self._embedded = self._tokens = self._truncated = 0
         # Taken, and not yet entirely written or skipped.
         self._open: deque[Chunk] = deque()
@@ -81,10 +81,21 @@ class Outcome:
         self.inserted += len(documents)
         self._note(chunk, documents)
 
+    def add_repeated(self, rows: int) -> None:
+        """Count rows whose content an earlier row has, and which are the same document."""
+        self._repeated += rows
+        self.advance(rows)
+
     def to_response(self, duration_ms: float) -> UpsertResponse:
         """Return the counts."""
         return UpsertResponse(
-            self.inserted, self._embedded, self._tokens, duration_ms, skipped=self.skipped, truncated=self._truncated
+            self.inserted,
+            self._embedded,
+            self._tokens,
+            duration_ms,
+            skipped=self.skipped,
+            truncated=self._truncated,
+            repeated=self._repeated,
         )
 
     def to_error(self, cause: Exception) -> UpsertError:

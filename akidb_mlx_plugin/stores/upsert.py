@@ -19,6 +19,7 @@ from akidb_mlx_plugin.errors import DimensionMismatchError, EmbeddingError, Inva
 from akidb_mlx_plugin.stores.base import Store, StoredDocument, known_vector
 from akidb_mlx_plugin.stores.documents import ChunkSize, DocumentCheck, split_documents
 from akidb_mlx_plugin.stores.outcome import Chunk, Outcome
+from akidb_mlx_plugin.stores.rows import Rows
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Document, UpsertResponse, Vector
 
 
@@ -78,7 +79,7 @@ class Upsert:
 
         Args:
             store: where the documents go.
-            documents: a sequence, or a stream of any length.
+            documents: a sequence, or a stream of any length, or the rows of whatever the caller has.
             show_progress: draw a bar.
             batch_size: documents embedded and written together. Defaults to what the model embeds in ten seconds.
             skip_unchanged: do not embed stored texts again, nor write documents that are stored unchanged.
@@ -94,14 +95,17 @@ class Upsert:
             raise InvalidInputError(f"batch_size must be a positive integer, got {batch_size!r}")
         self._store = store
         self._documents = documents
+        self._is_in_memory = documents.in_memory if isinstance(documents, Rows) else isinstance(documents, Sequence)
         self._show_progress = show_progress
         self._total = len(documents) if isinstance(documents, Sized) else total
+        if isinstance(documents, Rows):
+            self._total = documents.total
         self._size = ChunkSize(batch_size)
         self._skip_unchanged = skip_unchanged
         self._check = DocumentCheck(
             store.label, store.dimension, can_embed=store.can_embed, check_host=store.check_document
         )
-        self._outcome = Outcome(store.label, documents)
+        self._outcome = Outcome(store.label, documents if self._is_in_memory else None)
         self._cancelled = threading.Event()
         self._embedding: Future[BatchEmbeddingResponse] | None = None
 
@@ -113,7 +117,7 @@ class Upsert:
             UpsertError: it ended midway; it says what was written.
         """
         begun = time.perf_counter()
-        if isinstance(self._documents, Sequence):
+        if self._is_in_memory:
             self._check.check(self._documents)
             self._check_lengths(self._documents)
         try:
@@ -126,6 +130,8 @@ class Upsert:
                 writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="akidb-mlx-writer"))
                 batches = stack.enter_context(closing(self._embed(self._prepare(self._take_chunks()))))
                 self._write(batches, writer)
+                if isinstance(self._documents, Rows):
+                    self._outcome.add_repeated(self._documents.repeated)
         except Exception as error:
             is_plain = isinstance(error, EmbeddingError) and not isinstance(error, _CancelledUpsertError)
             if is_plain and self._outcome.is_empty:
@@ -151,9 +157,8 @@ class Upsert:
 
     def _prepare(self, chunks: Iterable[Chunk]) -> Iterator[_Batch]:
         """Check each chunk, drop documents that need no write, and determine which vectors are missing."""
-        is_checked = isinstance(self._documents, Sequence)
         for chunk in chunks:
-            if not is_checked:
+            if not self._is_in_memory:
                 self._check.check(chunk.documents)
                 self._check_lengths(chunk.documents)
             stored = self._read_stored(chunk) if self._skip_unchanged else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from typing import Any, cast
 
 from chromadb.api import AsyncClientAPI, ClientAPI
@@ -20,9 +19,11 @@ from akidb_mlx_chroma.recovery import recover
 from akidb_mlx_chroma.store import ChromaStore, read_stored_vectors, resolve_function
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
+from akidb_mlx_plugin.stores.columns import Columns
 from akidb_mlx_plugin.stores.compatibility import check_compatible, check_query_vector
+from akidb_mlx_plugin.stores.rows import Documents, Rows
 from akidb_mlx_plugin.stores.upsert import Upsert
-from akidb_mlx_plugin.types import Document, UpsertResponse
+from akidb_mlx_plugin.types import UpsertResponse
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +100,22 @@ async def avalidate_collection(
 
 def upsert(
     collection: Collection,
-    documents: Iterable[Document],
+    documents: Documents,
     *,
+    id: str = "id",
+    text: str = "text",
+    vector: str = "vector",
+    make_ids: bool = False,
     show_progress: bool = False,
     batch_size: int | None = None,
     skip_unchanged: bool = False,
 ) -> UpsertResponse:
-    """Write documents with texts, vectors or both; missing vectors are embedded.
+    """Write documents with texts, vectors or both, or the rows of a table; missing vectors are embedded.
 
     A document replaces the one with the same id: text, vector and metadata that it lacks are removed; a URI, which a
     document cannot have, stays. Metadata is read back equal or is rejected; Chroma itself may change the last digit of
-    floats beyond 15 digits. Documents in a list are all checked before the first text is embedded. A stream may be
-    larger than memory; it is checked chunk by chunk.
+    floats beyond 15 digits. What is in memory is all checked before the first text is embedded. A stream may be larger
+    than memory; it is checked chunk by chunk.
 
     Threads may write to one collection at the same time. So may processes, through a server; a `PersistentClient`'s
     folder is for one process. Chroma has no transactions: if two processes replace a document at the same moment, one
@@ -118,7 +123,12 @@ def upsert(
 
     Args:
         collection: from any synchronous client, made by `create_collection` or by Chroma itself.
-        documents: a list, or a stream of any length.
+        documents: `Document`s, mappings, pandas and Polars frames, Arrow tables and readers, the path of a Parquet file
+            or of a folder of them, or a list or generator of these.
+        id, text, vector: which columns of rows hold what; all others are metadata. Integers and UUIDs become the
+            strings that ids are. None, NaN and NaT mean that a value is missing.
+        make_ids: give a row without an id one that is made from its text, or else its vector: a hash, the same each
+            time. Rows of equal content are one document, the first of them.
         show_progress: draw a bar with rate and time left.
         batch_size: documents embedded and written together, within Chroma's limit. Defaults to as many as embed
             well.
@@ -132,7 +142,7 @@ def upsert(
     reject_async(collection, "await aupsert(...) instead")
     return Upsert(
         ChromaStore(collection),
-        documents,
+        Rows(documents, Columns.choose(id, text, vector, make_ids=make_ids)),
         show_progress=show_progress,
         batch_size=batch_size,
         skip_unchanged=skip_unchanged,
@@ -141,8 +151,12 @@ def upsert(
 
 async def aupsert(
     collection: AnyCollection,
-    documents: Iterable[Document],
+    documents: Documents,
     *,
+    id: str = "id",
+    text: str = "text",
+    vector: str = "vector",
+    make_ids: bool = False,
     show_progress: bool = False,
     batch_size: int | None = None,
     skip_unchanged: bool = False,
@@ -160,7 +174,7 @@ async def aupsert(
     return await run_in_background(
         lambda: Upsert(
             ChromaStore(collection, wait),
-            documents,
+            Rows(documents, Columns.choose(id, text, vector, make_ids=make_ids)),
             show_progress=show_progress,
             batch_size=batch_size,
             skip_unchanged=skip_unchanged,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @register_embedding_function
 class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
-    """Embeds a collection's documents and queries with MLX.
+    """Embeds a collection's documents and queries with MLX, for Chroma, and for LangChain's vector stores.
 
         ef = MLXEmbeddingFunction(model="minilm-l6-v2")
         collection = client.create_collection("docs", embedding_function=ef)
@@ -127,13 +127,39 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         """Embed documents: a list of (D,) float32 vectors, in order."""
         return self._embed(input, "document")
 
-    def embed_query(self, input: Documents) -> Embeddings:
-        """Embed queries, with the model's query prompt before each."""
+    @overload
+    def embed_query(self, input: str) -> list[float]: ...
+
+    @overload
+    def embed_query(self, input: Documents) -> Embeddings: ...
+
+    def embed_query(self, input: str | Documents) -> list[float] | Embeddings:
+        """Embed queries, with the model's query prompt before each.
+
+        Args:
+            input: a list, as Chroma calls it, or one query, as LangChain does.
+        Returns:
+            (D,) float32 vectors in order; for one query, its vector as a list.
+        """
+        if isinstance(input, str):
+            return cast("list[float]", self.service.encode_query(input).tolist())
         return self._embed(input, "query")
 
     def split(self, text: str, max_tokens: int | None = None, overlap: int = 0) -> list[TextPiece]:
         """Split a text into pieces that the model takes whole; arguments and errors as for `EmbeddingService.split`."""
         return self.service.split(text, max_tokens, overlap)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Embed one query without blocking the event loop, for LangChain."""
+        return cast("list[float]", (await self.service.aencode_query(text)).tolist())
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """Embed documents, for LangChain; no documents are an empty list."""
+        return cast("list[list[float]]", self.service.encode_document(texts).tolist())
+
+    async def aembed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """Embed documents without blocking the event loop, for LangChain."""
+        return cast("list[list[float]]", (await self.service.aencode_document(texts)).tolist())
 
     def model_info(self) -> ModelInfo:
         """Describe the model and its vectors; downloads the model if needed, loads nothing."""

@@ -53,7 +53,12 @@ def resolve_function(schema: TableSchema) -> MLXEmbeddings | None:
 
 
 class LanceStore(Store):
-    """A table to write documents to, synchronous or not."""
+    """A table to write documents to, synchronous or not.
+
+    Attributes:
+        text: its column of texts; None if it keeps none.
+        vector: its column of vectors.
+    """
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class LanceStore(Store):
         self._schema = open_table_schema(table, on, text=text, vector=vector)
         function = embedding_function or resolve_function(self._schema)
         self.label = self._schema.label
+        self.text, self.vector = self._schema.text, self._schema.vector
         self.service: EmbeddingService | None = function.service if function else None
         self.dimension = check_compatible(read_stored_vectors(table, self._schema), self.service)
 

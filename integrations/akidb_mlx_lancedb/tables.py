@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lancedb.table import AsyncTable
 
 from akidb_mlx_lancedb.function import MLXEmbeddings
-from akidb_mlx_lancedb.handles import namespace_arguments, read_schema, reject_asynchronous
+from akidb_mlx_lancedb.handles import namespace_arguments, read_schema, refresh, reject_asynchronous, reject_checked_out
 from akidb_mlx_lancedb.schema import TableSchema, read_table_schema, read_table_schemas
 from akidb_mlx_lancedb.store import LanceStore, read_stored_vectors, resolve_function
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.stores.async_upsert import run_in_background
+from akidb_mlx_plugin.stores.columns import Columns
 from akidb_mlx_plugin.stores.compatibility import StoredVectors, as_vector, check_compatible, check_query_vector
+from akidb_mlx_plugin.stores.rows import Documents, Rows
 from akidb_mlx_plugin.stores.upsert import Upsert
-from akidb_mlx_plugin.types import Document, UpsertResponse
+from akidb_mlx_plugin.types import UpsertResponse
 
 
 def open_table(
@@ -86,34 +89,41 @@ def validate_table(
 
 def upsert(
     table: Any,
-    documents: Iterable[Document],
+    documents: Documents,
     *,
+    id: str | None = None,
+    text: str | None = None,
+    vector: str | None = None,
+    make_ids: bool = False,
     show_progress: bool = False,
     batch_size: int | None = None,
     skip_unchanged: bool = False,
     on: str = "id",
-    text: str | None = None,
-    vector: str | None = None,
     embedding_function: MLXEmbeddings | None = None,
 ) -> UpsertResponse:
-    """Write documents with texts, vectors or both; missing vectors are embedded.
+    """Write documents with texts, vectors or both, or the rows of a table; missing vectors are embedded.
 
     A document replaces the row with the same id: values it lacks become null. Metadata goes to the columns of the same
     names, and the rest to the JSON column "metadata" if there is one; every value is read back equal, or is rejected.
-    Documents in a list are all checked before the first text is embedded. A stream may be larger than memory; it is
+    What is in memory is all checked before the first text is embedded. A stream may be larger than memory; it is
     checked chunk by chunk. The handle is first updated to the table's newest version, and upserts from several threads
     or processes on one machine write one row per id.
 
     Args:
         table: `LanceTable`, made by `create_table` or by LanceDB itself.
-        documents: a list, or a stream of any length.
+        documents: `Document`s, mappings, pandas and Polars frames, Arrow tables and readers, the path of a Parquet file
+            or of a folder of them, or a list or generator of these.
+        id: which column of rows holds the ids; defaults to `on`. Integers and UUIDs become strings.
+        text, vector: columns of texts and vectors, of rows and of the table. Default to those of the table's function,
+            else "text" and the only column of vectors. A column that only the rows have is written to that one. Any
+            other column that a function fills is embedded too, from the metadata of its name.
+        make_ids: give a row without an id one that is made from its text, or else its vector: a hash, the same each
+            time. Rows of equal content are one document, the first of them.
         show_progress: draw a bar with rate and time left.
         batch_size: documents embedded and written together. Defaults to as many as embed well.
         skip_unchanged: do not embed stored texts again, nor write documents that are stored unchanged. The stored data
             itself is compared, not a hash, so writes without this package are noticed.
-        on: the key column. Document ids are strings, even if the column holds integers ("17") or UUIDs.
-        text, vector: columns of texts and vectors. Default to those of the table's function, else "text" and the only
-            column of vectors. Any other column that a function fills is embedded too, from the metadata of its name.
+        on: the table's key column. Document ids are strings, even if the column holds integers ("17") or UUIDs.
         embedding_function: defaults to the one that the table stores.
     Raises:
         InvalidInputError: a document cannot be used, or the handle is checked out; nothing was embedded or written.
@@ -122,9 +132,10 @@ def upsert(
     """
     if isinstance(table, AsyncTable):
         raise InvalidInputError("this table is from an asynchronous connection; await aupsert(...) instead")
+    store, columns = _open_store(table, id, text, vector, on, embedding_function)
     return Upsert(
-        LanceStore(table, on=on, text=text, vector=vector, embedding_function=embedding_function),
-        documents,
+        store,
+        Rows(documents, replace(columns, make_ids=make_ids)),
         show_progress=show_progress,
         batch_size=batch_size,
         skip_unchanged=skip_unchanged,
@@ -133,14 +144,16 @@ def upsert(
 
 async def aupsert(
     table: Any,
-    documents: Iterable[Document],
+    documents: Documents,
     *,
+    id: str | None = None,
+    text: str | None = None,
+    vector: str | None = None,
+    make_ids: bool = False,
     show_progress: bool = False,
     batch_size: int | None = None,
     skip_unchanged: bool = False,
     on: str = "id",
-    text: str | None = None,
-    vector: str | None = None,
     embedding_function: MLXEmbeddings | None = None,
 ) -> UpsertResponse:
     """Write documents without blocking the event loop; arguments and errors as for `upsert`.
@@ -151,15 +164,18 @@ async def aupsert(
     Args:
         table: `AsyncTable` or `LanceTable`.
     """
-    return await run_in_background(
-        lambda: Upsert(
-            LanceStore(table, on=on, text=text, vector=vector, embedding_function=embedding_function),
-            documents,
+
+    def make() -> Upsert:
+        store, columns = _open_store(table, id, text, vector, on, embedding_function)
+        return Upsert(
+            store,
+            Rows(documents, replace(columns, make_ids=make_ids)),
             show_progress=show_progress,
             batch_size=batch_size,
             skip_unchanged=skip_unchanged,
         )
-    )
+
+    return await run_in_background(make)
 
 
 def find_fitting(stored: Sequence[StoredVectors], function: MLXEmbeddings) -> int:
@@ -192,6 +208,36 @@ def reject_without_function(label: str, embedding_function: MLXEmbeddings | None
             "add would leave vectors null. reembed(...) makes a table that has one; upsert(db.open_table(...), "
             "embedding_function=...) writes to this one"
         )
+
+
+def _open_store(
+    table: Any, id: str | None, text: str | None, vector: str | None, on: str, function: MLXEmbeddings | None
+) -> tuple[LanceStore, Columns]:
+    """Return a table to write to, and which columns of rows go there.
+
+    A name that the table does not have is one of the rows alone, which Documents cannot have.
+    """
+    reject_checked_out(table)
+    refresh(table)
+    names = read_schema(table).names
+    foreign = [name for name in (text, vector) if name is not None and name not in names]
+    ours = {"text": None if text in foreign else text, "vector": None if vector in foreign else vector}
+    missing = f"table {table.name!r} has no column {foreign[0]!r}; it has {', '.join(names)}" if foreign else ""
+    try:
+        store = LanceStore(table, on=on, **ours, embedding_function=function)
+    except InvalidInputError as error:
+        if not missing:
+            raise
+        # Such as a table of several vectors, of which the name should choose one.
+        raise InvalidInputError(f"{missing}; {error}") from error
+    columns = Columns(
+        id=id or on,
+        text=text or store.text or "text",
+        vector=vector or store.vector,
+        chosen=frozenset(name for name in (id, text, vector) if name is not None),
+        no_documents=missing,
+    )
+    return store, columns
 
 
 def _read_schemas(table: Any, text: str | None, vector: str | None) -> list[TableSchema]:

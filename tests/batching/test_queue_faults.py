@@ -186,6 +186,7 @@ class TestProcesses:
         """
         return run_python(textwrap.dedent(header) + textwrap.dedent(script), silent=True)
 
+    @pytest.mark.slow
     def test_a_forked_child_is_refused(self) -> None:
         out = self.run("""
             queue = BatchQueue(MockProvider(8).embed_requests, deadline_ms=1000)
@@ -210,6 +211,7 @@ class TestProcesses:
         """)
         assert out.split("\n") == ["refused True"] * 3 + ["child done", "(1, 8)", ""]
 
+    @pytest.mark.slow
     def test_a_queue_not_used_before_the_fork_works_after_it(self) -> None:
         out = self.run("""
             queue = BatchQueue(MockProvider(8).embed_requests)
@@ -223,6 +225,7 @@ class TestProcesses:
         """)
         assert out == "(1, 8)\n" * 2
 
+    @pytest.mark.slow
     def test_a_queue_that_is_never_closed_keeps_no_interpreter_alive(self) -> None:
         out = self.run("""
             hang = threading.Event()

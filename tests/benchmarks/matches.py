@@ -17,6 +17,8 @@ _SAME_COSINE = 0.999
 # Texts for warming up and comparing vectors.
 _SAMPLE = 64
 _MINILM_TOKENS = 256
+# For models that take minutes for all texts.
+_LARGE_SWEEP = 40
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def qwen3_match(setting: Setting) -> Match:
     sizes = (8,) if setting.quick else (4, 8, 16, 32)
     blas = setting.blas_for("mlx_lm_last")
     peers = {"qwen3": _torch(plain, sizes), "mlx-lm": Contender("mlx-lm, BLAS", "mlx_lm_last", plain, sizes[:2], blas)}
-    return Match(_ours(quantized), peers, setting.docstrings(setting.choose(100, 4)), setting.choose(5, 1), "tokens/s")
+    texts = setting.docstrings(setting.choose(100, 4))
+    return Match(_ours(quantized), peers, texts, setting.choose(3, 1), "tokens/s", sweep=_LARGE_SWEEP)
 
 
 def qwen3_bare_match(setting: Setting) -> Match:
@@ -114,7 +117,8 @@ def gemma_match(setting: Setting) -> Match:
     quantized, plain = (setting.gemma, setting.gemma) if setting.gemma else setting.full_shape("gemma-300m-4bit")
     sizes = (8,) if setting.quick else (4, 8, 16, 32)
     texts = setting.docstrings(setting.choose(200, 6))
-    return Match(_ours(quantized), {"gemma": _torch(plain, sizes)}, texts, setting.choose(5, 1), "tokens/s")
+    peers = {"gemma": _torch(plain, sizes)}
+    return Match(_ours(quantized), peers, texts, setting.choose(3, 1), "tokens/s", sweep=_LARGE_SWEEP)
 
 
 MATCHES: dict[tuple[str, ...], Callable[[Setting], Match]] = {

@@ -188,6 +188,7 @@ def expect_as_rounded(stored: Stored, folder: Path, formats: Mapping[Place, str]
     assert difference < _CLOSE * max(1, np.abs(expected).max()), f"{formats} in {stored.folder}: {difference}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_floating_point_formats(name: str, tmp_path: Path, complete: bool) -> None:
     stored = Stored(GOLDEN / name / "model")
@@ -200,6 +201,7 @@ def test_floating_point_formats(name: str, tmp_path: Path, complete: bool) -> No
             expect_as_rounded(stored, tmp_path, dict.fromkeys(places, dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_holds_no_weights_is_refused_by_name(name: str, tmp_path: Path, complete: bool) -> None:
     stored = Stored(GOLDEN / name / "model")
@@ -212,6 +214,7 @@ def test_what_holds_no_weights_is_refused_by_name(name: str, tmp_path: Path, com
     assert refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [Scheme(32, 4, "affine"), Scheme(32, 8, "mxfp8")], ids=["affine", "mxfp8"])
 def test_parts_of_a_quantized_matrix(scheme: Scheme, tmp_path: Path, complete: bool) -> None:
     for turn, name in enumerate(NAMES if complete else NAMES[::7]):

@@ -54,6 +54,7 @@ class TestCommands:
         assert len(report["raw"]["runs"]) == 4
         assert report["settings"]["runs"] == 2
 
+    @pytest.mark.slow
     def test_latency(self, tmp_path: Path, corpus: Path) -> None:
         run(tmp_path, corpus, "latency", "--tokens", "4,9", "--repeats", "7")
         report = read_report(tmp_path, "latency")
@@ -228,6 +229,7 @@ def test_the_commands_import_nothing_heavy() -> None:
     assert printed.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_load_on_a_server(tmp_path: Path, corpus: Path) -> None:
     with serving(mock_config()) as server:
         load = ["load", "--qps", "50", "--seconds", "0.4", "--model", "mock", "--url", server.url]

@@ -30,6 +30,7 @@ def run(folder: Path, corpus: Path, *arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_a_model_from_loading_to_throughput(tmp_path: Path, corpus: Path) -> None:
     output = run(tmp_path / "out", corpus, "--model", str(GOLDEN / "bert" / "model"), "--device", "cpu")
     report = read_report(tmp_path / "out", "mac")
@@ -63,6 +64,7 @@ def test_derived_figures_are_of_their_chip_and_model(
     assert mac._derived(model) == expected
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_measured(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AKIDB_EMBEDDING__MODE", "mock")
 

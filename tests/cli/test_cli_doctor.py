@@ -41,6 +41,7 @@ def test_tells_versions_device_speed_cache_and_hub(minilm_dir: Path) -> None:
     assert "HF_ENDPOINT" in found["hub"]["remedy"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_hub")
 def test_a_missing_blas_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("akidb_mlx_plugin.runtime.blas.load_blas", lambda: Blas("reference"))
@@ -48,6 +49,7 @@ def test_a_missing_blas_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch
     assert "pip install scipy-openblas32" in findings(1)["BLAS"]["remedy"]
 
 
+@pytest.mark.slow
 def test_offline_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "offline" in findings(0)["hub"]["found"]

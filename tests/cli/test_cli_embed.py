@@ -95,7 +95,7 @@ def test_every_format_into_every_other(source: str, output: str, expected: np.nd
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks", "minilm_dir")
 def test_rows_are_kept_with_their_types() -> None:
-    run(write_input("in.parquet"), "--output", "out.parquet", "--model", MINILM, "--vector-field", "v")
+    run(write_input("in.parquet"), "--output", "out.parquet", "--model", MINILM, "--vector-column", "v")
     table = pq.read_table("out.parquet")
     assert table.schema.field("n").type == pa.int8()
     assert table.schema.field("v").type == pa.list_(pa.float32(), 384)
@@ -148,7 +148,7 @@ def test_a_byte_order_mark_is_no_text(minilm: EmbeddingService) -> None:
         ("[1]", "not an object"),
         ('{"text": "a"', "line 1 of standard input is not JSON"),
         (b'{"text": "\xff"}', "line 1 of standard input is not UTF-8"),
-        ('{"text": "a", "vector": 1}', "--vector-field"),
+        ('{"text": "a", "vector": 1}', "--vector-column"),
     ],
 )
 def test_a_bad_row_is_named_and_nothing_is_written(stdin: str | bytes, says: str) -> None:

@@ -189,6 +189,7 @@ def test_what_nobody_foresaw_is_one_line() -> None:
         assert ("Traceback" in done.stderr) == (lines > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("delay_s", [0.15, 0.4, 0.8, 1.6])
 def test_a_signal_at_any_time_leaves_no_stack_trace(

@@ -20,6 +20,7 @@ _USUAL = 100
 _PAIRS = [["where is the water", "under the stone bridge"], ["winter, <pad> [SEP] </s>", "a river"]]
 
 
+@pytest.mark.slow
 def test_damage_ends_in_scores_or_an_embedding_error(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     mutations = request.config.getoption("--mutations") or _USUAL
     seed = request.config.getoption("--seed")

@@ -93,6 +93,7 @@ class TestUse:
             assert [model.name for model in cleanup_cache(0)] == ["org/b", "org/c"]
         assert [model.name for model in cleanup_cache(0)] == ["org/a"]
 
+    @pytest.mark.slow
     def test_by_another_process_until_that_is_killed(self, folders: list[Path], cache_dir: Path, spawn: Spawn) -> None:
         child = spawn(HOLD.format(folder=str(folders[0])))
         child.read_until("held")
@@ -134,6 +135,7 @@ class TestUse:
         assert not (tmp_path / ".locks").exists()
         assert not list((tmp_path / "elsewhere").rglob("*.lock"))
 
+    @pytest.mark.slow
     def test_many_evictions_beside_a_model_in_use(self, folders: list[Path], cache_dir: Path, spawn: Spawn) -> None:
         child = spawn(HOLD.format(folder=str(folders[0])))
         child.read_until("held")

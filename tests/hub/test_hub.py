@@ -99,6 +99,7 @@ class TestDownload:
         ensure_model(REPO)
         assert (hub.tokens(), hub.tokens(store=True)) == ({"Bearer hf_secret"}, {None})
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("cache_dir")
     def test_a_password_in_the_endpoint_is_sent_and_never_printed(
         self, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

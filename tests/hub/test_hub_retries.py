@@ -77,6 +77,7 @@ class TestRetries:
         assert retries._asked_wait({"Retry-After": "\u00b2"}) is None
         assert retries._asked_wait({}) is None
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("cache_dir")
     def test_a_cut_connection_is_resumed(self, hub: Hub) -> None:
         hub.add(REPO, tiny_files())
@@ -105,6 +106,7 @@ class TestRetries:
         ensure_model(REPO)
         assert hub.count("file") == hub.count("file", WEIGHTS) == 1
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("cache_dir")
     def test_a_hub_that_hangs(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants

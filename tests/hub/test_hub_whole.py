@@ -190,6 +190,7 @@ class TestProcesses:
         assert hub.count("file") == hub.count("file", WEIGHTS) == 1, "the small files were there"
         assert (model.folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("cache_dir")
     def test_two_processes_download_once(self, hub: Hub, spawn: Spawn) -> None:
         hub.add(REPO, tiny_files())

@@ -80,6 +80,7 @@ class TestNumbers:
         assert result.usage.truncated == sum(count > 256 for count in counts) == 62
         assert result.usage.total_tokens == sum(min(count, 256) for count in counts)
 
+    @pytest.mark.slow
     def test_unit_length_or_as_computed(self, minilm_embedder: Embedder) -> None:
         unit = minilm_embedder.embed(TEXTS[:5]).embeddings
         raw = minilm_embedder.embed(TEXTS[:5], normalize=False).embeddings

@@ -103,12 +103,14 @@ def nodes(name: str, lengths: list[int]) -> int:
     return count_nodes(out) - excess.nodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "one", "ten"), [("qwen3", 980, 1840), ("gemma3_text", 900, 1770), ("bert", 235, 500)])
 def test_nodes_that_python_describes(name: str, one: int, ten: int) -> None:
     assert kernels(name, ONE_QUERY) < nodes(name, ONE_QUERY) <= one
     assert nodes(name, TEN_QUERIES) <= ten
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "most"), [("qwen3", 19), ("gemma3_text", 14), ("bert", 13)])
 def test_activations_in_memory_at_once(name: str, most: int) -> None:
     """They do not pile up from layer to layer; counted in float32 numbers of the widest layer for each token."""

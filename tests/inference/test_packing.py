@@ -13,6 +13,7 @@ from akidb_mlx_plugin.nn.batch import Block
 ROWS = st.lists(st.integers(1, 70).map(lambda length: list(range(100, 100 + length))), max_size=30)
 
 
+@pytest.mark.slow
 @given(rows=ROWS, budget=st.integers(1, 300))
 def test_exact_packing(rows: list[list[int]], budget: int) -> None:
     seen: list[int] = []
@@ -32,6 +33,7 @@ def test_exact_packing(rows: list[list[int]], budget: int) -> None:
     assert sorted(seen) == list(range(len(rows)))
 
 
+@pytest.mark.slow
 @given(rows=ROWS, budget=st.integers(1, 600))
 def test_padded_packing(rows: list[list[int]], budget: int) -> None:
     seen: list[int] = []
@@ -64,6 +66,7 @@ def test_padded_packing(rows: list[list[int]], budget: int) -> None:
     assert sorted(seen) == list(range(len(rows)))
 
 
+@pytest.mark.slow
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9))
 def test_no_other_cut_costs_less(lengths: list[int]) -> None:
     lengths.sort(reverse=True)

@@ -22,6 +22,7 @@ def random_pairs(count: int) -> list[tuple[str, str]]:
     return [(" ".join(rng.choices(WORDS, k=a)), " ".join(rng.choices(WORDS, k=b))) for a, b in sides]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize(
     ("name", "room"), [*(("bert", room) for room in (4, 5, 47, 48)), *(("roberta", room) for room in (5, 6, 47, 48))]
@@ -42,6 +43,7 @@ def test_rows_are_tokenizers_own(name: str, room: int, side: str, tmp_path: Path
         assert rows.seconds is None
 
 
+@pytest.mark.slow
 def test_long_texts_are_not_tokenized_in_full(tmp_path: Path) -> None:
     """Megabytes on one side, and on both."""
     tokenizer = load_pair_tokenizer(read_cross_encoder(copy_reranker("bert", tmp_path)))

@@ -118,6 +118,7 @@ def test_the_same_tokens(kind: str, side: str, room: int, before: list[str], mid
     assert_same(load(kind), text, room, side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15, deadline=None)
@@ -126,6 +127,7 @@ def test_the_same_tokens_of_any_text(kind: str, side: str, text: str, room: int)
     assert_same(load(kind), text * 12, room, side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_prose_is_cut(kind: str, side: str) -> None:
@@ -133,6 +135,7 @@ def test_prose_is_cut(kind: str, side: str) -> None:
     assert len(assert_same(load(kind), prose, 16, side)) < 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "eurobert", "qwen2"])
 def test_ideographs_are_cut(kind: str) -> None:
     assert len(assert_same(load(kind), "東京は日本の首都です。人口が多い都市である、" * 1000, 16, "right")) < 3000

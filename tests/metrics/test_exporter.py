@@ -126,6 +126,7 @@ class TestCounting:
 
 
 class TestServing:
+    @pytest.mark.slow
     def test_on_the_loopback_interface(self, service: EmbeddingService, model: str) -> None:
         service.embed_batch(["a"])
         server = start_metrics_server(0)
@@ -136,6 +137,7 @@ class TestServing:
             server.close()
         assert f'embedding_tokens_total{{model="{model}"}} 1.0' in page
 
+    @pytest.mark.slow
     @pytest.mark.skipif(
         not sys.platform.startswith("linux"), reason="all of 127.0.0.0/8 is the loopback on Linux alone"
     )
@@ -148,6 +150,7 @@ class TestServing:
         finally:
             server.close()
 
+    @pytest.mark.slow
     def test_an_unavailable_port(self) -> None:
         server = start_metrics_server(0)
         try:
@@ -183,6 +186,7 @@ class TestServing:
         """
         assert run_python(script) == "1\n0\n"
 
+    @pytest.mark.slow
     @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus on this machine")
     def test_prometheus_scrapes_it(self, service: EmbeddingService, model: str, tmp_path: Path) -> None:
         service.embed_batch(["a b c"])

@@ -211,6 +211,7 @@ class TestPositionBias:
         assert np.array_equal(np.array(bias.between(1, 0, 1, 0, 1)), [[[0]], [[0]]])
         assert asked == [17, 1]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["mpnet", "t5", "jina_bert"])
     def test_masks_in_slices_compute_the_same(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layout, "_emulated", True)
@@ -221,6 +222,7 @@ class TestPositionBias:
             vectors = embed(golden.checkpoint, model, golden.texts, packing=packing)
             assert farthest(vectors, golden.vectors["document"]) < 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     def test_narrow_formats_stay_finite(self, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(layout, "_emulated", True)

@@ -34,6 +34,7 @@ def _cpu() -> Iterator[None]:
     mx.set_default_device(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", [*PICKING, *OTHERS])
 def test_vectors_are_those_among_all(name: str, layout: str) -> None:

@@ -30,6 +30,7 @@ class TestMock:
         ]
         np.testing.assert_allclose(hash_texts(["a", "b"], 8)[:, :4], expected, atol=1e-7)
 
+    @pytest.mark.slow
     def test_the_same_in_another_process(self) -> None:
         script = (
             "from akidb_mlx_plugin.providers.mock import hash_texts; print(hash_texts(['é', ''], 16).tobytes().hex())"

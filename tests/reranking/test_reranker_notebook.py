@@ -39,6 +39,7 @@ def run(exam: dict[str, Any], reranker: Any, monkeypatch: pytest.MonkeyPatch) ->
     exec(cell_with("look_again"), dict(exam))
 
 
+@pytest.mark.slow
 def test_a_reranker_is_measured(
     exam: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ def farthest(actual: Any, expected: Any) -> float:
     return float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_the_same(name: str, gpu: bool) -> None:
@@ -37,6 +38,7 @@ def test_scores_are_the_same(name: str, gpu: bool) -> None:
         assert farthest(score(reranker, [pairs[i] for i in order]), expected[order]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3_reranker"])
 def test_scores_are_close_in_half_precision(name: str) -> None:
     pairs, expected = read_pairs(name)
@@ -131,6 +133,7 @@ class TestQuestions:
             # The query itself is part of what is kept.
             assert len(kept) > len(rows.beginnings[0])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["qwen3_reranker", "qwen3_reranker_untied"])
     @pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
     def test_quantized_weights(self, name: str, gpu: bool, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def models_cached(hub: Hub, cache_dir: Path, minilm_dir: Path, monkeypatch: pyte
     monkeypatch.setattr(cross_encoder, "_shared", {})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("models_cached")
 @pytest.mark.parametrize("code", blocks("py"), ids=lambda code: code.splitlines()[0])
 def test_python_runs(

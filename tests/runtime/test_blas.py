@@ -78,6 +78,7 @@ def test_a_library_of_ones_own() -> None:
     assert printed == f"custom {path}\n"
 
 
+@pytest.mark.slow
 def test_its_number_of_threads_can_be_set() -> None:
     printed = run_python(
         """
@@ -115,6 +116,7 @@ def test_a_wrong_library_is_a_typed_error_every_time(library: str) -> None:
     assert all(line.endswith("or unset it") for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

@@ -164,6 +164,7 @@ class TestRefusals:
         with serving(tiny_config()) as server, client(server.url, TINY, mlx={"pooling": "cls"}) as far, refused:
             far.embed_batch(["a"])
 
+    @pytest.mark.slow
     def test_other_weights_after_a_restart(self, tmp_path: Path) -> None:
         folder = tmp_path / "model"
         shutil.copytree(TINY, folder)
@@ -215,6 +216,7 @@ class TestRetries:
             with pytest.raises(ServiceUnavailableError, match="the next text tries again"):
                 far.health_check()
 
+    @pytest.mark.slow
     def test_a_slow_server(self, engine: GatedEngine) -> None:
         with serving(mock_config()) as server, client(server.url, timeout_ms=200) as far:
             far.embed_batch(["a"])
@@ -223,6 +225,7 @@ class TestRetries:
                 far.embed_batch(["b"])
             engine.release()
 
+    @pytest.mark.slow
     def test_a_server_that_restarts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(remote_provider, "_RECONNECT_S", 20.0)
         socket = tmp_path / "socket"
@@ -233,6 +236,7 @@ class TestRetries:
             with serving(mock_config(), uds=socket):
                 np.testing.assert_array_equal(waiting.result(20).embeddings, hash_texts(["b"], 8))
 
+    @pytest.mark.slow
     def test_nobody_there(self, tmp_path: Path) -> None:
         with client(f"unix://{tmp_path}/socket") as far:
             with pytest.raises(ServiceUnavailableError, match="No such file"):
@@ -294,6 +298,7 @@ class TestUpsert:
     def documents(self) -> list[Document]:
         return [Document(id=str(i), text=f"text {i}") for i in range(60)]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("fallback", ["error", "local"])
     def test_the_server_dies_within_it(self, fallback: str, documents: list[Document], tmp_path: Path) -> None:
         socket = tmp_path / "socket"

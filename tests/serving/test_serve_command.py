@@ -67,6 +67,7 @@ def client(path: Path) -> EmbeddingService:
     return EmbeddingService(config)
 
 
+@pytest.mark.slow
 def test_a_unix_socket_from_start_to_end(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_provider, "_RECONNECT_S", 0.2)
     path = tmp_path / "socket"
@@ -92,6 +93,7 @@ def test_a_unix_socket_from_start_to_end(run: Any, tmp_path: Path, monkeypatch: 
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_file_of_another_kind_stays(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     process = run("--uds", str(tmp_path / "file"))
@@ -100,12 +102,14 @@ def test_a_file_of_another_kind_stays(run: Any, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_other_machines_need_a_token(run: Any) -> None:
     process = run("--host", "0.0.0.0", "--port", "0")
     assert process.wait(60) == 1
     assert "set AKIDB_SERVE_TOKEN" in first_line(process)
 
 
+@pytest.mark.slow
 def test_detached_with_status_and_stop(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +137,7 @@ def test_detached_with_status_and_stop(
     assert "cannot listen on no/folder" in failed.stderr
 
 
+@pytest.mark.slow
 def test_idle_exit(run: Any, tmp_path: Path) -> None:
     process = run("--uds", str(tmp_path / "socket"), "--idle-exit", "1s")
     assert first_line(process).startswith("serving")
@@ -151,6 +156,7 @@ def _many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_many_descriptors")
 def test_a_thousand_connections(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "socket"

@@ -47,6 +47,7 @@ class TestEmbeddings:
         _, answer, _ = server.post(body | {"encoding_format": "float"})
         np.testing.assert_array_equal(vectors_of(answer), hash_texts(["a"], 4, normalize=False))
 
+    @pytest.mark.slow
     def test_a_large_answer_is_encoded_elsewhere(self, server: LocalServer) -> None:
         texts = [f"text {i} {'x' * 40}" for i in range(9000)]
         _, answer, _ = server.post(MOCK | {"input": texts})

@@ -50,6 +50,7 @@ def test_python_runs(
     assert ("/v1/embeddings" in minilm_server.requests) == (is_ours or ADDRESS in code)
 
 
+@pytest.mark.slow
 def test_commands_exist() -> None:
     lines = [line.partition("akidb-mlx ")[2] for line in "".join(blocks("bash")).splitlines() if "akidb-mlx " in line]
     inline = re.findall(r"`akidb-mlx ([^`]+)`", PAGE)

@@ -124,6 +124,7 @@ class TestFailures:
             upsert.run()
         assert store.rows == {}
 
+    @pytest.mark.slow
     def test_an_interrupt_waits_for_the_write(self, store: MemoryStore) -> None:
         writing = threading.Event()
         finish = threading.Event()

@@ -177,6 +177,7 @@ def elsewhere(chroma_port: int, name: str) -> ClientAPI:
 
 
 class TestOtherPlaces:
+    @pytest.mark.slow
     def test_every_helper(self, elsewhere: ClientAPI, name: str, mock: MLXEmbeddingFunction) -> None:
         made = create_collection(elsewhere, "docs", mock)
         upsert(made, [Document("a", "a"), Document("b", vector=[1.0] * D)])
@@ -188,6 +189,7 @@ class TestOtherPlaces:
         assert sorted(collection.name for collection in elsewhere.list_collections()) == ["docs", again.name]
         assert elsewhere.get_collection(again.name).count() == 2
 
+    @pytest.mark.slow
     def test_in_a_folder(self, tmp_path: Path, mock: MLXEmbeddingFunction) -> None:
         settings = chromadb.Settings(is_persistent=True, persist_directory=str(tmp_path))
         admin = chromadb.AdminClient(settings)
@@ -199,6 +201,7 @@ class TestOtherPlaces:
         assert reembed(made, MLXEmbeddingFunction(mode="mock", dimension=16)).count() == 1
         assert get_collection(client, "docs").count() == 1
 
+    @pytest.mark.slow
     async def test_by_the_asynchronous_client(
         self, elsewhere: ClientAPI, chroma_port: int, name: str, mock: MLXEmbeddingFunction
     ) -> None:
@@ -233,6 +236,7 @@ class TestOlderVersions:
             monkeypatch.delattr(chromadb.api.ServerAPI, "get_collection_by_id")
         return chromadb.HttpClient("127.0.0.1", chroma_port)
 
+    @pytest.mark.slow
     def test_every_helper(self, client: ClientAPI, name: str, mock: MLXEmbeddingFunction) -> None:
         made = create_collection(client, name, mock)
         upsert(made, [Document("a", "a")])
@@ -289,6 +293,7 @@ def test_a_collection_is_followed_to_its_new_name(chroma: ClientAPI, name: str, 
     assert chroma.get_collection(f"{name}-new").count() == 1
 
 
+@pytest.mark.slow
 def test_a_moved_model_folder_is_the_same_space(chroma: ClientAPI, name: str, tiny_dir: Path) -> None:
     made = create_collection(chroma, name, MLXEmbeddingFunction(tiny_dir))
     upsert(made, [Document("a", "cats sleep")])

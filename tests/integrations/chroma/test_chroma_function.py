@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,19 @@ class TestQueries:
             assert isinstance(vectors, list)
             assert [(v.shape, v.dtype) for v in vectors] == [((384,), np.float32)] * 2
 
+    def test_returns_what_langchain_asks_for(self, prompted: MLXEmbeddingFunction) -> None:
+        query, documents = prompted.embed_query("soup"), prompted.embed_documents(["soup", "tea"])
+        assert [type(value) for value in (query, query[0], documents, documents[0])] == [list, float, list, list]
+        np.testing.assert_array_equal(query, prompted.embed_query(["soup"])[0])
+        np.testing.assert_allclose(documents, prompted(["soup", "tea"]), atol=1e-6)
+        assert prompted.embed_documents([]) == []
+
+        async def ask() -> tuple[list[float], list[list[float]], list[list[float]]]:
+            found = prompted.aembed_query("soup"), prompted.aembed_documents(["soup", "tea"])
+            return *[await one for one in found], await prompted.aembed_documents([])  # type: ignore[return-value]
+
+        assert asyncio.run(ask()) == (query, documents, [])
+
     def test_settings_of_the_vectors(self, minilm: EmbeddingService) -> None:
         raw = np.asarray(MLXEmbeddingFunction(MINILM, normalize=False)(["a text"])[0])
         unit = np.asarray(MLXEmbeddingFunction(MINILM)(["a text"])[0])
@@ -273,6 +287,7 @@ class TestSettings:
 
 
 class TestCost:
+    @pytest.mark.slow
     def test_a_thousand_functions_load_nothing(
         self, name: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -207,6 +207,7 @@ def test_other_values_are_refused_by_name(docs: chromadb.Collection, mocked: Emb
     assert docs.get()["metadatas"] == [{"x": 1}]
 
 
+@pytest.mark.slow
 async def test_the_asynchronous_client_keeps_and_refuses_the_same(chroma_port: int, name: str) -> None:
     client = await chromadb.AsyncHttpClient("127.0.0.1", chroma_port)
     function: Any = MLXEmbeddingFunction(mode="mock", dimension=D)
@@ -241,6 +242,7 @@ def test_a_null_is_as_good_as_nothing(docs: chromadb.Collection) -> None:
     assert docs.get(ids=["a", "b"])["metadatas"] == [{"y": 1}, None]
 
 
+@pytest.mark.slow
 def test_a_change_of_type_is_a_change(docs: chromadb.Collection) -> None:
     for old, new in ((1, True), (True, 1), (1, 1.0), (1.0, 1), ([1], [True]), ("1", 1), (0, None), (0.5, 0.5 + 2**-40)):
         upsert(docs, [Document("a", "a", metadata={"x": old})])
@@ -260,6 +262,7 @@ def test_floats_to_the_last_place_but_one(docs: chromadb.Collection) -> None:
     assert upsert(docs, documents, skip_unchanged=True).skipped == len(numbers)
 
 
+@pytest.mark.slow
 def test_lists_of_deleted_collections_do_not_come_back(tmp_path: Path) -> None:
     """Chroma itself shows them in the records of others (its own `add`, pinned here, still does)."""
     client = chromadb.PersistentClient(tmp_path)

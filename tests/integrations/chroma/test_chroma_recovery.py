@@ -73,6 +73,7 @@ def die(monkeypatch: pytest.MonkeyPatch, step: int, *, done: bool, error: type[B
 
 
 # The writes: keep the old one elsewhere, delete it, add the new one, delete what was kept.
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 @pytest.mark.parametrize("error", [Dead, OSError])
@@ -213,6 +214,7 @@ class TestNoIndexYet:
         assert upsert(docs, [Document("b", "other")], skip_unchanged=True).skipped == 1
         assert len(failed) == 2
 
+    @pytest.mark.slow
     def test_what_does_not_pass_is_told(self, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fail(monkeypatch, 100)
         with pytest.raises(UpsertError, match="Nothing found on disk"):
@@ -226,6 +228,7 @@ class TestNoIndexYet:
         assert upsert(empty, [Document("b", "other")], skip_unchanged=True).inserted == 1
 
 
+@pytest.mark.slow
 async def test_the_asynchronous_client(chroma_port: int, name: str) -> None:
     client = await chromadb.AsyncHttpClient("127.0.0.1", chroma_port)
     function: Any = MLXEmbeddingFunction(mode="mock", dimension=D)
@@ -237,6 +240,7 @@ async def test_the_asynchronous_client(chroma_port: int, name: str) -> None:
     assert dict(zip(found["ids"], found["documents"], strict=True)) == {"a": None, "b": "b", "lost": "text"}
 
 
+@pytest.mark.slow
 def test_threads_that_replace_one_document(docs: chromadb.Collection) -> None:
     versions = [
         Document("a", vector=[1.0] * D, metadata={"v": 0, "only in 0": 1}),

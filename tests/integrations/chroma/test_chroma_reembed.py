@@ -199,6 +199,7 @@ class TestNames:
         assert one != other
         assert len(one) == len(other) == 512
 
+    @pytest.mark.slow
     def test_of_any_model(self, chroma: ClientAPI, name: str, tiny_dir: Path) -> None:
         source = chroma.create_collection(name, embedding_function=None)
         source.add(ids=["a"], documents=["a"], embeddings=[[1.0, 2.0]])

@@ -7,6 +7,7 @@ from typing import Any
 
 import akidb_mlx_chroma
 import chromadb
+import pytest
 from host_helpers import nearest
 
 from akidb_mlx_plugin import Document
@@ -26,6 +27,7 @@ class TestChroma:
         assert (hnsw["space"], hnsw["max_neighbors"], hnsw["ef_search"]) == ("cosine", 40, 77)
         assert nearest(client.get_collection(made.name), "a") == "a"
 
+    @pytest.mark.slow
     def test_another_database(self, chroma_port: int, name: str) -> None:
         admin = chromadb.AdminClient(
             chromadb.Settings(

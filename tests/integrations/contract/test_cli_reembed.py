@@ -35,6 +35,7 @@ class TestCommand:
         host.upsert(made, [Document("date", "parse a date"), Document("pasta", "boil the pasta in water")])
         return made
 
+    @pytest.mark.slow
     def test_another_model(self, host: Host, real: Any) -> None:
         arguments = [host.location, host.option, "docs", "--model", MINILM, "--json"]
         result = CliRunner().invoke(app, arguments)
@@ -78,6 +79,7 @@ class TestCommand:
         assert result.exit_code == 2
         assert "--collection" in result.output
 
+    @pytest.mark.slow
     def test_a_server(self, chroma_port: int, name: str, minilm: EmbeddingService) -> None:
         client = chromadb.HttpClient("127.0.0.1", chroma_port)
         source = akidb_mlx_chroma.create_collection(client, name, akidb_mlx_chroma.MLXEmbeddingFunction(TINY))

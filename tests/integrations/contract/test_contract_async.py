@@ -44,6 +44,7 @@ async def test_the_same_refusals(host: Host, name: str, mock: Any) -> None:
     assert await host.count_async(remote) == 1
 
 
+@pytest.mark.slow
 async def test_many_at_once(host: Host, name: str, mock: Any) -> None:
     remote = await host.connect(name, mock)
     jobs = [host.module.aupsert(remote, [Document(f"{job}-{i}", f"{job} {i}") for i in range(150)]) for job in range(4)]
@@ -56,6 +57,7 @@ async def test_a_synchronous_collection(host: Host, docs: Any) -> None:
     assert (await host.module.aupsert(docs, stream)).inserted == 10
 
 
+@pytest.mark.slow
 async def test_a_cancelled_task_ends_after_a_write(host: Host, name: str, mock: Any) -> None:
     remote = await host.connect(name, mock)
     documents = [Document(f"d{i}", f"{i}") for i in range(20_000)]

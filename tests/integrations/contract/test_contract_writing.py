@@ -90,6 +90,7 @@ def test_unchanged_texts_are_known_after_the_hosts_own_writes(host: Host, docs: 
     assert sorted(mocked) == ["text 1", "text 3"]
 
 
+@pytest.mark.slow
 def test_a_stream_larger_than_one_write(host: Host, docs: Any) -> None:
     def stream() -> Iterator[Document]:
         for i in range(6_000):

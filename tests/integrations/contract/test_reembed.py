@@ -46,6 +46,7 @@ def source(host: Host, old: Any) -> Any:
 
 
 class TestBothHosts:
+    @pytest.mark.slow
     def test_the_same_documents_under_another_model(self, host: Host, source: Any, new: Any) -> None:
         before = host.read(source)
         made = host.reembed(source, new)
@@ -70,6 +71,7 @@ class TestBothHosts:
         assert sorted(mocked) == ["changed", "more"]
         assert len(host.read(made)) == 301
 
+    @pytest.mark.slow
     def test_a_bar_is_drawn_when_asked_for(
         self, host: Host, source: Any, new: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -85,6 +87,7 @@ class TestBothHosts:
             host.reembed(source, new)
         assert mocked == []
 
+    @pytest.mark.slow
     def test_names_that_are_taken(self, host: Host, source: Any, old: Any, new: Any) -> None:
         with pytest.raises(InvalidInputError, match="needs another name than"):
             host.reembed(source, new, name="docs")
@@ -95,6 +98,7 @@ class TestBothHosts:
         with pytest.raises(DimensionMismatchError, match="holds vectors of 16 dimensions"):
             host.reembed(source, host.make(mode="mock", dimension=4), name="next")
 
+    @pytest.mark.slow
     def test_documents_that_are_gone_from_the_source_are_told(self, host: Host, source: Any, new: Any) -> None:
         host.reembed(source, new, name="next")
         host.delete(source, "d5")
@@ -104,6 +108,7 @@ class TestBothHosts:
     def test_an_empty_source(self, host: Host, old: Any, new: Any) -> None:
         assert host.read(host.reembed(host.create("empty", old), new)) == {}
 
+    @pytest.mark.slow
     def test_what_is_missing_at_the_end_is_told(
         self, host: Host, source: Any, new: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

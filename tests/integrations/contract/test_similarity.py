@@ -131,12 +131,14 @@ def dot_repo(hub: Hub, cache_dir: Path, dot_dir: Path) -> str:
 
 
 class TestBeforeTheDownload:
+    @pytest.mark.slow
     def test_the_helper_looks_first(self, client: ClientAPI, dot_repo: str, caplog: pytest.LogCaptureFixture) -> None:
         docs = akidb_mlx_chroma.create_collection(client, "docs", MLXEmbeddingFunction(dot_repo))
         docs.add(ids=["a"], documents=["a stone"])
         assert space_of(docs) == "ip"
         assert "compared by" not in caplog.text
 
+    @pytest.mark.slow
     def test_a_plain_collection_is_told_once_when_the_model_is_there(
         self, client: ClientAPI, dot_repo: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -279,6 +281,7 @@ def ask(*arguments: object) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_the_command_ranks_and_scores_by_dot_products_in_both(
     client: ClientAPI, tmp_path: Path, dot_dir: Path, raw: dict[str, Any], by_product: list[str]
 ) -> None:

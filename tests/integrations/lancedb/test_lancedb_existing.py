@@ -188,6 +188,7 @@ class TestConnections:
         db.create_namespace(["team"])
         return db, {"namespace_path": ["team"]}
 
+    @pytest.mark.slow
     async def test_every_helper(self, place: tuple[Any, dict[str, Any]], mock: MLXEmbeddings, new: Any) -> None:
         db, namespace = place
         # More than a page of names before it.

@@ -244,6 +244,7 @@ class TestUpserting:
             upsert(table, [Document("a", "a"), Document("b", vector=[1.0] * D)])
         assert mocked == []
 
+    @pytest.mark.slow
     def test_hybrid_search_with_a_full_text_index(self, docs: Any) -> None:
         upsert(docs, [Document(f"d{i}", f"note number{i} about things") for i in range(300)])
         docs.create_index("text", config=FTS())

@@ -53,6 +53,7 @@ def batch(rows: dict[str, tuple[str | None, Any]]) -> pa.RecordBatch:
 class TestNullTexts:
     """A row without a text gets no vector from the function, and never one of zeros."""
 
+    @pytest.mark.slow
     def test_by_default_nothing_is_written(self, notes: lancedb.table.Table) -> None:
         with pytest.raises(RuntimeError, match="on_bad_vectors"):
             notes.add(ROWS)

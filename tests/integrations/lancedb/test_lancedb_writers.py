@@ -160,6 +160,7 @@ class TestThreads:
             list(pool.map(lambda i: upsert(table, [Document("page", f"edit {i}")]), range(8)))
         assert table.count_rows() == 1
 
+    @pytest.mark.slow
     def test_a_primary_key_needs_no_lock(self, db: Any, docs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """LanceDB's own means, for writers on several machines: rows are typed as a key needs them."""
 
