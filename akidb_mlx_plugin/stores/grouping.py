@@ -50,13 +50,13 @@ def group_hits(hits: Iterable[Mapping[str, Any]], *, on: str = "id", limit: int 
 
 def _parent(hit: Mapping[str, Any]) -> str | None:
     """Return the id of the document that a hit is a piece of."""
-    metadata = hit.get("metadata")
-    if isinstance(metadata, str):
+    found, inner = hit.get(PARENT), hit.get("metadata")
+    if isinstance(found, str):
+        return found
+    if isinstance(inner, str):
         # A JSON column, as LanceDB returns it.
         try:
-            metadata = json.loads(metadata)
+            inner = json.loads(inner)
         except ValueError:
-            metadata = None
-    inner = metadata.get(PARENT) if isinstance(metadata, Mapping) else None
-    found = hit.get(PARENT) or inner
-    return found if isinstance(found, str) else None
+            return None
+    return _parent(inner) if isinstance(inner, Mapping) else None
