@@ -9,9 +9,7 @@ import typer
 
 def run(
     program: Annotated[str, typer.Argument(metavar="MODULE|SCRIPT", help="A module, a .py file or a command.")],
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the program.")
-    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the program.")] = None,
 ) -> NoReturn:
     """Run a Python program with the functions of Chroma and LanceDB registered, for programs that do not import them.
 
