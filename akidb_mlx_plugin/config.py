@@ -16,12 +16,14 @@ from typing import Any, Literal, TypeAlias
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from akidb_mlx_plugin.argument_names import right_name
 from akidb_mlx_plugin.config_sections import DEFAULT_MODEL as DEFAULT_MODEL
 from akidb_mlx_plugin.config_sections import Device as Device
 from akidb_mlx_plugin.config_sections import Dtype as Dtype
 from akidb_mlx_plugin.config_sections import MLXConfig as MLXConfig
 from akidb_mlx_plugin.config_sections import MockConfig, RemoteConfig, ServiceConfig, UserProvidedConfig
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.types import Overflow
 
 Mode = Literal["mlx", "user_provided", "mock"]
 
@@ -83,6 +85,7 @@ class EmbeddingConfig(BaseModel):
         normalize: bool | None = None,
         pooling: str | Sequence[str] | None = None,
         device: Device | None = None,
+        overflow: Overflow | None = None,
         cache_dir: str | Path | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
@@ -96,7 +99,7 @@ class EmbeddingConfig(BaseModel):
         mode = cls.load(overrides={"mode": mode} if mode else {}).mode
         mlx: dict[str, Any] = {"normalize": normalize, "pooling": pooling, "device": device, "cache_dir": cache_dir}
         mlx |= {"query_prompt": query_prompt, "document_prompt": document_prompt}
-        mlx |= {"query_task": query_task, "document_task": document_task}
+        mlx |= {"query_task": query_task, "document_task": document_task, "overflow": overflow}
         sections: dict[str, dict[str, Any]] = {"mlx": mlx, "mock": {}, "user_provided": {}}
         sections["user_provided" if mode == "user_provided" else "mlx"]["model"] = model
         sections[mode]["dimension"] = dimension
@@ -120,6 +123,7 @@ _TEXT_KEYS = {
     "mode",
     "mlx.model",
     "mlx.cache_dir",
+    "mlx.overflow",
     "mlx.device",
     "mlx.dtype",
     "mlx.query_task",
@@ -234,6 +238,10 @@ def _items(value: Any, name: str, origin: str) -> list[tuple[str, Any]]:
 
 
 def _suggest(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    section = section or "mlx"
+    if section in _SECTIONS and (right := right_name(name, _SECTIONS[section].model_fields)):
+        return f"; it is {section}.{right}"
     close = difflib.get_close_matches(key[:_LONGEST_KEY], _KEYS, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(_KEYS)}"
 

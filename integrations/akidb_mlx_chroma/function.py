@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
+from akidb_mlx_plugin.argument_names import named_arguments
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
 from akidb_mlx_plugin.stores.settings import check_same_settings, check_settings, config_from_stored, stored_settings
-from akidb_mlx_plugin.types import Kind, ModelInfo
+from akidb_mlx_plugin.types import Kind, ModelInfo, Overflow, TextPiece
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
@@ -39,6 +40,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     `AKIDB_ALLOWED_MODELS`.
     """
 
+    @named_arguments()
     def __init__(
         self,
         model: str | Path | None = None,
@@ -51,6 +53,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         document_prompt: str | None = None,
         query_task: str | None = None,
         document_task: str | None = None,
+        overflow: Overflow | None = None,
         device: Device | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
@@ -67,11 +70,13 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             document_prompt: text put before each document instead of the model's.
             query_task, document_task: name of another of the model's prompts (`akidb-mlx models info NAME`), such as
                 "clustering".
+            overflow: "truncate" cuts texts that are longer than the model takes, and counts them; "error" refuses them
+                before anything is embedded; not stored.
             device: "auto", "gpu" or "cpu"; not stored.
             cache_dir: where models are kept; not stored.
         Raises:
             ModelNotFoundError: a misspelled name, which a plain collection would store permanently.
-            InvalidInputError: an unusable value.
+            InvalidInputError: an unusable value, or a name that is not one of these.
         """
         config = EmbeddingConfig.from_arguments(
             model,
@@ -79,6 +84,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             dimension=dimension,
             normalize=normalize,
             pooling=pooling,
+            overflow=overflow,
             device=device,
             cache_dir=cache_dir,
             query_prompt=query_prompt,
@@ -140,6 +146,10 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         if isinstance(input, str):
             return cast("list[float]", self.service.encode_query(input).tolist())
         return self._embed(input, "query")
+
+    def split(self, text: str, max_tokens: int | None = None, overlap: int = 0) -> list[TextPiece]:
+        """Split a text into pieces that the model takes whole; arguments and errors as for `EmbeddingService.split`."""
+        return self.service.split(text, max_tokens, overlap)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed one query without blocking the event loop, for LangChain."""
