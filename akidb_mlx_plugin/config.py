@@ -23,6 +23,7 @@ from akidb_mlx_plugin.config_sections import Dtype as Dtype
 from akidb_mlx_plugin.config_sections import MLXConfig as MLXConfig
 from akidb_mlx_plugin.config_sections import MockConfig, RemoteConfig, ServiceConfig, UserProvidedConfig
 from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.types import Overflow
 
 Mode = Literal["mlx", "user_provided", "mock"]
 
@@ -84,6 +85,7 @@ class EmbeddingConfig(BaseModel):
         normalize: bool | None = None,
         pooling: str | Sequence[str] | None = None,
         device: Device | None = None,
+        overflow: Overflow | None = None,
         cache_dir: str | Path | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
@@ -97,7 +99,7 @@ class EmbeddingConfig(BaseModel):
         mode = cls.load(overrides={"mode": mode} if mode else {}).mode
         mlx: dict[str, Any] = {"normalize": normalize, "pooling": pooling, "device": device, "cache_dir": cache_dir}
         mlx |= {"query_prompt": query_prompt, "document_prompt": document_prompt}
-        mlx |= {"query_task": query_task, "document_task": document_task}
+        mlx |= {"query_task": query_task, "document_task": document_task, "overflow": overflow}
         sections: dict[str, dict[str, Any]] = {"mlx": mlx, "mock": {}, "user_provided": {}}
         sections["user_provided" if mode == "user_provided" else "mlx"]["model"] = model
         sections[mode]["dimension"] = dimension
@@ -121,6 +123,7 @@ _TEXT_KEYS = {
     "mode",
     "mlx.model",
     "mlx.cache_dir",
+    "mlx.overflow",
     "mlx.device",
     "mlx.dtype",
     "mlx.query_task",

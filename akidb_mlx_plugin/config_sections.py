@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from akidb_mlx_plugin.durations import parse_duration
 from akidb_mlx_plugin.pooling_names import join_pooling
+from akidb_mlx_plugin.types import Overflow
 
 Device = Literal["auto", "gpu", "cpu"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -68,6 +69,8 @@ class MLXConfig(_Section):
             at once; while requests arrive from several callers, large ones run in slices of this length.
         normalize: scale vectors to unit length; defaults to the checkpoint's setting.
         pooling: such as "mean" or "cls+mean"; defaults to the setting of the checkpoint, registry or architecture.
+        overflow: what happens to a text that is longer than the model takes: it is cut and counted ("truncate"), or
+            refused before anything is embedded ("error").
         device: "gpu" or "cpu"; "auto" uses a GPU if there is one.
         dtype: dtype of the weights; "auto" is float32 on a CPU, bfloat16 or the stored dtype on a GPU.
         keep_warm_s: how long after each text to keep a GPU awake by computing a little every five seconds; a GPU that
@@ -88,6 +91,7 @@ class MLXConfig(_Section):
     batch_timeout_ms: float = Field(default=50, ge=0, le=60_000)
     normalize: bool | None = None
     pooling: Annotated[str | None, BeforeValidator(_to_pooling)] = None
+    overflow: Overflow = "truncate"
     device: Device = "auto"
     dtype: Dtype = "auto"
     keep_warm_s: float = Field(default=0, ge=0, le=86_400)

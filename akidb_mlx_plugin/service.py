@@ -14,7 +14,7 @@ from akidb_mlx_plugin.encoding import TextEncoder
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.model_queue import close_queue, close_when_forgotten, open_queue
 from akidb_mlx_plugin.providers import EmbeddingProvider, make_provider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, Kind, ModelInfo, Overflow, TextPiece
 from akidb_mlx_plugin.validation import list_inputs
 
 
@@ -36,6 +36,7 @@ class EmbeddingService(TextEncoder):
         normalize: bool | None = None,
         pooling: str | Sequence[str] | None = None,
         device: Device | None = None,
+        overflow: Overflow | None = None,
         trusted: bool = True,
         provider: EmbeddingProvider | None = None,
         clock: Clock | None = None,
@@ -43,7 +44,7 @@ class EmbeddingService(TextEncoder):
         """Make a service.
 
         Args:
-            model_or_config: a model's name, repository or folder; or a whole configuration, which excludes the five
+            model_or_config: a model's name, repository or folder; or a whole configuration, which excludes the six
                 arguments below. Defaults to the environment's value, else to the default model.
             model: the same by its name elsewhere: a model's name, repository or folder.
             mode: "mlx", "user_provided" or "mock".
@@ -52,6 +53,7 @@ class EmbeddingService(TextEncoder):
             pooling: how token vectors become one, overriding the checkpoint: one of `POOLING_MODES`, or several as a
                 list or "cls+mean".
             device: "auto", "gpu" or "cpu".
+            overflow: "truncate" cuts texts that are longer than the model takes, and counts them; "error" refuses them.
             trusted: False if the model's name comes from a stored collection; see `MLXProvider`.
             provider: replaces the provider that the configuration names; closed with the service.
             clock: replaces the system's clock in tests.
@@ -63,11 +65,17 @@ class EmbeddingService(TextEncoder):
         config = model_or_config if model is None else model
         if not isinstance(config, EmbeddingConfig):
             config = EmbeddingConfig.from_arguments(
-                config, mode=mode, dimension=dimension, normalize=normalize, pooling=pooling, device=device
+                config,
+                mode=mode,
+                dimension=dimension,
+                normalize=normalize,
+                pooling=pooling,
+                device=device,
+                overflow=overflow,
             )
-        elif any(value is not None for value in (mode, dimension, normalize, pooling, device)):
+        elif any(value is not None for value in (mode, dimension, normalize, pooling, device, overflow)):
             raise InvalidInputError(
-                "pass a configuration, or mode, dimension, normalize, pooling and device, but not both"
+                "pass a configuration, or mode, dimension, normalize, pooling, device and overflow, but not both"
             )
         self._config = config
         self._provider = provider or make_provider(config, trusted=trusted)
@@ -127,6 +135,7 @@ class EmbeddingService(TextEncoder):
         dimension: int | None = None,
         prompt: str | None = None,
         task: str | None = None,
+        overflow: Overflow | None = None,
         deadline_ms: float | None = None,
     ) -> BatchEmbeddingResponse:
         """Embed texts and wait for the vectors.
@@ -138,6 +147,8 @@ class EmbeddingService(TextEncoder):
             dimension: keep this many leading components. Defaults to the configuration, else to the model's default.
             prompt: replaces the prompt that `kind` selects.
             task: name of another of the model's prompts, replacing the one that `kind` selects.
+            overflow: "truncate" cuts texts that are longer than the model takes; "error" refuses the request. Defaults
+                to the configuration.
             deadline_ms: longest wait. Defaults to the configuration.
         Returns:
             (N, D) float32 in the order of the texts, and their usage.
@@ -146,7 +157,7 @@ class EmbeddingService(TextEncoder):
             ServiceUnavailableError: closed, full, past the deadline, or forked.
             ModelNotFoundError, DownloadError: the model could not be loaded; the next call tries again.
         """
-        request = _make_request(texts, kind, normalize, dimension, prompt, task)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task, overflow)
         return self._queue.embed(request, deadline_ms=deadline_ms)
 
     def submit(
@@ -158,6 +169,7 @@ class EmbeddingService(TextEncoder):
         dimension: int | None = None,
         prompt: str | None = None,
         task: str | None = None,
+        overflow: Overflow | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue one text or several and return at once. Arguments and errors are those of `embed_batch`.
@@ -167,7 +179,7 @@ class EmbeddingService(TextEncoder):
             is working on it. Its callbacks run on the service's own thread and should be quick.
         """
         texts = [text] if isinstance(text, str) else text
-        request = _make_request(texts, kind, normalize, dimension, prompt, task)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task, overflow)
         return self._queue.submit(request, deadline_ms=deadline_ms)
 
     def submit_when_room(
@@ -179,6 +191,7 @@ class EmbeddingService(TextEncoder):
         dimension: int | None = None,
         prompt: str | None = None,
         task: str | None = None,
+        overflow: Overflow | None = None,
         deadline_ms: float | None = None,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue texts like `submit`, but wait in line for room in a full queue instead of being rejected.
@@ -187,7 +200,7 @@ class EmbeddingService(TextEncoder):
         waiting for room, and canceling it leaves the line. The deadline counts from the moment there is room.
         """
         texts = [text] if isinstance(text, str) else text
-        request = _make_request(texts, kind, normalize, dimension, prompt, task)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task, overflow)
         return self._queue.submit(request, deadline_ms=deadline_ms, wait_for_room=True)
 
     async def aembed_batch(
@@ -199,18 +212,52 @@ class EmbeddingService(TextEncoder):
         dimension: int | None = None,
         prompt: str | None = None,
         task: str | None = None,
+        overflow: Overflow | None = None,
         deadline_ms: float | None = None,
     ) -> BatchEmbeddingResponse:
         """Embed texts without blocking the event loop. Arguments and errors are those of `embed_batch`.
 
         Canceling the task withdraws the request.
         """
-        request = _make_request(texts, kind, normalize, dimension, prompt, task)
+        request = _make_request(texts, kind, normalize, dimension, prompt, task, overflow)
         return await self._queue.aembed(request, deadline_ms=deadline_ms)
 
     def model_info(self) -> ModelInfo:
         """Describe the model and its vectors; loads no weights, but downloads the model if necessary."""
         return self._provider.model_info()
+
+    def split(self, text: str, max_tokens: int | None = None, overlap: int = 0) -> list[TextPiece]:
+        """Split a text into pieces that the model takes whole; loads no weights.
+
+        A piece ends after a paragraph if one ends in the second half of what fits, else after a sentence, else after a
+        word, else between two characters. Only a single character of more tokens than fit, such as a letter under
+        hundreds of accents, is cut.
+
+        Args:
+            text: of any length; the empty one has no pieces.
+            max_tokens: most tokens of a piece, with the model's prompt for documents and special tokens. Defaults to
+                what the model takes.
+            overlap: most tokens at the end of a piece that the next one repeats, up to half of a piece. Without any,
+                the pieces joined are the text.
+        Raises:
+            InvalidInputError: not a text, max_tokens or overlap are out of range, or no model embeds here.
+            ModelNotFoundError, DownloadError: the model's tokenizer could not be loaded.
+        """
+        return self._provider.split(text, max_tokens=max_tokens, overlap=overlap)
+
+    def check_lengths(self, texts: Sequence[str], names: Sequence[str] | None = None) -> None:
+        """Check that the model takes each document whole, if the configuration refuses those that it would cut.
+
+        In mode "mock" or with a server nothing is checked here: a server checks every request itself.
+
+        Args:
+            texts: any number.
+            names: what to call each in the message; default to their positions.
+        Raises:
+            InvalidInputError: one is too long.
+        """
+        if self._config.mlx.overflow == "error" and texts:
+            self._provider.check_lengths(_make_request(texts, "document", None, None, None, None, "error"), names)
 
     def health_check(self) -> None:
         """Check that texts can be embedded; loads nothing.
@@ -282,8 +329,9 @@ def _make_request(
     dimension: int | None,
     prompt: str | None,
     task: str | None,
+    overflow: Overflow | None,
 ) -> BatchEmbeddingRequest:
-    return BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt, task)
+    return BatchEmbeddingRequest(list_inputs(texts), kind, normalize, dimension, prompt, task, overflow)
 
 
 def _model_label(config: EmbeddingConfig) -> str:

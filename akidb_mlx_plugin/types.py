@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from akidb_mlx_plugin.display import facts_table
 
 Kind = Literal["document", "query"]
+# What happens to a text that is longer than the model takes: it is cut, or refused.
+Overflow = Literal["truncate", "error"]
 # Similarity functions, by sentence-transformers' names.
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 Vector = NDArray[np.float32]
@@ -28,6 +30,8 @@ class BatchEmbeddingRequest:
         dimension: keep this many leading components (Matryoshka truncation); defaults to the model's dimension.
         prompt: the caller's own prompt, instead of the one that `kind` selects.
         task: name of another of the model's prompts, instead of the one that `kind` selects.
+        overflow: cut a text that is longer than the model takes, or refuse the request; defaults to cutting.
+        positions: of these texts among the caller's, if they are a part of them; for messages.
     """
 
     inputs: Sequence[str]
@@ -36,10 +40,17 @@ class BatchEmbeddingRequest:
     dimension: int | None = None
     prompt: str | None = None
     task: str | None = None
+    overflow: Overflow | None = None
+    positions: Sequence[int] | None = None
 
     def select(self, indexes: Sequence[int]) -> BatchEmbeddingRequest:
         """Return a request for some of the texts, with the same settings."""
-        return replace(self, inputs=[self.inputs[index] for index in indexes])
+        positions = [self.position(index) for index in indexes]
+        return replace(self, inputs=[self.inputs[index] for index in indexes], positions=positions)
+
+    def position(self, index: int) -> int:
+        """Return where a text was among the caller's."""
+        return index if self.positions is None else self.positions[index]
 
 
 @dataclass(frozen=True)
@@ -180,6 +191,20 @@ class ModelInfo:
             "fingerprint": self.fingerprint,
         }
         return facts_table(self.model, facts)
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """A part of a longer text.
+
+    Attributes:
+        text: the part.
+        start, end: its place in the whole text, in characters: `whole[start:end] == text`.
+    """
+
+    text: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, Kind, PairRequest
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, Kind, Overflow, PairRequest
 
 _KINDS = get_args(Kind)
+_OVERFLOWS = get_args(Overflow)
 
 
 def list_inputs(inputs: object) -> list[str]:
@@ -28,8 +29,8 @@ def check_request(request: BatchEmbeddingRequest) -> None:
     """Check a request against what every model requires.
 
     Raises:
-        InvalidInputError: no texts, an input that is not a string, an unpaired surrogate, an unknown kind, or a
-            dimension that is not a positive integer. The message names the position, never the text.
+        InvalidInputError: no texts, an input that is not a string, an unpaired surrogate, an unknown kind or overflow,
+            or a dimension that is not a positive integer. The message names the position, never the text.
     """
     if isinstance(request.inputs, str | bytes):
         raise InvalidInputError(
@@ -43,6 +44,8 @@ def check_request(request: BatchEmbeddingRequest) -> None:
         check_unicode(text, f"text {index}")
     if request.kind not in _KINDS:
         raise InvalidInputError(f"kind must be {' or '.join(map(repr, _KINDS))}, got {request.kind!r}")
+    if request.overflow is not None and request.overflow not in _OVERFLOWS:
+        raise InvalidInputError(f"overflow must be {' or '.join(map(repr, _OVERFLOWS))}, got {request.overflow!r}")
     dimension = request.dimension
     if dimension is not None and (isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1):
         raise InvalidInputError(f"dimension must be a positive integer, got {dimension!r}")

@@ -27,6 +27,8 @@ from akidb_mlx_plugin.cross_encoder import CrossEncoder
 
 # Enough characters to recognize a text; --json prints all of it.
 _SHOWN = 120
+# Pieces to look for per document.
+_PIECES = 10
 
 
 def search(
@@ -38,6 +40,9 @@ def search(
     ] = None,
     pooling: PoolingOption = None,
     rerank: RerankOption = None,
+    group: Annotated[
+        bool, typer.Option("--group", help="One result per document whose pieces were found: its best piece.")
+    ] = False,
     as_json: JsonOption = False,
     chroma: ChromaOption = None,
     collection: CollectionOption = None,
@@ -52,6 +57,9 @@ def search(
     With --rerank the best 50 candidates, or ten for each result, are scored again by a reranker, which reads the query
     and each text together.
 
+    With --group the pieces of long documents are grouped: a result is the best piece of a document, with the document's
+    id and the number of pieces found.
+
     Example: akidb-mlx search 'parse a date' ./chroma/docs
 
     Example: akidb-mlx search 'parse a date' lancedb://./lancedb/docs --limit 3 --json
@@ -64,15 +72,27 @@ def search(
             # Downloads it, or refuses it, before anything is searched.
             encoder.model_info()
         count = count_candidates(limit, encoder)
+        if group:
+            count = max(count, _PIECES * limit)
         search_in = _search_collection if isinstance(place, ChromaAddress) else _search_table
         rows = search_in(place.source, place.name, text, count, model, pooling)
         if encoder and rows:
-            rows = sort_rows(rows, text, encoder, limit)
+            rows = sort_rows(rows, text, encoder, count if group else limit)
+        if group:
+            rows = _group(rows, limit)
     if not as_json:
         rows = [{**row, "text": _shorten(row["text"]), "metadata": _plain(row["metadata"])} for row in rows]
     print_rows(rows, as_json=as_json)
     if not rows and not as_json:
         typer.echo("it is empty", err=True)
+
+
+def _group(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """Return the best row of each document, with the document's id."""
+    from akidb_mlx_plugin.stores.grouping import group_hits
+
+    found = group_hits(rows, limit=limit)
+    return [{**group.pieces[0], "id": group.id, "pieces": len(group.pieces)} for group in found]
 
 
 def _search_collection(

@@ -17,7 +17,9 @@ from akidb_mlx_plugin.errors import EmbeddingError, ModelNotFoundError
 from akidb_mlx_plugin.hub.locks import mark_in_use
 from akidb_mlx_plugin.inference.engine import Engine, ForwardPass, compute_ahead
 from akidb_mlx_plugin.inference.job import EmbeddingJob, Place
+from akidb_mlx_plugin.inference.lengths import refuse_cut
 from akidb_mlx_plugin.inference.prompts import Ids
+from akidb_mlx_plugin.inference.splitting import TextSplitter
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer, TokenRows, load_text_tokenizer
 from akidb_mlx_plugin.runtime.devices import choose_device
 from akidb_mlx_plugin.types import (
@@ -167,7 +169,29 @@ class Embedder:
             normalize=checkpoint.normalize if request.normalize is None else request.normalize,
             dimension=checkpoint.check_dimension(request.dimension),
             prompt=checkpoint.prompt_for(request.task or request.kind) if request.prompt is None else request.prompt,
+            overflow=request.overflow or "truncate",
+            positions=request.positions,
         )
+
+    def check_lengths(self, request: BatchEmbeddingRequest, names: Sequence[str] | None = None) -> None:
+        """Check that no text of a request would be cut, if it refuses that; computes nothing.
+
+        Args:
+            request: with any number of texts.
+            names: what to call each text in the message; default to its position.
+        Raises:
+            InvalidInputError: one would be cut, or cannot be used.
+        """
+        resolved = self.resolve(request)
+        if resolved.overflow != "error":
+            return
+        for first in range(0, len(resolved.inputs), _GROUP):
+            encoded = self._tokenizer.encode([resolved.prompt + t for t in resolved.inputs[first : first + _GROUP]])
+            refuse_cut(self._tokenizer, self._checkpoint.name, resolved, encoded.cut, first=first, names=names)
+
+    def splitter(self, *, prompt: str | None = None, task: str | None = None) -> TextSplitter:
+        """Return what splits long texts for this model; arguments as for `BatchEmbeddingRequest`."""
+        return _make_splitter(self._checkpoint, self._tokenizer, prompt, task)
 
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
         """Embed several requests, each with its own settings, as if they were one.
@@ -180,7 +204,12 @@ class Embedder:
             As `embed`; an InvalidInputError means that nothing was computed for any of them.
         """
         begun = time.perf_counter()
-        job = EmbeddingJob([self.resolve(request) for request in requests])
+        resolved = [self.resolve(request) for request in requests]
+        job = EmbeddingJob(resolved)
+        if job.texts > _CHUNK:
+            # Later chunks are tokenized while earlier ones are computed.
+            for request in resolved:
+                self.check_lengths(request)
         short = job.texts <= _CHUNK // 8
         compute_ahead(job.chunks(_CHUNK), partial(self._start, job, short=short), partial(self._finish, job))
         return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)
@@ -194,6 +223,7 @@ class Embedder:
         begun = time.perf_counter()
         resolved = self.resolve(request)
         encoded = self._encode_pass(resolved)
+        refuse_cut(self._tokenizer, self._checkpoint.name, resolved, encoded.cut)
         count = len(encoded.ids)
         job = EmbeddingJob([replace(resolved, inputs=resolved.inputs[:count])])
         (places,) = job.chunks(count)
@@ -224,6 +254,8 @@ class Embedder:
         prompts: list[Ids] = []
         for r, prompt, texts in job.texts_of(chunk):
             encoded = self._tokenizer.encode(texts)
+            first = next(i for owner, i in chunk if owner == r)
+            refuse_cut(self._tokenizer, self._checkpoint.name, job.request(r), encoded.cut, first=first)
             prompts += self._note(job, r, prompt, encoded)
             rows += encoded.ids
         return self._engine.start(rows, prompts, short=short)
@@ -250,6 +282,22 @@ class Embedder:
                 self._checkpoint.max_tokens,
                 self._checkpoint.name,
             )
+
+
+def load_splitter(
+    model: str | Path, options: LoadOptions, *, prompt: str | None = None, task: str | None = None
+) -> TextSplitter:
+    """Load a model's tokenizer alone, to split long texts; arguments and errors as for `Embedder.open`."""
+    checkpoint, in_use = find_for_use(lambda: find_checkpoint(model, options))
+    with in_use:
+        return _make_splitter(checkpoint, load_text_tokenizer(checkpoint), prompt, task)
+
+
+def _make_splitter(
+    checkpoint: Checkpoint, tokenizer: TextTokenizer, prompt: str | None, task: str | None
+) -> TextSplitter:
+    whole = checkpoint.prompt_for(task or "document") if prompt is None else prompt
+    return TextSplitter(tokenizer, whole, checkpoint.name)
 
 
 def find_for_use(find: Callable[[], Found]) -> tuple[Found, ExitStack]:

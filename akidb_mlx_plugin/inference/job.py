@@ -33,6 +33,10 @@ class EmbeddingJob:
         """Number of texts."""
         return sum(len(request.inputs) for request in self._requests)
 
+    def request(self, r: int) -> ResolvedRequest:
+        """Return a request by its index."""
+        return self._requests[r]
+
     def chunks(self, size: int) -> Iterator[list[Place]]:
         """Yield the places of up to `size` texts at a time, request by request."""
         places = ((r, i) for r, request in enumerate(self._requests) for i in range(len(request.inputs)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from akidb_mlx_plugin.checkpoints.static_embedding import STATIC
 from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
@@ -150,6 +150,26 @@ class TextTokenizer:
         (row,) = self._run([text], special=False)
         return len(row.ids) + sum(map(len, row.overflowing))
 
+    def token_starts(self, text: str) -> list[int]:
+        """Return where each token of a whole text begins, in characters and in order, without special tokens."""
+        try:
+            (row,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        except BaseException as error:
+            _raise_as_invalid_input(error)
+        # Of a text that is truncated at its beginning, the parts come in another order.
+        return sorted(start for part in (row, *row.overflowing) for start, _ in part.offsets)
+
+    @property
+    def special_tokens(self) -> int:
+        """How many special tokens a row has."""
+        added = self._tokenizer.num_special_tokens_to_add(False) if self._adds_special_tokens else 0
+        return added + self.end_tokens
+
+    @property
+    def end_tokens(self) -> int:
+        """How many tokens end a row beside those of the tokenizer's own template."""
+        return int(self._end_id is not None)
+
     def pair_frame(self) -> PairFrame:
         """Return what the tokenizer's template puts around the two texts of a pair; call it before texts are encoded.
 
@@ -229,11 +249,7 @@ class TextTokenizer:
         try:
             return self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
         except BaseException as error:
-            # tokenizers raises bare Exception, or on a panic PanicException, which is not an Exception.
-            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-                reason = " ".join(str(error).split())[:200]
-                raise InvalidInputError(f"this model's tokenizer cannot read one of the texts: {reason}") from error
-            raise
+            _raise_as_invalid_input(error)
 
     def _missing_end_id(self, end_token: str | None) -> int | None:
         """Return the id to append, or None where the tokenizer's own template appends it."""
@@ -244,6 +260,15 @@ class TextTokenizer:
             raise ModelNotFoundError(f"the tokenizer has no token {end_token!r}, which must end every text")
         row = self._tokenizer.encode("a").ids
         return None if row and row[-1] == end_id else int(end_id)
+
+
+def _raise_as_invalid_input(error: BaseException) -> NoReturn:
+    """Raise InvalidInputError for an error of the tokenizer; an interrupt is raised as it is."""
+    # tokenizers raises bare Exception, or on a panic PanicException, which is not an Exception.
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInputError(f"this model's tokenizer cannot read one of the texts: {reason}") from error
+    raise error
 
 
 def load_text_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedRequest
+from akidb_mlx_plugin.errors import InvalidInputError
+from akidb_mlx_plugin.types import (
+    BatchEmbeddingRequest,
+    BatchEmbeddingResponse,
+    ModelInfo,
+    StartedRequest,
+    TextPiece,
+)
 from akidb_mlx_plugin.validation import check_request
 
 
@@ -47,6 +54,23 @@ class EmbeddingProvider(ABC):
             `embed_requests`.
         """
         return None
+
+    def check_lengths(  # noqa: B027 - a provider may cut no text
+        self, request: BatchEmbeddingRequest, names: Sequence[str] | None = None
+    ) -> None:
+        """Raise InvalidInputError for a text that is too long, if the request refuses those; computes nothing.
+
+        Args:
+            request: with any number of texts.
+            names: what to call each text in the message; default to its position.
+        """
+
+    def split(self, text: str, *, max_tokens: int | None = None, overlap: int = 0) -> list[TextPiece]:
+        """Split a text into pieces that the model takes whole; arguments and errors as for `EmbeddingService.split`."""
+        raise InvalidInputError(
+            f"{self.model_info().model!r} has no tokenizer to split texts with; choose mode 'mlx', or give split= a "
+            "function that splits"
+        )
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Check a request and complete it with defaults, as far as possible without computing.

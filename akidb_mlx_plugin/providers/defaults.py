@@ -21,4 +21,5 @@ def with_defaults(request: BatchEmbeddingRequest, config: MLXConfig) -> BatchEmb
         dimension=config.dimension if request.dimension is None else request.dimension,
         prompt=prompt if request.prompt is None else request.prompt,
         task=task if request.task is None else request.task,
+        overflow=config.overflow if request.overflow is None else request.overflow,
     )

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.providers.defaults import with_defaults
 from akidb_mlx_plugin.providers.lazy import LazyProvider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedRequest
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedRequest, TextPiece
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.checkpoints.options import LoadOptions
     from akidb_mlx_plugin.inference.embedder import Embedder
+    from akidb_mlx_plugin.inference.splitting import TextSplitter
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class MLXProvider(LazyProvider["Embedder"]):
         self._config = config
         self._trusted = trusted
         self._described: ModelInfo | None = None
+        self._splitter: TextSplitter | None = None
 
     def embed_requests(self, requests: Sequence[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:
         """Embed several requests as one batch; loads the model if needed.
@@ -78,6 +80,23 @@ class MLXProvider(LazyProvider["Embedder"]):
             check_request(completed)
             return completed
         return embedder.resolve(completed)
+
+    def check_lengths(self, request: BatchEmbeddingRequest, names: Sequence[str] | None = None) -> None:
+        """Raise InvalidInputError for a text that is too long, if the request refuses those; loads the model."""
+        with self._lazy.use() as embedder:
+            embedder.check_lengths(with_defaults(request, self._config), names)
+
+    def split(self, text: str, *, max_tokens: int | None = None, overlap: int = 0) -> list[TextPiece]:
+        """Split a text with the model's tokenizer; loads the tokenizer alone unless the model is in memory."""
+        prompt, task = self._config.document_prompt, self._config.document_task
+        embedder = self._lazy.model
+        if embedder is not None:
+            self._splitter = embedder.splitter(prompt=prompt, task=task)
+        elif self._splitter is None:
+            from akidb_mlx_plugin.inference.embedder import load_splitter
+
+            self._splitter = load_splitter(self._config.model, self._options(), prompt=prompt, task=task)
+        return self._splitter.split(text, max_tokens=max_tokens, overlap=overlap)
 
     def model_info(self) -> ModelInfo:
         """Describe the model from its checkpoint, downloaded if needed, without loading the weights."""

@@ -17,7 +17,7 @@ from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.providers.defaults import with_defaults
 from akidb_mlx_plugin.providers.mlx import MLXProvider
 from akidb_mlx_plugin.providers.server import ServerClient
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, Vector
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, TextPiece, Vector
 from akidb_mlx_plugin.validation import check_request
 
 # A server that restarts is back within seconds; where there is a fallback, nobody need wait for it.
@@ -56,7 +56,9 @@ class RemoteProvider(EmbeddingProvider):
             )
         self._url = remote.url
         self._config = mlx
-        self._fallback = MLXProvider(mlx, trusted=trusted) if remote.fallback == "local" else None
+        # Free until it is needed.
+        self._tokenizing = MLXProvider(mlx, trusted=trusted)
+        self._fallback = self._tokenizing if remote.fallback == "local" else None
         self._client = ServerClient(
             remote.url,
             remote.token.get_secret_value() if remote.token else None,
@@ -92,6 +94,21 @@ class RemoteProvider(EmbeddingProvider):
         check_request(completed)
         return completed
 
+    def split(self, text: str, *, max_tokens: int | None = None, overlap: int = 0) -> list[TextPiece]:
+        """Split a text with the tokenizer of the same model on this machine.
+
+        Raises:
+            InvalidInputError: as for `EmbeddingService.split`, or this machine's model is not the server's.
+        """
+        here = self._tokenizing.model_info()
+        if here.fingerprint != self.model_info().fingerprint:
+            raise InvalidInputError(
+                f"texts are split by the tokenizer on this machine, and {here.model} here is not the server's model "
+                f"(fingerprint {here.fingerprint}, the server's is {self.model_info().fingerprint}); download that "
+                "one, or give split= a function that splits"
+            )
+        return self._tokenizing.split(text, max_tokens=max_tokens, overlap=overlap)
+
     def model_info(self) -> ModelInfo:
         """Describe the server's model with this configuration's settings; asks the server once."""
         try:
@@ -111,8 +128,7 @@ class RemoteProvider(EmbeddingProvider):
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-        if self._fallback is not None:
-            self._fallback.close()
+        self._tokenizing.close()
 
     def _embed(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
         if self._fallback is not None and time.monotonic() < self._asked_again_at:

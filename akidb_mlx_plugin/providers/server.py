@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import random
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +75,15 @@ class ServerClient:
         body: dict[str, Any] = {"model": model, "input": list(request.inputs), "encoding_format": "base64"}
         body |= {"input_type": request.kind, "task": request.task, "prompt": request.prompt}
         body |= {"dimensions": request.dimension, "normalize": request.normalize}
-        content = self._call("POST", "/v1/embeddings", json.dumps(body).encode())
+        if request.overflow == "error":
+            # A server that does not know it yet refuses it; the other value is what such a server does.
+            body["overflow"] = "error"
+        try:
+            content = self._call("POST", "/v1/embeddings", json.dumps(body).encode())
+        except InvalidInputError as error:
+            # The server counts from the first text that it was sent.
+            own = re.sub(r"\btext (\d+) has", lambda found: f"text {request.position(int(found[1]))} has", str(error))
+            raise InvalidInputError(own) from error
         try:
             vectors = _decode(content["data"], len(request.inputs))
             tokens, truncated = content["usage"]["total_tokens"], content["usage"].get("truncated", 0)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from akidb_mlx_plugin.serving.problems import ProblemError
-from akidb_mlx_plugin.types import Kind
+from akidb_mlx_plugin.types import Kind, Overflow
 
 _Body = TypeVar("_Body", bound=BaseModel)
 _LONGEST_NAME = 60
@@ -44,6 +44,8 @@ class EmbeddingsBody(BaseModel):
         task: name of another of the model's prompts.
         prompt: the caller's own prompt.
         normalize: scale vectors to unit length; defaults to the checkpoint's setting.
+        overflow: cut texts that are longer than the model takes, or refuse the request; defaults to the server's
+            configuration.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
@@ -57,6 +59,7 @@ class EmbeddingsBody(BaseModel):
     task: str | None = Field(default=None, min_length=1)
     prompt: str | None = None
     normalize: bool | None = None
+    overflow: Overflow | None = None
 
 
 def _to_documents(value: Any) -> Any:

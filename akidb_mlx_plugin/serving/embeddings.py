@@ -82,6 +82,7 @@ async def answer_embeddings(request: Request, models: ServedModels, limit: int) 
             dimension=body.dimensions,
             prompt=body.prompt,
             task=body.task,
+            overflow=body.overflow,
         )
         response = await wait_or_withdraw(request, asyncio.wrap_future(future))
     except EmbeddingError as error:

@@ -53,7 +53,7 @@ def open_parquet(path: Path) -> Frame:
     import pyarrow.dataset as ds
 
     if path.is_dir():
-        files = sorted(str(file) for suffix in _SUFFIXES for file in path.rglob(f"*{suffix}") if file.is_file())
+        files = sorted(str(file) for file in path.rglob("*") if _is_data(file, path))
         if not files:
             raise InvalidInputError(f"the folder {str(path)!r} has no Parquet files (*.parquet)")
     elif path.exists():
@@ -71,6 +71,12 @@ def open_parquet(path: Path) -> Frame:
             "give the table"
         ) from error
     return Frame(lambda vector: _parquet_blocks(fragments, base, vector), rows, in_memory=False)
+
+
+def _is_data(file: Path, folder: Path) -> bool:
+    """Return whether a file in a folder is one of its Parquet files; hidden ones are logs of Delta Lake or Spark."""
+    is_hidden = any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+    return file.suffix in _SUFFIXES and not is_hidden and file.is_file()
 
 
 def _parquet_blocks(fragments: Iterable[Any], base: str, vector: str) -> Iterator[Block]:
@@ -109,7 +115,8 @@ def _blocks(batches: Iterable[Any], vector: str, source: str = "") -> Iterator[B
 
 def _is_json(field: Any) -> bool:
     """Return whether a column holds JSON, as "metadata" of LanceDB's tables does."""
-    return isinstance(field.type, pa.JsonType) or (field.metadata or {}).get(b"ARROW:extension:name") == b"lance.json"
+    stored = (field.metadata or {}).get(b"ARROW:extension:name")
+    return getattr(field.type, "extension_name", "") == "arrow.json" or stored == b"lance.json"
 
 
 def _vectors(column: Any) -> list[Any]:

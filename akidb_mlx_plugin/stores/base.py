@@ -76,6 +76,17 @@ class Store(ABC):
     def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
         """Return the stored documents with these ids, by id."""
 
+    def check_pieces(self) -> None:  # noqa: B027 - a database may keep any metadata
+        """Raise InvalidInputError if the pieces of long documents cannot be kept here."""
+
+    @abstractmethod
+    def find_pieces(self, parents: Sequence[str]) -> dict[str, str]:
+        """Return the stored pieces of documents: the parent of each, by its id."""
+
+    @abstractmethod
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete the documents with these ids."""
+
     @abstractmethod
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
         """Insert documents, replacing those with the same ids.

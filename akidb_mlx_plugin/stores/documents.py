@@ -65,25 +65,33 @@ class DocumentCheck:
         """
         ids: set[str] = set()
         for index, document in enumerate(documents):
-            field = "id"
-            try:
-                _check_id(index, document)
-                if document.id in ids:
-                    raise InvalidInputError(
-                        f"document {document.id!r} occurs twice in one upsert, the second time at "
-                        f"position {index}; keep only one of them"
-                    )
-                ids.add(document.id)
-                field = "text"
-                self._check_text(document)
-                field = "vector"
-                self._check_vector(document)
-                field = ""
-                _check_metadata(document)
-                self._check_host(document)
-            except EmbeddingError as error:
-                locate(error, document, field)
-                raise
+            self.check_one(index, document, ids)
+
+    def check_one(self, index: int, document: Document, ids: set[str] | None = None) -> None:
+        """Check a document.
+
+        Args:
+            index: its position, for messages.
+            document: to check.
+            ids: of those before it, which it must not repeat; its own is added.
+        Raises:
+            InvalidInputError, DimensionMismatchError: as for `check`.
+        """
+        field = "id"
+        try:
+            _check_id(index, document)
+            if ids is not None:
+                _check_repeated(index, document, ids)
+            field = "text"
+            self._check_text(document)
+            field = "vector"
+            self._check_vector(document)
+            field = ""
+            _check_metadata(document)
+            self._check_host(document)
+        except EmbeddingError as error:
+            locate(error, document, field)
+            raise
 
     def _check_text(self, document: Document) -> None:
         text = document.text
@@ -144,6 +152,15 @@ def _check_id(index: int, document: object) -> None:
     if not isinstance(document.id, str) or not document.id:
         raise InvalidInputError(f"document {index} has the id {document.id!r}; an id must be a non-empty string")
     check_unicode(document.id, f"the id of document {index}")
+
+
+def _check_repeated(index: int, document: Document, ids: set[str]) -> None:
+    if document.id in ids:
+        raise InvalidInputError(
+            f"document {document.id!r} occurs twice in one upsert, the second time at "
+            f"position {index}; keep only one of them"
+        )
+    ids.add(document.id)
 
 
 def _check_metadata(document: Document) -> None:

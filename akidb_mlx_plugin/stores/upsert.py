@@ -20,6 +20,7 @@ from akidb_mlx_plugin.stores.base import Store, StoredDocument, known_vector
 from akidb_mlx_plugin.stores.documents import ChunkSize, DocumentCheck, split_documents
 from akidb_mlx_plugin.stores.outcome import Chunk, Outcome
 from akidb_mlx_plugin.stores.rows import Rows
+from akidb_mlx_plugin.stores.split import Split, Splitting
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Document, UpsertResponse, Vector
 
 
@@ -73,6 +74,7 @@ class Upsert:
         show_progress: bool = False,
         batch_size: int | None = None,
         skip_unchanged: bool = False,
+        split: Split = None,
         total: int | None = None,
     ) -> None:
         """Prepare an upsert; nothing is read yet.
@@ -83,6 +85,7 @@ class Upsert:
             show_progress: draw a bar.
             batch_size: documents embedded and written together. Defaults to what the model embeds in ten seconds.
             skip_unchanged: do not embed stored texts again, nor write documents that are stored unchanged.
+            split: whether and how to write documents as pieces, and remove what an earlier version has left.
             total: how many documents a stream will have, for the bar.
         Raises:
             InvalidInputError: an unusable argument.
@@ -95,11 +98,15 @@ class Upsert:
             raise InvalidInputError(f"batch_size must be a positive integer, got {batch_size!r}")
         self._store = store
         self._documents = documents
+        self._splitting = None if split is None else Splitting(store, split)
         self._is_in_memory = documents.in_memory if isinstance(documents, Rows) else isinstance(documents, Sequence)
         self._show_progress = show_progress
         self._total = len(documents) if isinstance(documents, Sized) else total
         if isinstance(documents, Rows):
             self._total = documents.total
+        if split:
+            # Known once everything is split.
+            self._total = None
         self._size = ChunkSize(batch_size)
         self._skip_unchanged = skip_unchanged
         self._check = DocumentCheck(
@@ -117,8 +124,16 @@ class Upsert:
             UpsertError: it ended midway; it says what was written.
         """
         begun = time.perf_counter()
+        given = self._documents
+        if self._splitting is not None:
+            self._documents = self._splitting.split(given, self._check)
         if self._is_in_memory:
+            if self._splitting is not None:
+                self._documents = list(self._documents)
+                self._total = len(self._documents)
+                self._outcome = Outcome(self._store.label, self._documents)
             self._check.check(self._documents)
+            self._check_lengths(self._documents)
         try:
             with ExitStack() as stack:
                 if self._show_progress:
@@ -129,8 +144,8 @@ class Upsert:
                 writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="akidb-mlx-writer"))
                 batches = stack.enter_context(closing(self._embed(self._prepare(self._take_chunks()))))
                 self._write(batches, writer)
-                if isinstance(self._documents, Rows):
-                    self._outcome.add_repeated(self._documents.repeated)
+                if isinstance(given, Rows):
+                    self._outcome.add_repeated(given.repeated)
         except Exception as error:
             is_plain = isinstance(error, EmbeddingError) and not isinstance(error, _CancelledUpsertError)
             if is_plain and self._outcome.is_empty:
@@ -159,6 +174,7 @@ class Upsert:
         for chunk in chunks:
             if not self._is_in_memory:
                 self._check.check(chunk.documents)
+                self._check_lengths(chunk.documents)
             stored = self._read_stored(chunk) if self._skip_unchanged else {}
             batch = _Batch(chunk, [], [])
             for document in chunk.documents:
@@ -170,6 +186,13 @@ class Upsert:
                     batch.documents.append(document)
                     batch.vectors.append(vector)
             yield batch
+
+    def _check_lengths(self, documents: Iterable[Document]) -> None:
+        """Raise InvalidInputError for a text that the model would cut, if the configuration refuses those."""
+        if self._store.service is None:
+            return
+        texts = {d.id: d.text for d in documents if d.text is not None and d.vector is None}
+        self._store.service.check_lengths(list(texts.values()), [f"the text of document {id_!r}" for id_ in texts])
 
     def _read_stored(self, chunk: Chunk) -> dict[str, StoredDocument]:
         """Return what is stored, except what an earlier chunk is about to replace."""
@@ -232,6 +255,8 @@ class Upsert:
             part = batch.documents[start : start + size]
             self._store.write(part, rows[start : start + size])
             self._outcome.add_written(batch.chunk, part)
+        if self._splitting is not None:
+            self._splitting.remove_left_over(batch.chunk.documents)
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled.is_set():

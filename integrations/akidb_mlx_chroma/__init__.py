@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         validate_collection,
     )
     from akidb_mlx_chroma.creation import acreate_collection, create_collection
+    from akidb_mlx_chroma.grouping import group_by_parent
     from akidb_mlx_chroma.reembedding import areembed, reembed
     from akidb_mlx_chroma.reranking import arerank, rerank
 
@@ -28,6 +29,7 @@ __all__ = [
     "avalidate_collection",
     "create_collection",
     "get_collection",
+    "group_by_parent",
     "reembed",
     "rerank",
     "upsert",
@@ -44,6 +46,7 @@ _HELPERS = {
         "validate_collection",
     ),
     "creation": ("acreate_collection", "create_collection"),
+    "grouping": ("group_by_parent",),
     "reembedding": ("areembed", "reembed"),
     "reranking": ("arerank", "rerank"),
 }

@@ -22,6 +22,7 @@ from akidb_mlx_plugin.stores.async_upsert import run_in_background
 from akidb_mlx_plugin.stores.columns import Columns
 from akidb_mlx_plugin.stores.compatibility import check_compatible, check_query_vector
 from akidb_mlx_plugin.stores.rows import Documents, Rows
+from akidb_mlx_plugin.stores.split import Split
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import UpsertResponse
 
@@ -106,6 +107,7 @@ def upsert(
     text: str = "text",
     vector: str = "vector",
     make_ids: bool = False,
+    split: Split = None,
     show_progress: bool = False,
     batch_size: int | None = None,
     skip_unchanged: bool = False,
@@ -129,6 +131,11 @@ def upsert(
             strings that ids are. None, NaN and NaT mean that a value is missing.
         make_ids: give a row without an id one that is made from its text, or else its vector: a hash, the same each
             time. Rows of equal content are one document, the first of them.
+        split: True writes long documents as pieces that the model takes whole, with ids "id#0", "id#1", … and
+            `parent_id`, `start` and `end` in their metadata; a function from a text to strings, or to objects with
+            text and perhaps their place, splits in its own way. What an earlier version of a document has left, split
+            or whole, is removed after its last piece is written; False does only that. None writes documents whole and
+            leaves all others alone. A document with its own vector stays whole.
         show_progress: draw a bar with rate and time left.
         batch_size: documents embedded and written together, within Chroma's limit. Defaults to as many as embed
             well.
@@ -146,6 +153,7 @@ def upsert(
         show_progress=show_progress,
         batch_size=batch_size,
         skip_unchanged=skip_unchanged,
+        split=split,
     ).run()
 
 
@@ -157,6 +165,7 @@ async def aupsert(
     text: str = "text",
     vector: str = "vector",
     make_ids: bool = False,
+    split: Split = None,
     show_progress: bool = False,
     batch_size: int | None = None,
     skip_unchanged: bool = False,
@@ -178,6 +187,7 @@ async def aupsert(
             show_progress=show_progress,
             batch_size=batch_size,
             skip_unchanged=skip_unchanged,
+            split=split,
         )
     )
 

@@ -16,7 +16,7 @@ from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
 from akidb_mlx_plugin.stores.settings import check_same_settings, check_settings, config_from_stored, stored_settings
-from akidb_mlx_plugin.types import Kind, ModelInfo
+from akidb_mlx_plugin.types import Kind, ModelInfo, Overflow, TextPiece
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
@@ -53,6 +53,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         document_prompt: str | None = None,
         query_task: str | None = None,
         document_task: str | None = None,
+        overflow: Overflow | None = None,
         device: Device | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
@@ -69,6 +70,8 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             document_prompt: text put before each document instead of the model's.
             query_task, document_task: name of another of the model's prompts (`akidb-mlx models info NAME`), such as
                 "clustering".
+            overflow: "truncate" cuts texts that are longer than the model takes, and counts them; "error" refuses them
+                before anything is embedded; not stored.
             device: "auto", "gpu" or "cpu"; not stored.
             cache_dir: where models are kept; not stored.
         Raises:
@@ -81,6 +84,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             dimension=dimension,
             normalize=normalize,
             pooling=pooling,
+            overflow=overflow,
             device=device,
             cache_dir=cache_dir,
             query_prompt=query_prompt,
@@ -142,6 +146,10 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
         if isinstance(input, str):
             return cast("list[float]", self.service.encode_query(input).tolist())
         return self._embed(input, "query")
+
+    def split(self, text: str, max_tokens: int | None = None, overlap: int = 0) -> list[TextPiece]:
+        """Split a text into pieces that the model takes whole; arguments and errors as for `EmbeddingService.split`."""
+        return self.service.split(text, max_tokens, overlap)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed one query without blocking the event loop, for LangChain."""

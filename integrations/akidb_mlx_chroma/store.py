@@ -22,6 +22,7 @@ from akidb_mlx_chroma.stray_lists import clear_strays
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.base import Source, Store, StoredDocument
 from akidb_mlx_plugin.stores.compatibility import StoredVectors, check_compatible
+from akidb_mlx_plugin.stores.split import PARENT
 from akidb_mlx_plugin.types import Document, Vector
 
 _PAGE = 1000
@@ -186,6 +187,19 @@ class ChromaStore(Store):
                 page["ids"], page["documents"], page["embeddings"], page["metadatas"], page["uris"], strict=True
             )
         }
+
+    def find_pieces(self, parents: Sequence[str]) -> dict[str, str]:
+        """Return the stored pieces of documents: the parent of each, by its id."""
+        where: Any = {PARENT: {"$in": list(parents)}}
+        found = self._wait(self._collection.get(where=where, include=["metadatas"]))
+        return {id_: metadata[PARENT] for id_, metadata in zip(found["ids"], found["metadatas"], strict=True)}
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete the documents with these ids."""
+        size = self.max_rows or _PAGE
+        with self._lock:
+            for start in range(0, len(ids), size):
+                self._wait(self._collection.delete(ids=list(ids[start : start + size])))
 
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
         """Insert documents, replacing those with the same ids; a URI is kept if none is given.

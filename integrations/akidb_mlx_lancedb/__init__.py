@@ -7,6 +7,7 @@ from akidb_mlx_plugin._lazy import import_when_asked
 
 if TYPE_CHECKING:
     from akidb_mlx_lancedb.creation import create_table, table_schema
+    from akidb_mlx_lancedb.grouping import group_by_parent
     from akidb_mlx_lancedb.reembedding import reembed
     from akidb_mlx_lancedb.reranker import MLXReranker
     from akidb_mlx_lancedb.tables import aupsert, open_table, upsert, validate_table
@@ -16,6 +17,7 @@ __all__ = [
     "MLXReranker",
     "aupsert",
     "create_table",
+    "group_by_parent",
     "open_table",
     "reembed",
     "table_schema",
@@ -25,6 +27,7 @@ __all__ = [
 
 _HELPERS = {
     "creation": ("create_table", "table_schema"),
+    "grouping": ("group_by_parent",),
     "reembedding": ("reembed",),
     "reranker": ("MLXReranker",),
     "tables": ("aupsert", "open_table", "upsert", "validate_table"),

@@ -21,7 +21,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
 from akidb_mlx_plugin.stores.settings import config_from_stored, stored_settings
-from akidb_mlx_plugin.types import Kind, ModelInfo, Vector
+from akidb_mlx_plugin.types import Kind, ModelInfo, TextPiece, Vector
 from akidb_mlx_plugin.validation import list_inputs
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _DISTANCE_TYPES: dict[str, Literal["cosine", "l2", "dot"]] = {
 
 logger = logging.getLogger(__name__)
 # Settings of a machine, which a table does not store.
-_MACHINE = ("device", "cache_dir")
+_MACHINE = ("device", "cache_dir", "overflow")
 
 
 @register("akidb-mlx")  # type: ignore[no-untyped-call]
@@ -95,8 +95,9 @@ class MLXEmbeddings(TextEmbeddingFunction):
         """Make a function; takes the attributes above, and settings of this machine, which are not stored.
 
         Args:
-            settings: the attributes; also `device`, "auto", "gpu" or "cpu", and `cache_dir`, where models are kept. A
-                function that LanceDB makes from a table takes these two from the environment.
+            settings: the attributes; also `device`, "auto", "gpu" or "cpu", `cache_dir`, where models are kept, and
+                `overflow`: "truncate" cuts texts that are longer than the model takes, "error" refuses them. A function
+                that LanceDB makes from a table takes these three from the environment.
         Raises:
             InvalidInputError: an unknown argument, or an unusable value.
             ModelNotFoundError: a misspelled name, which a table would store permanently.
@@ -161,6 +162,10 @@ class MLXEmbeddings(TextEmbeddingFunction):
         if self._config is None:
             self._config = config_from_stored(settings_from_fields(self.model_dump()))
         return shared_service(self._config, trusted=self._trusted)
+
+    def split(self, text: str, max_tokens: int | None = None, overlap: int = 0) -> list[TextPiece]:
+        """Split a text into pieces that the model takes whole; arguments and errors as for `EmbeddingService.split`."""
+        return self.service.split(text, max_tokens, overlap)
 
     def model_info(self) -> ModelInfo:
         """Describe the model and its vectors; downloads the model if needed, loads nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,15 +14,18 @@ from akidb_mlx_lancedb.documents import bad_vectors, has_metadata, make_rows, re
 from akidb_mlx_lancedb.function import MLXEmbeddings, settings_from_fields
 from akidb_mlx_lancedb.handles import read_schema, refresh, reject_checked_out, run_sync, write_lock
 from akidb_mlx_lancedb.keys import key_literal
-from akidb_mlx_lancedb.schema import ALIAS, TableSchema, read_table_schema
+from akidb_mlx_lancedb.schema import ALIAS, JSON_COLUMN, TableSchema, read_table_schema
 from akidb_mlx_lancedb.vectors import as_stored
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.stores.base import Source, Store, StoredDocument
 from akidb_mlx_plugin.stores.compatibility import StoredVectors, check_compatible, without_stamp
+from akidb_mlx_plugin.stores.split import END, PARENT, START
 from akidb_mlx_plugin.types import Document, Vector
 
 _PAGE = 1000
+# Of columns for where a piece is from, in SQL.
+_PIECE_TYPES = {PARENT: "string", START: "bigint", END: "bigint"}
 
 
 def open_table_schema(table: Any, on: str | None, *, text: str | None = None, vector: str | None = None) -> TableSchema:
@@ -118,6 +122,44 @@ class LanceStore(Store):
             literals = ", ".join(key_literal(id_, id_type) for id_ in ids[start : start + _PAGE])
             found |= read_rows(schema, _select(self._table, schema.arrow.names, f"`{schema.id}` IN ({literals})"))
         return found
+
+    def check_pieces(self) -> None:
+        """Raise InvalidInputError if there are no columns for where a piece is from."""
+        schema = self._schema
+        missing = [name for name in (PARENT, START, END) if name not in schema.arrow.names]
+        if missing and not schema.has_json:
+            columns = ", ".join(f"{name!r}: 'cast(null as {_PIECE_TYPES[name]})'" for name in missing)
+            raise InvalidInputError(
+                f"{schema.label} has no column {' or '.join(map(repr, missing))}, which pieces of documents need; add "
+                f"table.add_columns({{{columns}}}), or give split=None"
+            )
+
+    def find_pieces(self, parents: Sequence[str]) -> dict[str, str]:
+        """Return the stored pieces of documents: the parent of each, by its id."""
+        schema = self._schema
+        has_column = PARENT in schema.arrow.names
+        if not has_column and not schema.has_json:
+            return {}
+        column = PARENT if has_column else JSON_COLUMN
+        value = f"`{PARENT}`" if has_column else f"json_get_string(`{JSON_COLUMN}`, '{PARENT}')"
+        refresh(self._table)
+        found: dict[str, str] = {}
+        for start in range(0, len(parents), _PAGE):
+            literals = ", ".join(key_literal(parent, pa.string()) for parent in parents[start : start + _PAGE])
+            rows = _select(self._table, [schema.id, column], f"{value} IN ({literals})")
+            for row in rows.to_pylist():
+                held = row[column] if has_column else json.loads(row[column])[PARENT]
+                found[str(row[schema.id])] = held
+        return found
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete the documents with these ids."""
+        id_type = self._schema.arrow.field(self._schema.id).type
+        with write_lock(self._table):
+            refresh(self._table)
+            for start in range(0, len(ids), _PAGE):
+                literals = ", ".join(key_literal(id_, id_type) for id_ in ids[start : start + _PAGE])
+                run_sync(self._table.delete(f"`{self._schema.id}` IN ({literals})"))
 
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
         """Insert documents, replacing those with the same ids, in one commit."""

@@ -17,6 +17,7 @@ from akidb_mlx_plugin.stores.async_upsert import run_in_background
 from akidb_mlx_plugin.stores.columns import Columns
 from akidb_mlx_plugin.stores.compatibility import StoredVectors, as_vector, check_compatible, check_query_vector
 from akidb_mlx_plugin.stores.rows import Documents, Rows
+from akidb_mlx_plugin.stores.split import Split
 from akidb_mlx_plugin.stores.upsert import Upsert
 from akidb_mlx_plugin.types import UpsertResponse
 
@@ -95,6 +96,7 @@ def upsert(
     text: str | None = None,
     vector: str | None = None,
     make_ids: bool = False,
+    split: Split = None,
     show_progress: bool = False,
     batch_size: int | None = None,
     skip_unchanged: bool = False,
@@ -119,6 +121,11 @@ def upsert(
             other column that a function fills is embedded too, from the metadata of its name.
         make_ids: give a row without an id one that is made from its text, or else its vector: a hash, the same each
             time. Rows of equal content are one document, the first of them.
+        split: True writes long documents as pieces that the model takes whole, with ids "id#0", "id#1", … and
+            `parent_id`, `start` and `end` in their metadata; a function from a text to strings, or to objects with
+            text and perhaps their place, splits in its own way. What an earlier version of a document has left, split
+            or whole, is removed after its last piece is written; False does only that. None writes documents whole and
+            leaves all others alone. A document with its own vector stays whole.
         show_progress: draw a bar with rate and time left.
         batch_size: documents embedded and written together. Defaults to as many as embed well.
         skip_unchanged: do not embed stored texts again, nor write documents that are stored unchanged. The stored data
@@ -139,6 +146,7 @@ def upsert(
         show_progress=show_progress,
         batch_size=batch_size,
         skip_unchanged=skip_unchanged,
+        split=split,
     ).run()
 
 
@@ -150,6 +158,7 @@ async def aupsert(
     text: str | None = None,
     vector: str | None = None,
     make_ids: bool = False,
+    split: Split = None,
     show_progress: bool = False,
     batch_size: int | None = None,
     skip_unchanged: bool = False,
@@ -173,6 +182,7 @@ async def aupsert(
             show_progress=show_progress,
             batch_size=batch_size,
             skip_unchanged=skip_unchanged,
+            split=split,
         )
 
     return await run_in_background(make)

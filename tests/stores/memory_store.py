@@ -65,12 +65,22 @@ class MemoryStore(Store):
         self.rows: dict[str, StoredDocument] = {}
         self.writes: list[Write] = []
         self.before_write: Callable[[int], None] = lambda number: None
+        self.before_delete: Callable[[], None] = lambda: None
 
     def count(self) -> int:
         return len(self.rows)
 
     def read(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
         return {id_: self.rows[id_] for id_ in ids if id_ in self.rows}
+
+    def find_pieces(self, parents: Sequence[str]) -> dict[str, str]:
+        found = {id_: row.metadata.get("parent_id") for id_, row in self.rows.items()}
+        return {id_: parent for id_, parent in found.items() if parent in parents}
+
+    def delete(self, ids: Sequence[str]) -> None:
+        self.before_delete()
+        for id_ in ids:
+            self.rows.pop(id_, None)
 
     def write(self, documents: Sequence[Document], vectors: Vector) -> None:
         self.before_write(len(self.writes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,14 @@ class TestSources:
             found = Rows(source, Columns())
             assert (found.in_memory, found.total) == (in_memory, total)
 
+    @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+    def test_frames_need_no_pyarrow(self, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "akidb_mlx_plugin.stores.arrow", raising=False)
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        assert only(kind({"id": ["a"], "text": ["x"], "vector": [[1.0]]})).vector == [1.0]
+        with pytest.raises(InvalidInputError, match="needs pyarrow: pip install pyarrow"):
+            read(tmp_path)
+
     def test_streams_are_read_as_they_are_needed(self) -> None:
         taken: list[int] = []
 
@@ -193,6 +202,9 @@ class TestParquet:
             columns = {"id": [name], "text": ["x"]} | ({"more": [1]} if name == "a" else {})
             pq.write_table(pa.table(columns), folder / f"{name}.parquet")
         (tmp_path / "notes.csv").write_text("id,text")
+        for hidden in ("_delta_log", ".cache"):
+            (tmp_path / hidden).mkdir()
+            (tmp_path / hidden / "0.parquet").write_bytes(b"of no concern")
         found = {document.id: document.metadata for document in read(tmp_path)}
         assert found == {"b": {"year": 2020}, "a": {"year": 2021, "more": 1}}
 
