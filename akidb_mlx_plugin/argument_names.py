@@ -34,6 +34,7 @@ _MEANT = {
     ),
     "normalize": ("normalize_embeddings", "normalise", "normalized", "do_normalize", "l2_normalize"),
     "pooling": ("pooling_mode", "pooling_strategy", "pooling_type"),
+    "overflow": ("truncate", "truncation", "on_overflow"),
     "device": ("device_name", "device_type", "use_gpu", "cuda"),
     "cache_dir": ("cache_folder", "cache_path", "cache", "download_dir"),
     "query_prompt": ("query_instruction", "query_prefix"),
@@ -56,6 +57,12 @@ _BOTH = {
 }
 
 
+# What has no answer here.
+_ABSENT = {
+    "trust_remote_code": "no code of a checkpoint runs here; leave it out",
+    "api_key": "the model runs on your own machine; leave it out",
+    **dict.fromkeys(("max_length", "max_seq_length", "max_tokens"), "the limit is the model's own; leave it out"),
+}
 # Settings that are no arguments of the functions: they change no vector.
 _CONFIGURED = ("batch_size", "batch_timeout_ms", "dtype", "keep_alive", "keep_warm_s", "max_cache_gb")
 
@@ -74,10 +81,12 @@ def explain_unknown(name: str, known: Collection[str], renamed: Mapping[str, str
         renamed: arguments that have another name in this place than elsewhere in this package.
     """
     others = renamed or {}
+    if why := _ABSENT.get(name):
+        return f"no argument {name!r}: {why}"
     if (both := _BOTH.get(name)) and both.partition("=")[0] in known:
         return f"no argument {name!r}; it is {both}"
     right = name if name in (*others, *_CONFIGURED) else right_name(name, [*known, *others, *_CONFIGURED])
-    if right in others or right in known:
+    if right and (right in others or right in known):
         return f"no argument {name!r}; it is {others.get(right, right)}="
     if right:
         variable = f"AKIDB_EMBEDDING__MLX__{right.upper()}"

@@ -30,6 +30,7 @@ TYPED = [
     ("zzz", "the arguments are .*dimension"),
     ("batch_size", "it is the setting mlx.batch_size of the configuration, or AKIDB_EMBEDDING__MLX__BATCH_SIZE"),
     ("torch_dtype", "it is the setting mlx.dtype"),
+    ("truncate", "it is overflow="),
 ]
 MAKERS: dict[str, Any] = {"Chroma": MLXEmbeddingFunction, "service": EmbeddingService, "LanceDB": MLXEmbeddings.create}
 
@@ -49,6 +50,13 @@ def test_the_databases_have_a_name_of_their_own_for_the_model() -> None:
         MLXEmbeddingFunction(name="minilm-l6-v2")  # type: ignore[call-arg]
     with pytest.raises(InvalidInputError, match="no argument 'prompt_name'; it is query_task= or document_task="):
         MLXEmbeddingFunction(prompt_name="clustering")  # type: ignore[call-arg]
+
+
+def test_what_has_no_answer_here() -> None:
+    with pytest.raises(InvalidInputError, match="no argument 'trust_remote_code': no code of a checkpoint runs here"):
+        MLXEmbeddingFunction("minilm-l6-v2", trust_remote_code=True)  # type: ignore[call-arg]
+    with pytest.raises(InvalidInputError, match="no argument 'max_seq_length': the limit is the model's own"):
+        MLXEmbeddings.create(name="minilm-l6-v2", max_seq_length=128)
 
 
 def test_a_function_of_lancedb_made_without_create_ignores_nothing() -> None:
