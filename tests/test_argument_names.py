@@ -74,6 +74,14 @@ def test_rerankers() -> None:
     with pytest.raises(InvalidInputError, match="no argument 'model_name'; it is model="):
         MLXReranker(model_name="ms-marco-minilm-l6")  # type: ignore[call-arg]
 
+    with pytest.raises(InvalidInputError, match="no argument 'query_prompt'; it is instruction="):
+        CrossEncoder("ms-marco-minilm-l6", query_prompt="which")  # type: ignore[call-arg]
+
+
+def test_what_a_service_takes_from_the_configuration() -> None:
+    with pytest.raises(InvalidInputError, match=r"no argument 'cache_folder'; it is the setting mlx.cache_dir of"):
+        EmbeddingService("minilm-l6-v2", cache_folder="models")  # type: ignore[call-arg]
+
 
 def test_the_model_of_a_service_has_its_name_too() -> None:
     with EmbeddingService(model="minilm-l6-v2", device="cpu") as service:
