@@ -17,6 +17,7 @@ from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
 from akidb_mlx_plugin.stores.settings import check_same_settings, check_settings, config_from_stored, stored_settings
 from akidb_mlx_plugin.types import Kind, ModelInfo, Overflow, TextPiece
+from akidb_mlx_plugin.validation import list_inputs
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
@@ -153,15 +154,15 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed one query without blocking the event loop, for LangChain."""
-        return cast("list[float]", (await self.service.aencode_query(text)).tolist())
+        return cast("list[float]", (await self.service.aencode_query([text]))[0].tolist())
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """Embed documents, for LangChain; no documents are an empty list."""
-        return cast("list[list[float]]", self.service.encode_document(texts).tolist())
+        return cast("list[list[float]]", self.service.encode_document(list_inputs(texts)).tolist())
 
     async def aembed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """Embed documents without blocking the event loop, for LangChain."""
-        return cast("list[list[float]]", (await self.service.aencode_document(texts)).tolist())
+        return cast("list[list[float]]", (await self.service.aencode_document(list_inputs(texts))).tolist())
 
     def model_info(self) -> ModelInfo:
         """Describe the model and its vectors; downloads the model if needed, loads nothing."""

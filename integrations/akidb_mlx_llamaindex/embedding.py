@@ -74,16 +74,16 @@ class MLXEmbedding(BaseEmbedding):
         return shared_service(self._config)
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return cast("list[float]", self.service.encode_query(query).tolist())
+        return cast("list[float]", self.service.encode_query([query])[0].tolist())
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return cast("list[float]", (await self.service.aencode_query(query)).tolist())
+        return cast("list[float]", (await self.service.aencode_query([query]))[0].tolist())
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return cast("list[float]", self.service.encode_document(text).tolist())
+        return cast("list[float]", self.service.encode_document([text])[0].tolist())
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return cast("list[float]", (await self.service.aencode_document(text)).tolist())
+        return cast("list[float]", (await self.service.aencode_document([text]))[0].tolist())
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return cast("list[list[float]]", self.service.encode_document(texts).tolist())
