@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import signature
 from typing import ParamSpec
 
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -34,6 +34,7 @@ _MEANT = {
     ),
     "normalize": ("normalize_embeddings", "normalise", "normalized", "do_normalize", "l2_normalize"),
     "pooling": ("pooling_mode", "pooling_strategy", "pooling_type"),
+    "overflow": ("truncate", "truncation", "on_overflow"),
     "device": ("device_name", "device_type", "use_gpu", "cuda"),
     "cache_dir": ("cache_folder", "cache_path", "cache", "download_dir"),
     "query_prompt": ("query_instruction", "query_prefix"),
@@ -43,7 +44,7 @@ _MEANT = {
     "dtype": ("torch_dtype", "precision", "data_type"),
     "batch_size": ("embed_batch_size", "max_batch_size", "batch"),
     "keep_alive": ("keepalive", "ttl"),
-    "instruction": ("prompt", "prompt_name", "query_instruction"),
+    "instruction": ("prompt", "prompt_name", "query_instruction", "query_prompt"),
     "activation": ("activation_fn", "activation_function", "default_activation_function"),
 }
 # What has two answers here.
@@ -54,10 +55,17 @@ _BOTH = {
     "task": "query_task= or document_task=",
     "task_type": "query_task= or document_task=",
 }
-
-
-# Settings that are no arguments of the functions: they change no vector.
-_CONFIGURED = ("batch_size", "batch_timeout_ms", "dtype", "keep_alive", "keep_warm_s", "max_cache_gb")
+# What has no answer here.
+_ABSENT = {
+    "trust_remote_code": "no code of a checkpoint runs here; leave it out",
+    "api_key": "the model runs on your own machine; leave it out",
+    **dict.fromkeys(("max_length", "max_seq_length", "max_tokens"), "the limit is the model's own; leave it out"),
+}
+# Settings of the section `mlx`, for makers that do not take them as arguments.
+_CONFIGURED = (
+    *("batch_size", "batch_timeout_ms", "cache_dir", "dtype", "keep_alive", "keep_warm_s", "max_cache_gb"),
+    *("query_prompt", "document_prompt", "query_task", "document_task"),
+)
 
 
 def right_name(name: str, known: Collection[str]) -> str | None:
@@ -74,42 +82,32 @@ def explain_unknown(name: str, known: Collection[str], renamed: Mapping[str, str
         renamed: arguments that have another name in this place than elsewhere in this package.
     """
     others = renamed or {}
+    if why := _ABSENT.get(name):
+        return f"no argument {name!r}: {why}"
     if (both := _BOTH.get(name)) and both.partition("=")[0] in known:
         return f"no argument {name!r}; it is {both}"
-    right = name if name in (*others, *_CONFIGURED) else right_name(name, [*known, *others, *_CONFIGURED])
-    if right in others or right in known:
+    if right := name if name in others else right_name(name, [*known, *others]):
         return f"no argument {name!r}; it is {others.get(right, right)}="
-    if right:
-        variable = f"AKIDB_EMBEDDING__MLX__{right.upper()}"
-        return f"no argument {name!r}; it is the setting mlx.{right} of the configuration, or {variable}"
+    if setting := name if name in _CONFIGURED else right_name(name, _CONFIGURED):
+        variable = f"AKIDB_EMBEDDING__MLX__{setting.upper()}"
+        return f"no argument {name!r}; it is the setting mlx.{setting} of the configuration, or {variable}"
     if close := difflib.get_close_matches(name[:100], list(known), n=1):
         return f"no argument {name!r}; did you mean {close[0]}=?"
     return f"no argument {name!r}; the arguments are {', '.join(known)}"
 
 
-def named_arguments(**renamed: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+def named_arguments(init: Callable[P, None]) -> Callable[P, None]:
     """Decorate a constructor so that an unknown keyword is an InvalidInputError with the right name.
 
     Python's own TypeError names only the wrong one. The signature stays what it is, for people and type checkers.
-
-    Args:
-        renamed: arguments that have another name in this constructor than elsewhere in this package.
     """
+    accepted = [name for name in signature(init).parameters if name != "self"]
 
-    def decorate(init: Callable[P, None]) -> Callable[P, None]:
-        accepted = [
-            name
-            for name, parameter in signature(init).parameters.items()
-            if name != "self" and parameter.kind is not Parameter.POSITIONAL_ONLY
-        ]
+    @wraps(init)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        for name in kwargs:
+            if name not in accepted:
+                raise InvalidInputError(explain_unknown(name, accepted))
+        init(*args, **kwargs)
 
-        @wraps(init)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-            for name in kwargs:
-                if name not in accepted:
-                    raise InvalidInputError(explain_unknown(name, accepted, renamed))
-            init(*args, **kwargs)
-
-        return checked
-
-    return decorate
+    return checked

@@ -35,7 +35,7 @@ class CrossEncoder:
     is never closed closes itself when it is garbage-collected, or when the interpreter exits.
     """
 
-    @named_arguments()
+    @named_arguments
     def __init__(
         self,
         model: str | Path,

@@ -25,7 +25,7 @@ class EmbeddingService(TextEncoder):
     closed closes itself when it is garbage-collected, or when the interpreter exits.
     """
 
-    @named_arguments()
+    @named_arguments
     def __init__(
         self,
         model_or_config: str | Path | EmbeddingConfig | None = None,

@@ -30,6 +30,7 @@ TYPED = [
     ("zzz", "the arguments are .*dimension"),
     ("batch_size", "it is the setting mlx.batch_size of the configuration, or AKIDB_EMBEDDING__MLX__BATCH_SIZE"),
     ("torch_dtype", "it is the setting mlx.dtype"),
+    ("truncate", "it is overflow="),
 ]
 MAKERS: dict[str, Any] = {"Chroma": MLXEmbeddingFunction, "service": EmbeddingService, "LanceDB": MLXEmbeddings.create}
 
@@ -51,6 +52,13 @@ def test_the_databases_have_a_name_of_their_own_for_the_model() -> None:
         MLXEmbeddingFunction(prompt_name="clustering")  # type: ignore[call-arg]
 
 
+def test_what_has_no_answer_here() -> None:
+    with pytest.raises(InvalidInputError, match="no argument 'trust_remote_code': no code of a checkpoint runs here"):
+        MLXEmbeddingFunction("minilm-l6-v2", trust_remote_code=True)  # type: ignore[call-arg]
+    with pytest.raises(InvalidInputError, match="no argument 'max_seq_length': the limit is the model's own"):
+        MLXEmbeddings.create(name="minilm-l6-v2", max_seq_length=128)
+
+
 def test_a_function_of_lancedb_made_without_create_ignores_nothing() -> None:
     with pytest.raises(ValidationError, match="no argument 'model_name'; it is name="):
         MLXEmbeddings(model_name="minilm-l6-v2")  # type: ignore[call-arg]
@@ -65,6 +73,14 @@ def test_rerankers() -> None:
         CrossEncoder("ms-marco-minilm-l6", activation_fn="sigmoid")  # type: ignore[call-arg]
     with pytest.raises(InvalidInputError, match="no argument 'model_name'; it is model="):
         MLXReranker(model_name="ms-marco-minilm-l6")  # type: ignore[call-arg]
+
+    with pytest.raises(InvalidInputError, match="no argument 'query_prompt'; it is instruction="):
+        CrossEncoder("ms-marco-minilm-l6", query_prompt="which")  # type: ignore[call-arg]
+
+
+def test_what_a_service_takes_from_the_configuration() -> None:
+    with pytest.raises(InvalidInputError, match=r"no argument 'cache_folder'; it is the setting mlx.cache_dir of"):
+        EmbeddingService("minilm-l6-v2", cache_folder="models")  # type: ignore[call-arg]
 
 
 def test_the_model_of_a_service_has_its_name_too() -> None:

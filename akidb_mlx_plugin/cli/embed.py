@@ -13,9 +13,9 @@ import typer
 
 from akidb_mlx_plugin.cli.embed_input import TextSource
 from akidb_mlx_plugin.cli.embed_output import VectorWriter, atomic_write, find_writer
-from akidb_mlx_plugin.cli.model_options import PoolingOption
+from akidb_mlx_plugin.cli.model_options import OverflowOption, PoolingOption
 from akidb_mlx_plugin.cli.output import JsonOption, print_rows
-from akidb_mlx_plugin.types import Kind
+from akidb_mlx_plugin.types import Kind, Overflow
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
@@ -41,6 +41,7 @@ def embed(
     kind: Annotated[Kind, typer.Option(help="Which of the model's prompts to prepend.")] = "document",
     dimension: Annotated[int | None, typer.Option(help="Length of the vectors; default: the model's.")] = None,
     pooling: PoolingOption = None,
+    overflow: OverflowOption = None,
     text_column: Annotated[str, typer.Option(help="Column or field of the text in JSONL and Parquet.")] = "text",
     vector_column: Annotated[str, typer.Option(help="Column or field for the vector in JSONL and Parquet.")] = "vector",
     input_format: Annotated[
@@ -67,7 +68,7 @@ def embed(
     begun = time.perf_counter()
     with (
         TextSource(source, input_format, text_column) as texts,
-        _open_service(model, dimension, pooling) as service,
+        _open_service(model, dimension, pooling, overflow) as service,
         atomic_write(output) as file,
         closing(make_writer(file, texts.schema, vector_column)) as writer,
     ):
@@ -104,13 +105,15 @@ def _embed_all(texts: TextSource, service: EmbeddingService, kind: Kind, writer:
     return total
 
 
-def _open_service(model: str | None, dimension: int | None, pooling: str | None) -> EmbeddingService:
+def _open_service(
+    model: str | None, dimension: int | None, pooling: str | None, overflow: Overflow | None
+) -> EmbeddingService:
     """Return a service whose model has been downloaded, so that the download has its own bar."""
     from akidb_mlx_plugin.checkpoints.reader import check_settings
     from akidb_mlx_plugin.hub import ensure_model
     from akidb_mlx_plugin.service import EmbeddingService
 
-    service = EmbeddingService(model, dimension=dimension, pooling=pooling)
+    service = EmbeddingService(model, dimension=dimension, pooling=pooling, overflow=overflow)
     mlx = service.config.mlx
     if service.config.mode == "mlx" and service.config.remote.url is None:
         ensure_model(mlx.model, cache_dir=mlx.cache_dir, show_progress=sys.stderr.isatty(), check=check_settings)

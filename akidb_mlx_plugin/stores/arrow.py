@@ -14,6 +14,8 @@ from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.blocks import BLOCK_ROWS, METADATA, Block, CellError, Frame, check_names
 
 _SUFFIXES = (".parquet", ".pq")
+# Read of each column at a time.
+_BUFFER_BYTES = 2**20
 
 
 def open_arrow(table: Any) -> Frame:
@@ -87,8 +89,8 @@ def _parquet_blocks(fragments: Iterable[Any], base: str, vector: str) -> Iterato
         source = str(Path(fragment.path).relative_to(base))
         keys = ds.get_partition_keys(fragment.partition_expression)
         try:
-            # The dataset's own scanner decodes whole row groups.
-            with pq.ParquetFile(fragment.path) as file:
+            # The dataset's own scanner decodes whole row groups, and buffering ahead keeps the whole file.
+            with pq.ParquetFile(fragment.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
                 for block in _blocks(file.iter_batches(BLOCK_ROWS), vector, source):
                     rows = len(next(iter(block.columns.values()), ()))
                     added = {name: [value] * rows for name, value in keys.items() if name not in block.columns}

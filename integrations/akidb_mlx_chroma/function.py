@@ -41,7 +41,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     `AKIDB_ALLOWED_MODELS`.
     """
 
-    @named_arguments()
+    @named_arguments
     def __init__(
         self,
         model: str | Path | None = None,

@@ -26,7 +26,7 @@ class MLXReranker(Reranker):
     and comes last. Making one is free: the model is loaded with the first search, once for the whole process.
     """
 
-    @named_arguments()
+    @named_arguments
     def __init__(
         self,
         model: str | Path | CrossEncoder = "ms-marco-minilm-l6",

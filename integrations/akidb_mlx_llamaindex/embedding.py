@@ -55,6 +55,7 @@ class MLXEmbedding(BaseEmbedding):
             InvalidInputError: an unknown setting, or an unusable value.
         """
         if unknown := [name for name in settings if name not in type(self).model_fields]:
+            # The field is LlamaIndex's; everywhere else in this package it is `model`.
             raise InvalidInputError(
                 explain_unknown(unknown[0], sorted(type(self).model_fields), {"model": "model_name"})
             )

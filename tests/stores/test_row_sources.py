@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,14 @@ class TestParquet:
         assert [next(documents).id for _ in range(3072)][-1] == "3071"
         with pytest.raises(InvalidInputError, match=r"t\.parquet cannot be read as Parquet"):
             next(documents)
+
+    def test_is_never_whole_in_memory(self, tmp_path: Path) -> None:
+        vectors = np.random.default_rng(0).standard_normal((16_000, 384)).astype(np.float32)
+        table = pa.table({"id": range(16_000), "vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), 384)})
+        pq.write_table(table, tmp_path / "t.parquet")
+        before = pa.total_allocated_bytes()
+        for _ in islice(Rows(tmp_path / "t.parquet", Columns()), 4000):
+            assert pa.total_allocated_bytes() - before < vectors.nbytes / 2
 
     def test_a_folder(self, tmp_path: Path) -> None:
         for year, name in ((2020, "b"), (2021, "a")):

@@ -69,8 +69,9 @@ def test_a_stream_of_rows_is_split(host: Host, docs: Any) -> None:
     assert ids(host, docs) == ["0#0", "0#1", "1#0", "1#1", "2#0", "2#1"]
 
 
-def test_the_model_splits(host: Host, name: str) -> None:
-    docs = host.create(name, host.make(TINY, overflow="error"))
+def test_the_model_splits(host: Host, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AKIDB_EMBEDDING__MLX__OVERFLOW", "error")
+    docs = host.create(name, host.make(TINY))
     text = "The first sentence. " * 40
     with pytest.raises(InvalidInputError, match=r"text of document 'a' has \d+ tokens .* split it"):
         host.upsert(docs, [Document("b", "short"), Document("a", text)], batch_size=1)
