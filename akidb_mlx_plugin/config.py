@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from akidb_mlx_plugin.argument_names import right_name
 from akidb_mlx_plugin.config_sections import DEFAULT_MODEL as DEFAULT_MODEL
 from akidb_mlx_plugin.config_sections import Device as Device
 from akidb_mlx_plugin.config_sections import Dtype as Dtype
@@ -237,6 +238,10 @@ def _items(value: Any, name: str, origin: str) -> list[tuple[str, Any]]:
 
 
 def _suggest(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    section = section or "mlx"
+    if section in _SECTIONS and (right := right_name(name, _SECTIONS[section].model_fields)):
+        return f"; it is {section}.{right}"
     close = difflib.get_close_matches(key[:_LONGEST_KEY], _KEYS, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(_KEYS)}"
 

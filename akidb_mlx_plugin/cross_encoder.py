@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from akidb_mlx_plugin.argument_names import named_arguments
 from akidb_mlx_plugin.config import Device, Dtype, EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.model_queue import close_queue, close_when_forgotten, open_queue
@@ -34,6 +35,7 @@ class CrossEncoder:
     is never closed closes itself when it is garbage-collected, or when the interpreter exits.
     """
 
+    @named_arguments
     def __init__(
         self,
         model: str | Path,

@@ -80,12 +80,12 @@ def _check_module(name: str) -> None:
         spec = importlib.util.find_spec(name)
         is_package = spec is not None and spec.submodule_search_locations is not None
         runs = importlib.util.find_spec(f"{name}.__main__") if is_package else spec
-    except (ModuleNotFoundError, ValueError) as error:
+    except (ImportError, ValueError) as error:
         raise InvalidInputError(f"no file, installed command or module {name!r} ({error})") from error
     if spec is None:
         raise InvalidInputError(
-            f"no file, installed command or module {name!r} in {sys.prefix}; a program that is installed elsewhere needs "
-            "this package there too"
+            f"no file, installed command or module {name!r} in {sys.prefix}; a program that is installed elsewhere "
+            "needs this package there too"
         )
     if runs is None:
         own = ", ".join(entry.name for entry in entry_points(group="console_scripts") if _module(entry) == name)

@@ -1,8 +1,14 @@
-"""A progress bar with rate and time left, on a terminal or in a notebook. Imported only when needed."""
+"""Progress on standard error, or in a notebook: everything that draws a bar draws it through here.
+
+On a terminal and in a notebook with ipywidgets it is rich, in a notebook without them tqdm, in plain text, where rich
+would draw nothing but a warning. Imported only when needed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -51,7 +57,7 @@ def make_progress(*, transient: bool = False, refresh_per_second: float = 10) ->
 
 @contextmanager
 def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Draw a bar on standard error, or as a notebook widget.
+    """Draw a bar with count, rate and time left.
 
     Args:
         label: text before the bar.
@@ -59,6 +65,10 @@ def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None
     Yields:
         A thread-safe function to call with each number of items done.
     """
+    if is_plain_notebook():
+        with _text_bar(label, total) as advance:
+            yield advance
+        return
     with make_progress() as progress:
         task = progress.add_task(label, total=total)
         try:
@@ -66,3 +76,53 @@ def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None
         finally:
             # A terminal is redrawn at the end; a notebook's widget is not, and would stop short.
             progress.refresh()
+
+
+@contextmanager
+def _text_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    from threading import Lock
+
+    from tqdm.std import tqdm
+
+    # Counts from several threads; tqdm's own lock guards only its drawing.
+    counting = Lock()
+    with tqdm(total=total, desc=label, file=sys.stderr, ncols=80) as bar:
+
+        def advance(count: int) -> None:
+            with counting:
+                bar.update(count)
+
+        yield advance
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Show a text on standard error, with a spinner where one can move, while something of unknown length runs."""
+    if is_plain_notebook():
+        sys.stderr.write(f"{text} …\n")
+        yield
+        return
+    with Console(stderr=True).status(text):
+        yield
+
+
+def import_tqdm_quietly() -> None:
+    """Import `tqdm.auto` before huggingface_hub does.
+
+    In a notebook without ipywidgets it warns that it falls back to text. Nothing is wrong then, so that this first
+    import, and no other, is kept quiet.
+    """
+    if is_plain_notebook() and "tqdm.autonotebook" not in sys.modules:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            importlib.import_module("tqdm.auto")
+
+
+def is_notebook() -> bool:
+    """Return whether output goes to a notebook."""
+    return Console(stderr=True).is_jupyter
+
+
+def is_plain_notebook() -> bool:
+    """Return whether output goes to a notebook that cannot show widgets."""
+    return is_notebook() and importlib.util.find_spec("ipywidgets") is None

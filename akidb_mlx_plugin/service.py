@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from akidb_mlx_plugin.argument_names import named_arguments
 from akidb_mlx_plugin.batching.deadlines import Clock
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
@@ -24,10 +25,12 @@ class EmbeddingService(TextEncoder):
     closed closes itself when it is garbage-collected, or when the interpreter exits.
     """
 
+    @named_arguments
     def __init__(
         self,
         model_or_config: str | Path | EmbeddingConfig | None = None,
         *,
+        model: str | Path | None = None,
         mode: Mode | None = None,
         dimension: int | None = None,
         normalize: bool | None = None,
@@ -43,6 +46,7 @@ class EmbeddingService(TextEncoder):
         Args:
             model_or_config: a model's name, repository or folder; or a whole configuration, which excludes the six
                 arguments below. Defaults to the environment's value, else to the default model.
+            model: the same by its name elsewhere: a model's name, repository or folder.
             mode: "mlx", "user_provided" or "mock".
             dimension: length of the vectors.
             normalize: whether to scale vectors to unit length. Defaults to the configuration, else to the checkpoint.
@@ -56,7 +60,9 @@ class EmbeddingService(TextEncoder):
         Raises:
             InvalidInputError: an invalid value.
         """
-        config = model_or_config
+        if model is not None and model_or_config is not None:
+            raise InvalidInputError(f"the model is named twice: {model_or_config!r} and model={model!r}")
+        config = model_or_config if model is None else model
         if not isinstance(config, EmbeddingConfig):
             config = EmbeddingConfig.from_arguments(
                 config,

@@ -113,6 +113,7 @@ class TestPrecedence:
             "mlx.batch_timeout_ms": 2.5,
             "mlx.normalize": False,
             "mlx.pooling": "cls+mean",
+            "mlx.overflow": "error",
             "mlx.device": "gpu",
             "mlx.query_prompt": "query: ",
             "mlx.document_prompt": "",

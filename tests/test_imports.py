@@ -10,6 +10,7 @@ from host_helpers import run_python
 import akidb_mlx_plugin
 
 HEAVY = ["mlx", "mlx_lm", "transformers", "torch", "tokenizers", "huggingface_hub", "sentence_transformers"]
+HEAVY += ["pandas", "polars", "pyarrow"]
 HOSTS = ["chromadb", "lancedb"]
 
 CODE = """

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "akidb_mlx_plugin"
 # From the top down; a module imports from its own layer and from those below.
 LAYERS = (
-    ("__main__",),
+    ("__main__", "programs"),
     ("cli",),
     ("benchmarks",),
     ("serving",),
@@ -30,7 +30,7 @@ LAYERS = (
     ("hub",),
     (
         *("config", "config_sections", "types", "errors", "validation", "progress", "display", "durations"),
-        *("pooling_names", "installation"),
+        *("pooling_names", "installation", "argument_names"),
     ),
     ("_lazy", "_version"),
 )

@@ -19,8 +19,8 @@ _REMEDY = "the notebooks need their extra: pip install -e '.[notebook]'"
 nbformat = pytest.importorskip("nbformat", reason=_REMEDY)
 
 
-def test_all_five_are_found() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+def test_all_six_are_found() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _LONGEST_README = 900
+# No requirement of the tests: .ci/frameworks has them.
+_FRAMEWORKS = ("dspy", "haystack", "haystack_integrations", "langchain_chroma", "langchain_lancedb", "llama_index")
 
 
 def name(page: Path) -> str:
@@ -72,6 +74,9 @@ def test_python_runs(page: Path, code: str, capsys: pytest.CaptureFixture[str], 
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
         return
+    imported = set(re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE))
+    for framework in imported & {*_FRAMEWORKS}:
+        pytest.importorskip(framework)
     # A page's second block may open what its first one wrote.
     earlier = blocks(page, "python")
     run = [*earlier[: earlier.index(code)], code] if "get_collection(chromadb" in code else [code]

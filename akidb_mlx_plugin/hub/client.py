@@ -72,6 +72,9 @@ def find_hub() -> Hub:
         InvalidInputError: HF_ENDPOINT is not an http address.
         DownloadError: the token cannot be sent.
     """
+    from akidb_mlx_plugin.progress import import_tqdm_quietly
+
+    import_tqdm_quietly()
     from huggingface_hub import __version__ as hub_version
     from huggingface_hub import constants, get_token
 
@@ -173,13 +176,16 @@ def _bar_class(size_bytes: int, host: str, shown: bool) -> type:
     """Return the progress bar for a download; it also stops an endless file."""
     from huggingface_hub.utils.tqdm import tqdm
 
+    from akidb_mlx_plugin.progress import is_notebook
+
+    # None shows it on a terminal only; a notebook is none.
+    disable = (False if is_notebook() else None) if shown else True
     # Interrupted attempts count again.
     most = 2 * size_bytes + (64 << 20)
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            # None shows it on a terminal only.
-            super().__init__(*arguments, **{**options, "disable": None if shown else True})  # type: ignore[no-untyped-call]
+            super().__init__(*arguments, **{**options, "disable": disable})  # type: ignore[no-untyped-call]
             self.counted = 0.0
 
         def update(self, n: float | None = 1) -> bool | None:

@@ -145,6 +145,9 @@ def _delete_revision(root: Path, folder: Path) -> None:
 
     Its record is removed first, so that what an interruption leaves is not a model.
     """
+    from akidb_mlx_plugin.progress import import_tqdm_quietly
+
+    import_tqdm_quietly()
     from huggingface_hub import scan_cache_dir
 
     repo = folder.parent.parent

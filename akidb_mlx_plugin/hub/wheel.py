@@ -61,9 +61,9 @@ def unpack_wheel(
 def _spinner(text: str, shown: bool) -> AbstractContextManager[object]:
     if not shown:
         return nullcontext()
-    from rich.console import Console
+    from akidb_mlx_plugin.progress import spinner
 
-    return Console(stderr=True).status(text)
+    return spinner(text)
 
 
 def _download(requirement: str, place: Path) -> Path:

@@ -14,6 +14,8 @@ from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.stores.blocks import BLOCK_ROWS, METADATA, Block, CellError, Frame, check_names
 
 _SUFFIXES = (".parquet", ".pq")
+# Read of each column at a time.
+_BUFFER_BYTES = 2**20
 
 
 def open_arrow(table: Any) -> Frame:
@@ -53,7 +55,7 @@ def open_parquet(path: Path) -> Frame:
     import pyarrow.dataset as ds
 
     if path.is_dir():
-        files = sorted(str(file) for suffix in _SUFFIXES for file in path.rglob(f"*{suffix}") if file.is_file())
+        files = sorted(str(file) for file in path.rglob("*") if _is_data(file, path))
         if not files:
             raise InvalidInputError(f"the folder {str(path)!r} has no Parquet files (*.parquet)")
     elif path.exists():
@@ -73,6 +75,12 @@ def open_parquet(path: Path) -> Frame:
     return Frame(lambda vector: _parquet_blocks(fragments, base, vector), rows, in_memory=False)
 
 
+def _is_data(file: Path, folder: Path) -> bool:
+    """Return whether a file in a folder is one of its Parquet files; hidden ones are logs of Delta Lake or Spark."""
+    is_hidden = any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+    return file.suffix in _SUFFIXES and not is_hidden and file.is_file()
+
+
 def _parquet_blocks(fragments: Iterable[Any], base: str, vector: str) -> Iterator[Block]:
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
@@ -81,8 +89,8 @@ def _parquet_blocks(fragments: Iterable[Any], base: str, vector: str) -> Iterato
         source = str(Path(fragment.path).relative_to(base))
         keys = ds.get_partition_keys(fragment.partition_expression)
         try:
-            # The dataset's own scanner decodes whole row groups.
-            with pq.ParquetFile(fragment.path) as file:
+            # The dataset's own scanner decodes whole row groups, and buffering ahead keeps the whole file.
+            with pq.ParquetFile(fragment.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
                 for block in _blocks(file.iter_batches(BLOCK_ROWS), vector, source):
                     rows = len(next(iter(block.columns.values()), ()))
                     added = {name: [value] * rows for name, value in keys.items() if name not in block.columns}
@@ -109,7 +117,8 @@ def _blocks(batches: Iterable[Any], vector: str, source: str = "") -> Iterator[B
 
 def _is_json(field: Any) -> bool:
     """Return whether a column holds JSON, as "metadata" of LanceDB's tables does."""
-    return isinstance(field.type, pa.JsonType) or (field.metadata or {}).get(b"ARROW:extension:name") == b"lance.json"
+    stored = (field.metadata or {}).get(b"ARROW:extension:name")
+    return getattr(field.type, "extension_name", "") == "arrow.json" or stored == b"lance.json"
 
 
 def _vectors(column: Any) -> list[Any]:

@@ -76,7 +76,9 @@ class Columns:
             message += f", nor a column {self.vector!r} for the vector" * (self.vector not in known)
         close = difflib.get_close_matches(wanted.casefold(), [name.casefold() for name in known], 1)
         like = next((name for name in known if close and name.casefold() == close[0]), None)
-        remedy = f"name it by {what}=" if like is None else f"did you mean {like!r}? Name it by {what}={like!r}"
+        remedy = (
+            f"name it by {what}=" if like is None else f"did you mean {like!r}? Name it by {what}={like!r} or rename it"
+        )
         if what == "id":
             remedy += ", or have ids made from the contents by make_ids=True"
         return f"{message}; the columns are {', '.join(map(repr, known)) or 'none'}; {remedy}"

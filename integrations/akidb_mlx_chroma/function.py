@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
+from akidb_mlx_plugin.argument_names import named_arguments
 from akidb_mlx_plugin.config import Device, EmbeddingConfig, Mode
 from akidb_mlx_plugin.display import facts_table
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
 from akidb_mlx_plugin.stores.settings import check_same_settings, check_settings, config_from_stored, stored_settings
 from akidb_mlx_plugin.types import Kind, ModelInfo, Overflow, TextPiece
+from akidb_mlx_plugin.validation import list_inputs
 
 if TYPE_CHECKING:
     from akidb_mlx_plugin.service import EmbeddingService
@@ -39,6 +41,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
     `AKIDB_ALLOWED_MODELS`.
     """
 
+    @named_arguments
     def __init__(
         self,
         model: str | Path | None = None,
@@ -74,7 +77,7 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
             cache_dir: where models are kept; not stored.
         Raises:
             ModelNotFoundError: a misspelled name, which a plain collection would store permanently.
-            InvalidInputError: an unusable value.
+            InvalidInputError: an unusable value, or a name that is not one of these.
         """
         config = EmbeddingConfig.from_arguments(
             model,
@@ -151,15 +154,15 @@ class MLXEmbeddingFunction(EmbeddingFunction[Documents]):
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed one query without blocking the event loop, for LangChain."""
-        return cast("list[float]", (await self.service.aencode_query(text)).tolist())
+        return cast("list[float]", (await self.service.aencode_query([text]))[0].tolist())
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """Embed documents, for LangChain; no documents are an empty list."""
-        return cast("list[list[float]]", self.service.encode_document(texts).tolist())
+        return cast("list[list[float]]", self.service.encode_document(list_inputs(texts)).tolist())
 
     async def aembed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """Embed documents without blocking the event loop, for LangChain."""
-        return cast("list[list[float]]", (await self.service.aencode_document(texts)).tolist())
+        return cast("list[list[float]]", (await self.service.aencode_document(list_inputs(texts))).tolist())
 
     def model_info(self) -> ModelInfo:
         """Describe the model and its vectors; downloads the model if needed, loads nothing."""

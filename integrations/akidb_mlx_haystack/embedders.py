@@ -59,12 +59,12 @@ class MLXTextEmbedder:
         Returns:
             `embedding`: its vector; `meta`: the model's name.
         """
-        return {"embedding": shared_service(self._config).encode_query(text).tolist(), "meta": _meta(self._config)}
+        return {"embedding": shared_service(self._config).encode_query([text])[0].tolist(), "meta": _meta(self._config)}
 
     @component.output_types(embedding=list[float], meta=dict[str, Any])
     async def run_async(self, text: str) -> dict[str, Any]:
         """Embed a query without blocking the event loop."""
-        vector = await shared_service(self._config).aencode_query(text)
+        (vector,) = await shared_service(self._config).aencode_query([text])
         return {"embedding": vector.tolist(), "meta": _meta(self._config)}
 
     def to_dict(self) -> dict[str, Any]:

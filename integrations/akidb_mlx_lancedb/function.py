@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 from lancedb.embeddings import TextEmbeddingFunction
 from lancedb.embeddings.registry import register
 from lancedb.pydantic import FixedSizeListMixin
-from pydantic import GetCoreSchemaHandler, PrivateAttr
+from pydantic import GetCoreSchemaHandler, PrivateAttr, model_validator
 
 from akidb_mlx_lancedb.trust import is_reading_table
+from akidb_mlx_plugin.argument_names import explain_unknown
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import DimensionMismatchError, InvalidInputError
 from akidb_mlx_plugin.hub.registry import check_name
@@ -82,6 +82,14 @@ class MLXEmbeddings(TextEmbeddingFunction):
     _trusted: bool = PrivateAttr(default=True)
     _config: EmbeddingConfig | None = PrivateAttr(default=None)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, fields: Any) -> Any:
+        """Refuse what LanceDB's base class would ignore, where a function is made without `create`."""
+        if isinstance(fields, Mapping):
+            _check_names(fields, cls.model_fields)
+        return fields
+
     @classmethod
     def create(cls, **settings: Any) -> MLXEmbeddings:
         """Make a function; takes the attributes above, and settings of this machine, which are not stored.
@@ -97,10 +105,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         if is_reading_table():
             return cls.from_stored(settings)
         machine = {key: settings.pop(key) for key in _MACHINE if key in settings}
-        if unknown := [key for key in settings if key not in cls.model_fields and key != "model"]:
-            close = difflib.get_close_matches(unknown[0], [*cls.model_fields, *_MACHINE], n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join([*cls.model_fields, *_MACHINE])}"
-            raise InvalidInputError(f"unknown argument {unknown[0]!r}; {hint}")
+        _check_names(settings, cls.model_fields)
         function = cls._make(settings, trusted=True, machine=machine)
         if function.mode == "mlx" and isinstance(settings.get("name"), str):
             check_name(settings["name"])
@@ -130,7 +135,7 @@ class MLXEmbeddings(TextEmbeddingFunction):
         cls, settings: dict[str, Any], *, trusted: bool, machine: Mapping[str, Any] | None = None
     ) -> MLXEmbeddings:
         if "model" in settings:
-            raise InvalidInputError(f"give the model as name=, got model={settings['model']!r}")
+            raise InvalidInputError(f"the model's field is name, got model={settings['model']!r}")
         config = config_from_stored(settings_from_fields(settings), machine, stored=not trusted)
         return cls._from_embedding_config(config, trusted=trusted)
 
@@ -235,6 +240,14 @@ class MLXEmbeddings(TextEmbeddingFunction):
             return [None] * len(texts)
         vectors = iter(np.asarray(self.service.embed_batch(present, kind=kind).embeddings))
         return [None if text is None else next(vectors) for text in texts]
+
+
+def _check_names(settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise InvalidInputError for an argument that does not exist."""
+    for key in settings:
+        if key not in known:
+            # The field is LanceDB's; everywhere else in this package it is `model`.
+            raise InvalidInputError(explain_unknown(key, [*known, *_MACHINE], {"model": "name"}))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 import pyarrow as pa
 from lancedb.rerankers import Reranker
 
+from akidb_mlx_plugin.argument_names import named_arguments
 from akidb_mlx_plugin.config import Device
 from akidb_mlx_plugin.cross_encoder import DEFAULT_BATCH_SIZE, CrossEncoder, shared_cross_encoder
 from akidb_mlx_plugin.errors import InvalidInputError
@@ -25,6 +26,7 @@ class MLXReranker(Reranker):
     and comes last. Making one is free: the model is loaded with the first search, once for the whole process.
     """
 
+    @named_arguments
     def __init__(
         self,
         model: str | Path | CrossEncoder = "ms-marco-minilm-l6",

@@ -10,6 +10,7 @@ from langchain_core.embeddings import Embeddings
 
 from akidb_mlx_plugin.config import Device, EmbeddingConfig
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
+from akidb_mlx_plugin.validation import list_inputs
 
 
 class MLXEmbeddings(Embeddings):
@@ -60,16 +61,16 @@ class MLXEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents, in order."""
-        return cast("list[list[float]]", self.service.encode_document(texts).tolist())
+        return cast("list[list[float]]", self.service.encode_document(list_inputs(texts)).tolist())
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query."""
-        return cast("list[float]", self.service.encode_query(text).tolist())
+        return cast("list[float]", self.service.encode_query([text])[0].tolist())
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents without blocking the event loop."""
-        return cast("list[list[float]]", (await self.service.aencode_document(texts)).tolist())
+        return cast("list[list[float]]", (await self.service.aencode_document(list_inputs(texts))).tolist())
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a query without blocking the event loop."""
-        return cast("list[float]", (await self.service.aencode_query(text)).tolist())
+        return cast("list[float]", (await self.service.aencode_query([text]))[0].tolist())

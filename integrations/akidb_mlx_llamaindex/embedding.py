@@ -8,6 +8,7 @@ from typing import Any, cast
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
+from akidb_mlx_plugin.argument_names import explain_unknown
 from akidb_mlx_plugin.config import Device, EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
@@ -51,8 +52,10 @@ class MLXEmbedding(BaseEmbedding):
             InvalidInputError: an unknown setting, or an unusable value.
         """
         if unknown := [name for name in settings if name not in type(self).model_fields]:
-            known = ", ".join(sorted(type(self).model_fields))
-            raise InvalidInputError(f"unknown argument {unknown[0]!r}; known are {known}")
+            # The field is LlamaIndex's; everywhere else in this package it is `model`.
+            raise InvalidInputError(
+                explain_unknown(unknown[0], sorted(type(self).model_fields), {"model": "model_name"})
+            )
         config = EmbeddingConfig.from_arguments(
             model_name, **{name: settings[name] for name in _SETTINGS if settings.get(name) is not None}
         )
@@ -71,16 +74,16 @@ class MLXEmbedding(BaseEmbedding):
         return shared_service(self._config)
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return cast("list[float]", self.service.encode_query(query).tolist())
+        return cast("list[float]", self.service.encode_query([query])[0].tolist())
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return cast("list[float]", (await self.service.aencode_query(query)).tolist())
+        return cast("list[float]", (await self.service.aencode_query([query]))[0].tolist())
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return cast("list[float]", self.service.encode_document(text).tolist())
+        return cast("list[float]", self.service.encode_document([text])[0].tolist())
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return cast("list[float]", (await self.service.aencode_document(text)).tolist())
+        return cast("list[float]", (await self.service.aencode_document([text]))[0].tolist())
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return cast("list[list[float]]", self.service.encode_document(texts).tolist())

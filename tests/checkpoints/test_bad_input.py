@@ -87,7 +87,10 @@ class TestTexts:
     @pytest.mark.parametrize(("texts", "message"), UNUSABLE_TEXTS)
     def test_functions(self, minilm: EmbeddingService, texts: Any, message: str) -> None:
         function = MLXEmbeddingFunction(MINILM)
-        for embed in (function, function.embed_query, minilm.embed_batch):
+        # One query is a string, and no documents are no vectors: LangChain's calls.
+        queries = [] if isinstance(texts, str) else [function.embed_query]
+        documents = [] if texts == [] else [function.embed_documents]
+        for embed in (function, minilm.embed_batch, *queries, *documents):
             with pytest.raises(InvalidInputError, match=message):
                 embed(texts)  # type: ignore[operator]
 

@@ -250,10 +250,10 @@ class TestCommands:
     ) -> None:
         docs = chroma_client.create_collection("docs", embedding_function=MLXEmbeddingFunction(tiny_dir))
         docs.add(ids=["a", "b"], documents=TEXTS)
-        place = (tmp_path / "chroma", "--collection", "docs", "--name", "again")
+        place = (tmp_path / "chroma" / "docs", "--name", "again")
         run(reembed, *place, "--model", tiny_dir, "--pooling", "cls")
         np.testing.assert_allclose(vector_of(chroma_client.get_collection("again"), "b"), cls_vectors[1], atol=1e-6)
-        asked = (TEXTS[1], "--chroma", tmp_path / "chroma", "--collection", "again", "--model", tiny_dir)
+        asked = (TEXTS[1], tmp_path / "chroma" / "again", "--model", tiny_dir)
         assert run(search, *asked, "--pooling", "cls")[0]["score"] == pytest.approx(1, abs=1e-4)
         with pytest.raises(DimensionMismatchError, match="cannot be compared"):
             run(search, *asked, "--pooling", "mean")
@@ -262,11 +262,11 @@ class TestCommands:
         db = lancedb.connect(tmp_path / "lancedb")
         notes = akidb_mlx_lancedb.create_table(db, "notes", MLXEmbeddings.create(name=tiny_dir))
         akidb_mlx_lancedb.upsert(notes, [Document("a", text=TEXTS[0]), Document("b", text=TEXTS[1])])
-        place = (tmp_path / "lancedb", "--table", "notes", "--name", "again")
+        place = (tmp_path / "lancedb" / "notes", "--name", "again")
         run(reembed, *place, "--model", tiny_dir, "--pooling", "cls")
         stored = {row["id"]: row["vector"] for row in db.open_table("again").search().to_list()}
         np.testing.assert_allclose([stored["a"], stored["b"]], cls_vectors, atol=1e-6)
-        asked = (TEXTS[1], "--lancedb", tmp_path / "lancedb", "--table", "again", "--model", tiny_dir)
+        asked = (TEXTS[1], tmp_path / "lancedb" / "again", "--model", tiny_dir)
         assert run(search, *asked, "--pooling", "cls")[0]["score"] == pytest.approx(1, abs=1e-4)
         with pytest.raises(DimensionMismatchError, match="cannot be compared"):
             run(search, *asked, "--pooling", "mean")

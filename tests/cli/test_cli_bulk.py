@@ -21,7 +21,7 @@ from ray_fixtures import RunningCluster
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin.cli import app
-from akidb_mlx_plugin.cli.bulk_target import ChromaAddress, LanceAddress, parse_target
+from akidb_mlx_plugin.cli.bulk_target import ChromaTarget, LanceTarget, parse_target
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 
 pytest_plugins = ("host_fixtures", "ray_fixtures")
@@ -72,7 +72,7 @@ def test_dry_run_on_a_cluster_then_run_on_this_machine_then_search(
     assert len((tmp_path / "docs.rejected.jsonl").read_text().splitlines()) == 2
     table = lancedb.connect("db").open_table("docs")
     assert set(table.schema.names) == {"id", "body", "vector", "lang"}
-    found = CliRunner().invoke(app, ["search", "cooking noodles", "--lancedb", "db", "--table", "docs", "--json"])
+    found = CliRunner().invoke(app, ["search", "cooking noodles", "db/docs", "--json"])
     assert "pasta" in json.loads(found.stdout)[0]["text"]
     assert not ray.is_initialized()
 
@@ -220,11 +220,11 @@ def test_a_signal_ends_the_run_cleanly_and_the_next_run_goes_on(
 @pytest.mark.parametrize(
     ("address", "target"),
     [
-        ("lancedb://db/docs", LanceAddress("db", "docs")),
-        ("lancedb:///data/db/docs", LanceAddress("/data/db", "docs")),
-        ("lancedb://s3://bucket/db/docs", LanceAddress("s3://bucket/db", "docs")),
-        ("chroma://localhost:8123/docs", ChromaAddress("localhost", 8123, "docs")),
-        ("chroma://localhost/docs", ChromaAddress("localhost", 8000, "docs")),
+        ("lancedb://db/docs", LanceTarget("db", "docs")),
+        ("lancedb:///data/db/docs", LanceTarget("/data/db", "docs")),
+        ("lancedb://s3://bucket/db/docs", LanceTarget("s3://bucket/db", "docs")),
+        ("chroma://localhost:8123/docs", ChromaTarget("localhost", 8123, "docs")),
+        ("chroma://localhost/docs", ChromaTarget("localhost", 8000, "docs")),
     ],
 )
 def test_targets(address: str, target: object) -> None:
@@ -232,7 +232,11 @@ def test_targets(address: str, target: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["docs", "lancedb://docs", "chroma://localhost:8000", "chroma://h:x/docs", "s3://b/c"]
+    "address",
+    [
+        *("docs", "lancedb://docs", "chroma://localhost:8000", "chroma://h:x/docs", "s3://b/c"),
+        *("https://host/docs", "chroma://./folder/docs"),
+    ],
 )
 def test_what_is_no_target_is_refused(address: str) -> None:
     with pytest.raises(InvalidInputError, match="--to"):

@@ -88,14 +88,14 @@ UNREADABLE = {
 def test_chroma_folders(chroma_folder: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     folder = shutil.copytree(chroma_folder, tmp_path / "damaged")
     damage(folder)
-    assert str(folder) in refusal("search", "x", "--chroma", folder, "--collection", "docs")
-    assert str(folder) in refusal("reembed", folder, "--collection", "docs", "--model", TINY)
+    assert str(folder) in refusal("search", "x", f"{folder}/docs")
+    assert str(folder) in refusal("reembed", f"chroma://{folder}/docs", "--model", TINY)
 
 
 def test_a_chroma_folder_with_another_dimension(chroma_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(chroma_folder, tmp_path / "damaged")
     execute("UPDATE collections SET dimension = 9")(folder)
-    assert "had 9" in refusal("search", "x", "--chroma", folder, "--collection", "docs")
+    assert "had 9" in refusal("search", "x", f"{folder}/docs")
 
 
 @pytest.mark.parametrize("pattern", ["docs.lance/data/*", "docs.lance/_versions/*"])
@@ -104,9 +104,9 @@ def test_lancedb_folders(lance_folder: Path, tmp_path: Path, pattern: str, comma
     folder = shutil.copytree(lance_folder, tmp_path / "damaged")
     fill(pattern)(folder)
     if command == "search":
-        refusal("search", "x", "--lancedb", folder, "--table", "docs")
+        refusal("search", "x", f"{folder}/docs")
     else:
-        refusal("reembed", folder, "--table", "docs", "--model", TINY)
+        refusal("reembed", f"lancedb://{folder}/docs", "--model", TINY)
 
 
 @pytest.fixture

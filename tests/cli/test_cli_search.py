@@ -75,8 +75,12 @@ def refuse(*arguments: str) -> str:
 
 @pytest.mark.slow
 def test_both_databases_give_the_same_answer(chroma_folder: Path, lancedb_folder: Path) -> None:
-    in_chroma = ask("--chroma", str(chroma_folder), "--collection", "docs")
-    in_lancedb = ask("--lancedb", str(lancedb_folder), "--table", "docs")
+    in_chroma = ask(
+        f"{chroma_folder}/docs",
+    )
+    in_lancedb = ask(
+        f"{lancedb_folder}/docs",
+    )
     for rows in (in_chroma, in_lancedb):
         assert rows[0]["id"] == "paris"
         assert rows[0]["text"] == "Paris\tis in\nFrance."
@@ -86,12 +90,12 @@ def test_both_databases_give_the_same_answer(chroma_folder: Path, lancedb_folder
 
 
 def test_limit(chroma_folder: Path, lancedb_folder: Path) -> None:
-    assert len(ask("--chroma", str(chroma_folder), "--collection", "docs", "--limit", "1")) == 1
-    assert len(ask("--lancedb", str(lancedb_folder), "--table", "docs", "-n", "2")) == 2
+    assert len(ask(f"{chroma_folder}/docs", "--limit", "1")) == 1
+    assert len(ask(f"{lancedb_folder}/docs", "-n", "2")) == 2
 
 
 def test_a_pipe_gets_a_row_a_line(chroma_folder: Path) -> None:
-    result = CliRunner().invoke(app, [QUESTION, "--chroma", str(chroma_folder), "--collection", "docs"])
+    result = CliRunner().invoke(app, [QUESTION, f"{chroma_folder}/docs"])
     head, first, *rest = result.stdout.splitlines()
     assert head.split("\t") == ["score", "id", "text", "metadata"]
     assert first.split("\t")[1:3] == ["paris", "Paris is in France."]
@@ -116,12 +120,12 @@ def test_control_sequences_of_a_stored_text_do_not_reach_the_terminal() -> None:
 
 
 def test_an_empty_collection_has_no_answer(chroma_folder: Path) -> None:
-    assert ask("--chroma", str(chroma_folder), "--collection", "empty") == []
+    assert ask(f"chroma://{chroma_folder}/empty") == []
 
 
 @pytest.mark.slow
 def test_vectors_without_a_stored_function_need_the_model_named(chroma_folder: Path) -> None:
-    where = ("--chroma", str(chroma_folder), "--collection", "plain")
+    where = (f"chroma://{chroma_folder}/plain",)
     assert "stores no function of this package" in refuse(*where)
     (row,) = ask(*where, "--model", MINILM)
     assert row["id"] == "paris"
@@ -138,26 +142,32 @@ def test_a_collection_of_another_function_is_told_in_one_line(tmp_path: Path) ->
 
 def test_another_model_is_refused(lancedb_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AKIDB_EMBEDDING__MLX__QUERY_PROMPT", "another space: ")
-    assert "cannot be compared" in refuse("--lancedb", str(lancedb_folder), "--table", "docs", "--model", MINILM)
+    assert "cannot be compared" in refuse(f"{lancedb_folder}/docs", "--model", MINILM)
 
 
 def test_what_is_not_there_is_said(chroma_folder: Path, lancedb_folder: Path, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     assert "no Chroma database at" in refuse("--chroma", missing, "--collection", "docs")
     assert "no LanceDB database at" in refuse("--lancedb", missing, "--table", "docs")
-    assert "nope" in refuse("--chroma", str(chroma_folder), "--collection", "nope")
-    assert "no table 'nope'" in refuse("--lancedb", str(lancedb_folder), "--table", "nope")
+    assert "nope" in refuse(
+        f"chroma://{chroma_folder}/nope",
+    )
+    assert "no table 'nope'" in refuse(f"lancedb://{lancedb_folder}/nope")
     assert "http://host:port" in refuse("--chroma", "ftp://host", "--collection", "docs")
     assert not Path(missing).exists()
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--chroma", "x"], ["--chroma", "x", "--collection", "y", "--lancedb", "x", "--table", "y"]]
+    "arguments",
+    [
+        *([], ["--chroma", "x"], ["--chroma", "x", "--collection", "y", "--lancedb", "x", "--table", "y"]),
+        ["lancedb://x/y", "--chroma", "x", "--collection", "y"],
+    ],
 )
 def test_one_place_has_to_be_named(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, [QUESTION, *arguments])
     assert result.exit_code == 2
-    assert "--chroma and --collection" in " ".join(result.output.split())
+    assert "name one collection or table" in " ".join(result.output.split())
 
 
 _PROGRAM = """
@@ -176,7 +186,7 @@ def test_a_server_is_asked_from_another_process(chroma_port: int, minilm_dir: Pa
     client = chromadb.HttpClient("127.0.0.1", chroma_port)
     docs = akidb_mlx_chroma.create_collection(client, "asked", MLXEmbeddingFunction(model=MINILM), get_or_create=True)
     akidb_mlx_chroma.upsert(docs, DOCUMENTS)
-    command = ["search", QUESTION, "--chroma", f"http://127.0.0.1:{chroma_port}", "--collection", "asked", "-n", "1"]
+    command = ["search", QUESTION, f"chroma://127.0.0.1:{chroma_port}/asked", "-n", "1"]
     done = subprocess.run([sys.executable, "-c", _PROGRAM, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split("\t")[1] == "paris"
@@ -187,8 +197,8 @@ def test_a_reranker_sorts_the_candidates(chroma_folder: Path, lancedb_folder: Pa
     with CrossEncoder(reranker_dir("roberta"), device="cpu") as encoder:
         ranked = encoder.rank(QUESTION, [str(document.text) for document in DOCUMENTS])
     for place in (
-        ("--chroma", str(chroma_folder), "--collection", "docs"),
-        ("--lancedb", str(lancedb_folder), "--table", "docs"),
+        (f"{chroma_folder}/docs",),
+        (f"{lancedb_folder}/docs",),
     ):
         rows = ask(*place, "--rerank", str(reranker_dir("roberta")), "--limit", "2")
         assert [row["id"] for row in rows] == [DOCUMENTS[each["corpus_id"]].id for each in ranked[:2]]
@@ -198,17 +208,17 @@ def test_a_reranker_sorts_the_candidates(chroma_folder: Path, lancedb_folder: Pa
 
 def test_records_without_text_come_last(chroma_folder: Path) -> None:
     rows = ask(
-        *("--chroma", str(chroma_folder), "--collection", "plain", "--model", MINILM),
+        *(f"chroma://{chroma_folder}/plain", "--model", MINILM),
         *("--rerank", str(reranker_dir("roberta"))),
     )
     assert [(row["id"], row["rerank_score"]) for row in rows] == [("paris", None)]
 
 
 def test_an_empty_collection_with_a_reranker(chroma_folder: Path) -> None:
-    place = ("--chroma", str(chroma_folder), "--collection", "empty")
+    place = (f"chroma://{chroma_folder}/empty",)
     assert ask(*place, "--rerank", str(reranker_dir("roberta"))) == []
 
 
 def test_a_reranker_of_the_wrong_kind_is_refused_before_the_search(chroma_folder: Path) -> None:
-    place = ("--chroma", str(chroma_folder), "--collection", "missing")
+    place = (f"chroma://{chroma_folder}/missing",)
     assert "of the kind embedding, not reranker" in refuse(*place, "--rerank", MINILM)

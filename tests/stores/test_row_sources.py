@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,14 @@ class TestSources:
             found = Rows(source, Columns())
             assert (found.in_memory, found.total) == (in_memory, total)
 
+    @pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+    def test_frames_need_no_pyarrow(self, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "akidb_mlx_plugin.stores.arrow", raising=False)
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        assert only(kind({"id": ["a"], "text": ["x"], "vector": [[1.0]]})).vector == [1.0]
+        with pytest.raises(InvalidInputError, match="needs pyarrow: pip install pyarrow"):
+            read(tmp_path)
+
     def test_streams_are_read_as_they_are_needed(self) -> None:
         taken: list[int] = []
 
@@ -186,6 +196,14 @@ class TestParquet:
         with pytest.raises(InvalidInputError, match=r"t\.parquet cannot be read as Parquet"):
             next(documents)
 
+    def test_is_never_whole_in_memory(self, tmp_path: Path) -> None:
+        vectors = np.random.default_rng(0).standard_normal((16_000, 384)).astype(np.float32)
+        table = pa.table({"id": range(16_000), "vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), 384)})
+        pq.write_table(table, tmp_path / "t.parquet")
+        before = pa.total_allocated_bytes()
+        for _ in islice(Rows(tmp_path / "t.parquet", Columns()), 4000):
+            assert pa.total_allocated_bytes() - before < vectors.nbytes / 2
+
     def test_a_folder(self, tmp_path: Path) -> None:
         for year, name in ((2020, "b"), (2021, "a")):
             folder = tmp_path / f"year={year}"
@@ -193,6 +211,9 @@ class TestParquet:
             columns = {"id": [name], "text": ["x"]} | ({"more": [1]} if name == "a" else {})
             pq.write_table(pa.table(columns), folder / f"{name}.parquet")
         (tmp_path / "notes.csv").write_text("id,text")
+        for hidden in ("_delta_log", ".cache"):
+            (tmp_path / hidden).mkdir()
+            (tmp_path / hidden / "0.parquet").write_bytes(b"of no concern")
         found = {document.id: document.metadata for document in read(tmp_path)}
         assert found == {"b": {"year": 2020}, "a": {"year": 2021, "more": 1}}
 

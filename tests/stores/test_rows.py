@@ -48,7 +48,7 @@ class TestColumns:
                 {},
                 "no column 'id' for the id; the columns are 'key', 'text'; name it by id=, or have ids",
             ),
-            (["ids", "text"], {}, "did you mean 'ids'? Name it by id='ids', or have ids made"),
+            (["ids", "text"], {}, "did you mean 'ids'? Name it by id='ids' or rename it, or have ids made"),
             (["ID", "text"], {"make_ids": True}, "did you mean 'ID'?"),
             (["id", "txt"], {}, "no column 'text' for the text, nor a column 'vector' for the vector; the columns are"),
             (["id", "txt"], {}, "did you mean 'txt'? Name it by text='txt'"),

@@ -37,7 +37,7 @@ class TestCommand:
 
     @pytest.mark.slow
     def test_another_model(self, host: Host, real: Any) -> None:
-        arguments = [host.location, host.option, "docs", "--model", MINILM, "--json"]
+        arguments = [f"{host.location}/docs", "--model", MINILM, "--json"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
         row = json.loads(result.stdout)[0]
@@ -73,23 +73,21 @@ class TestCommand:
         CliRunner().invoke(app, [str(tmp_path), "--collection", "docs", "--model", MINILM])
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("options", [[], ["--collection", "a", "--table", "b"]])
+    @pytest.mark.parametrize("options", [["--collection", "a", "--table", "b"]])
     def test_one_of_both(self, options: list[str], tmp_path: Path) -> None:
         result = CliRunner().invoke(app, [str(tmp_path), *options, "--model", MINILM])
         assert result.exit_code == 2
-        assert "--collection" in result.output
+        assert "name one collection or table" in " ".join(result.output.split())
 
     @pytest.mark.slow
     def test_a_server(self, chroma_port: int, name: str, minilm: EmbeddingService) -> None:
         client = chromadb.HttpClient("127.0.0.1", chroma_port)
         source = akidb_mlx_chroma.create_collection(client, name, akidb_mlx_chroma.MLXEmbeddingFunction(TINY))
         akidb_mlx_chroma.upsert(source, [Document("a", "a")])
-        address = f"http://127.0.0.1:{chroma_port}"
-        result = CliRunner().invoke(app, [address, "--collection", name, "--model", MINILM, "--name", f"{name}-new"])
+        address = f"chroma://127.0.0.1:{chroma_port}"
+        result = CliRunner().invoke(app, [f"{address}/{name}", "--model", MINILM, "--name", f"{name}-new"])
         assert result.exit_code == 0, result.output
         assert client.get_collection(f"{name}-new").count() == 1
 
     def test_the_help_has_an_example(self) -> None:
-        assert "akidb-mlx reembed ./chroma --collection docs" in " ".join(
-            CliRunner().invoke(app, ["--help"]).output.split()
-        )
+        assert "akidb-mlx reembed ./chroma/docs" in " ".join(CliRunner().invoke(app, ["--help"]).output.split())

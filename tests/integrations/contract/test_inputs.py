@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from collection_helpers import EmbeddedByMock
 from hosts import D, Host
 
-from akidb_mlx_plugin import Document
+from akidb_mlx_plugin import DimensionMismatchError, Document, InvalidInputError, UpsertError
 
 pytest_plugins = ("host_fixtures", "collection_fixtures")
 
@@ -112,3 +114,112 @@ async def test_every_kind_of_input_asynchronously(host: Host, name: str, mock: A
     remote = await host.connect(name, mock)
     assert (await host.module.aupsert(remote, INPUTS[kind](tmp_path))).inserted == N
     check_written(host, host.get(name))
+
+
+def some(count: int) -> pd.DataFrame:
+    return pd.DataFrame({"id": [f"d{i}" for i in range(count)], "text": "x", "vector": [[1.0] * D] * count, "n": 1})
+
+
+class TestRefusals:
+    """A table in memory is checked whole: the last row is wrong, and nothing is embedded or written."""
+
+    @pytest.mark.parametrize(
+        ("column", "value", "message"),
+        [
+            ("id", "d0", r"row 1999, column 'id': document 'd0' occurs twice"),
+            ("id", "", r"row 1999, column 'id': .* must be a non-empty string"),
+            ("id", None, r"row 1999: column 'id' is empty; give an id, or .* make_ids=True"),
+            ("text", 5, r"row 1999, column 'text': the text of document 'd1999' is int, not a string"),
+            ("text", "\ud800", r"row 1999, column 'text': .* lone surrogate"),
+            ("vector", [1.0] * 7, r"row 1999, column 'vector': .* a vector of 7 dimensions, and .* holds 8"),
+            ("vector", [float("nan")] * D, r"row 1999, column 'vector': .* not a finite float32: nan at 0"),
+            ("vector", "[1, 2]", r"row 1999, column 'vector': .* not one row of numbers: str"),
+            ("n", object(), r"row 1999: the metadata of document 'd1999' cannot be .*"),
+        ],
+    )
+    def test_one_bad_row(
+        self, host: Host, docs: Any, mocked: EmbeddedByMock, column: str, value: Any, message: str
+    ) -> None:
+        frame = some(2000).astype(object)
+        frame.at[0, "vector"] = None
+        frame.at[1999, column] = value
+        kind = DimensionMismatchError if "holds 8" in message else InvalidInputError
+        for given in (frame, frame.to_dict("records")):
+            with pytest.raises(kind, match=f"^{message}"):
+                host.upsert(docs, given, batch_size=500)
+        assert (host.read(docs), mocked) == ({}, [])
+
+    def test_neither_text_nor_vector(self, host: Host, docs: Any) -> None:
+        with pytest.raises(InvalidInputError, match=r"row 1, column 'text': .* neither text nor vector"):
+            host.upsert(docs, pl.DataFrame({"id": ["a", "b"], "text": ["x", None]}))
+
+    def test_dates_are_kept_equal_or_refused(self, host: Host, docs: Any) -> None:
+        frame = pd.DataFrame({"id": ["a"], "text": ["x"], "when": [pd.Timestamp("2020-01-01")]})
+        with pytest.raises(InvalidInputError, match=r"row 0: the metadata of document 'a' cannot be .*"):
+            host.upsert(docs, frame)
+        assert host.upsert(docs, frame.assign(when=frame["when"].dt.strftime("%Y-%m-%d"))).inserted == 1
+        assert host.read(docs)["a"][1] == {"when": "2020-01-01"}
+
+    def test_a_stream_ends_at_the_bad_row(self, host: Host, docs: Any, tmp_path: Path) -> None:
+        frame = some(2000).astype(object)
+        frame.at[1500, "text"] = None
+        frame.at[1500, "vector"] = None
+        pq.write_table(pa.Table.from_pandas(frame), tmp_path / "rows.parquet")
+        with pytest.raises(UpsertError, match=r"1000 documents are in, .*: rows.parquet, row 1500, column") as raised:
+            host.upsert(docs, tmp_path / "rows.parquet", batch_size=500)
+        assert (raised.value.written_count, len(host.read(docs))) == (1000, 1000)
+
+    def test_names_of_columns(self, host: Host, docs: Any) -> None:
+        frame = pd.DataFrame({"key": ["a"], "body": ["a text"], "page": [7]})
+        with pytest.raises(InvalidInputError, match="no column 'id' for the id; the columns are 'key', 'body', 'page'"):
+            host.upsert(docs, frame)
+        with pytest.raises(InvalidInputError, match=r"no column 'bdy' for the text.* did you mean 'body'\?"):
+            host.upsert(docs, frame, id="key", text="bdy")
+        assert host.upsert(docs, frame, id="key", text="body").inserted == 1
+        assert host.read(docs)["a"][:2] == ("a text", {"page": 7})
+
+    def test_what_is_not_taken(self, host: Host, docs: Any) -> None:
+        with pytest.raises(InvalidInputError, match=r"documents is 'a text', .* an upsert takes Documents, mappings"):
+            host.upsert(docs, "a text")
+
+
+class TestIds:
+    def test_made_from_the_content(self, host: Host, docs: Any, mocked: EmbeddedByMock) -> None:
+        frame = pl.DataFrame({"text": ["one", "two", "one"], "n": [1, 2, 3]})
+        response = host.upsert(docs, frame, make_ids=True)
+        assert (response.inserted, response.repeated, sorted(mocked)) == (2, 1, ["one", "two"])
+        assert sorted((text, metadata) for text, metadata, _ in host.read(docs).values()) == [
+            ("one", {"n": 1}),
+            ("two", {"n": 2}),
+        ]
+        # The same contents are the same documents, in another form and order.
+        again = host.upsert(docs, reversed(frame.to_dicts()[:2]), make_ids=True, skip_unchanged=True)
+        assert (again.skipped, len(host.read(docs))) == (2, 2)
+
+    def test_integers_and_uuids(self, host: Host, docs: Any) -> None:
+        number = uuid.UUID(int=7)
+        host.upsert(docs, pd.DataFrame({"id": [17, 18], "text": "x"}))
+        host.upsert(docs, [{"id": number, "text": "x"}])
+        assert set(host.read(docs)) == {"17", "18", str(number)}
+
+
+@pytest.mark.parametrize("host", ["chroma-server", "lancedb"], indirect=True)
+async def test_options_and_refusals_asynchronously(host: Host, name: str, mock: Any) -> None:
+    remote = await host.connect(name, mock)
+    frame = pd.DataFrame({"body": ["one", "two", "one"]})
+    response = await host.module.aupsert(remote, frame, text="body", make_ids=True)
+    assert (response.inserted, response.repeated) == (2, 1)
+    with pytest.raises(InvalidInputError, match="no column 'id' for the id"):
+        await host.module.aupsert(remote, frame, text="body")
+    with pytest.raises(InvalidInputError, match="an upsert takes Documents"):
+        await host.module.aupsert(remote, "a text")
+    assert await host.count_async(remote) == 2
+
+
+def test_the_bar_knows_how_many_rows_there_are(
+    host: Host, docs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.upsert(docs, one_file(tmp_path), show_progress=True)
+    assert f"{N}/{N}" in capsys.readouterr().err
+    host.upsert(docs, pd.DataFrame({"text": ["x", "x", "y"]}), make_ids=True, show_progress=True)
+    assert "3/3" in capsys.readouterr().err

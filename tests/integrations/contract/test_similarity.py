@@ -292,8 +292,8 @@ def test_the_command_ranks_and_scores_by_dot_products_in_both(
     notes = akidb_mlx_lancedb.create_table(db, "notes", MLXEmbeddings.create(name=dot_dir))
     akidb_mlx_lancedb.upsert(notes, documents)
     for place in (
-        ("--chroma", tmp_path / "chroma", "--collection", "docs"),
-        ("--lancedb", tmp_path / "lancedb", "--table", "notes"),
+        (tmp_path / "chroma" / "docs",),
+        (tmp_path / "lancedb" / "notes",),
     ):
         rows = ask(*place)
         assert [row["id"] for row in rows] == by_product

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from host_helpers import DOCUMENTS, MINILM, count_loads
 
-from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin import EmbeddingService, InvalidInputError
 
 pytest.importorskip("haystack")
 
@@ -95,6 +95,8 @@ def test_vectors_are_the_services(minilm: EmbeddingService) -> None:
     assert [d.embedding for d in given] == [None] * len(given)
     assert document.run([])["documents"] == []
     assert query.run("soup")["meta"] == {"model": MINILM}
+    with pytest.raises(InvalidInputError, match="text 0 is list"):
+        query.run(["soup"])
 
     async def ask() -> tuple[Any, Any]:
         return await query.run_async("soup"), await document.run_async(given)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from host_helpers import DOCUMENTS, MINILM
 
-from akidb_mlx_plugin import Document, EmbeddingService
+from akidb_mlx_plugin import Document, EmbeddingService, InvalidInputError
 
 pytest.importorskip("langchain_core")
 
@@ -81,6 +81,8 @@ def test_vectors_are_the_services(make: Any, minilm: EmbeddingService) -> None:
     both = [prompted.embed_query("soup"), *prompted.embed_documents(["soup"])]
     np.testing.assert_allclose(both, expected, atol=1e-5)
     assert prompted.embed_documents([]) == []
+    with pytest.raises(InvalidInputError, match="put a single text in"):
+        prompted.embed_documents("soup")
 
     async def ask() -> list[list[float]]:
         return [await prompted.aembed_query("soup"), *await prompted.aembed_documents(["soup"])]

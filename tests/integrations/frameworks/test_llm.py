@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +63,11 @@ def test_a_collection_finds_the_right_document(
     run("embed-multi", "notes", str(file), "--format", "nl", "-m", MODEL, "--store")
     for question, text in questions.items():
         assert json.loads(run("similar", "notes", "-n", "1", "-c", question))["content"] == text
+
+
+def test_the_commands_of_the_documentation(run: Callable[..., str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "frameworks.md").read_text("utf-8")
+    commands = re.findall(r"^llm .+", page, flags=re.MULTILINE)
+    printed = [run(*shlex.split(command)[1:]) for command in commands]
+    assert len(printed) == 5
+    assert json.loads(printed[-1])["id"] == "paris"

@@ -90,9 +90,11 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "kind", "message"),
         [
-            ({"nmae": "x"}, InvalidInputError, "unknown argument 'nmae'; did you mean 'name'"),
-            ({"dimensions": 8}, InvalidInputError, "unknown argument 'dimensions'; did you mean 'dimension'"),
-            ({"zzz": 1}, InvalidInputError, "unknown argument 'zzz'; known are .*device"),
+            ({"nmae": "x"}, InvalidInputError, "no argument 'nmae'; did you mean name="),
+            ({"dimensions": 8}, InvalidInputError, "no argument 'dimensions'; it is dimension="),
+            ({"model_name": "x"}, InvalidInputError, "no argument 'model_name'; it is name="),
+            ({"model": "x"}, InvalidInputError, "no argument 'model'; it is name="),
+            ({"zzz": 1}, InvalidInputError, "no argument 'zzz'; the arguments are .*device"),
             ({"device": "tpu"}, InvalidInputError, "device = 'tpu'"),
             ({"name": "minilm-l6-v3"}, ModelNotFoundError, "did you mean 'minilm-l6-v2'"),
         ],
