@@ -10,6 +10,7 @@ from haystack import Document, component, default_from_dict, default_to_dict
 
 from akidb_mlx_plugin.config import Device, EmbeddingConfig
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
+from akidb_mlx_plugin.types import Overflow
 
 
 @component
@@ -31,6 +32,7 @@ class MLXTextEmbedder:
         pooling: str | None = None,
         query_prompt: str | None = None,
         device: Device | None = None,
+        overflow: Overflow | None = None,
     ) -> None:
         """Choose a model; None stands for the environment's value, else the default.
 
@@ -41,10 +43,11 @@ class MLXTextEmbedder:
             pooling: how token vectors become one, instead of what the checkpoint says, such as "mean" or "cls+mean".
             query_prompt: text put before each query instead of the model's.
             device: "auto", "gpu" or "cpu".
+            overflow: "truncate" texts longer than the model takes, or "error". Defaults to the configuration.
         Raises:
             InvalidInputError: an unusable value.
         """
-        self._settings = _list_settings(model, dimension, normalize, pooling, device)
+        self._settings = _list_settings(model, dimension, normalize, pooling, device, overflow)
         self._query_prompt = query_prompt
         self._config = EmbeddingConfig.from_arguments(**self._settings, query_prompt=query_prompt)
 
@@ -94,20 +97,21 @@ class MLXDocumentEmbedder:
         pooling: str | None = None,
         document_prompt: str | None = None,
         device: Device | None = None,
+        overflow: Overflow | None = None,
         meta_fields_to_embed: Sequence[str] = (),
         embedding_separator: str = "\n",
     ) -> None:
         """Choose a model; the arguments are those of `MLXTextEmbedder`, and these.
 
         Args:
-            model, dimension, normalize, pooling, device: as for `MLXTextEmbedder`.
+            model, dimension, normalize, pooling, device, overflow: as for `MLXTextEmbedder`.
             document_prompt: text put before each document instead of the model's.
             meta_fields_to_embed: names of metadata to embed, before the content.
             embedding_separator: what stands between them.
         Raises:
             InvalidInputError: an unusable value.
         """
-        self._settings = _list_settings(model, dimension, normalize, pooling, device)
+        self._settings = _list_settings(model, dimension, normalize, pooling, device, overflow)
         self._document_prompt = document_prompt
         self._config = EmbeddingConfig.from_arguments(**self._settings, document_prompt=document_prompt)
         self._fields = list(meta_fields_to_embed)
@@ -161,10 +165,22 @@ class MLXDocumentEmbedder:
 
 
 def _list_settings(
-    model: str | None, dimension: int | None, normalize: bool | None, pooling: str | None, device: Device | None
+    model: str | None,
+    dimension: int | None,
+    normalize: bool | None,
+    pooling: str | None,
+    device: Device | None,
+    overflow: Overflow | None,
 ) -> dict[str, Any]:
     """Return the arguments of both components, which a stored pipeline keeps."""
-    return {"model": model, "dimension": dimension, "normalize": normalize, "pooling": pooling, "device": device}
+    return {
+        "model": model,
+        "dimension": dimension,
+        "normalize": normalize,
+        "pooling": pooling,
+        "device": device,
+        "overflow": overflow,
+    }
 
 
 def _warm_up(service: EmbeddingService) -> None:

@@ -8,8 +8,10 @@ from typing import cast
 
 from langchain_core.embeddings import Embeddings
 
+from akidb_mlx_plugin.argument_names import named_arguments
 from akidb_mlx_plugin.config import Device, EmbeddingConfig
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
+from akidb_mlx_plugin.types import Overflow
 from akidb_mlx_plugin.validation import list_inputs
 
 
@@ -21,6 +23,7 @@ class MLXEmbeddings(Embeddings):
     Making one is free: the model is loaded with the first text, once for the whole process.
     """
 
+    @named_arguments()
     def __init__(
         self,
         model: str | Path | None = None,
@@ -31,6 +34,7 @@ class MLXEmbeddings(Embeddings):
         query_prompt: str | None = None,
         document_prompt: str | None = None,
         device: Device | None = None,
+        overflow: Overflow | None = None,
     ) -> None:
         """Choose a model; None stands for the environment's value, else the default.
 
@@ -41,6 +45,7 @@ class MLXEmbeddings(Embeddings):
             pooling: how token vectors become one, instead of what the checkpoint says.
             query_prompt, document_prompt: text put before each text instead of the model's.
             device: "auto", "gpu" or "cpu".
+            overflow: "truncate" texts longer than the model takes, or "error". Defaults to the configuration.
         Raises:
             InvalidInputError: an unusable value.
         """
@@ -52,6 +57,7 @@ class MLXEmbeddings(Embeddings):
             query_prompt=query_prompt,
             document_prompt=document_prompt,
             device=device,
+            overflow=overflow,
         )
 
     @property

@@ -12,8 +12,9 @@ from akidb_mlx_plugin.argument_names import explain_unknown
 from akidb_mlx_plugin.config import Device, EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.service import EmbeddingService, shared_service
+from akidb_mlx_plugin.types import Overflow
 
-_SETTINGS = ("dimension", "normalize", "pooling", "query_prompt", "document_prompt", "device")
+_SETTINGS = ("dimension", "normalize", "pooling", "query_prompt", "document_prompt", "device", "overflow")
 
 
 class MLXEmbedding(BaseEmbedding):
@@ -31,6 +32,7 @@ class MLXEmbedding(BaseEmbedding):
         pooling: how token vectors become one, instead of what the checkpoint says, such as "mean" or "cls+mean".
         query_prompt, document_prompt: text put before each text instead of the model's.
         device: "auto", "gpu" or "cpu".
+        overflow: "truncate" texts longer than the model takes, or "error". Defaults to the configuration.
     """
 
     dimension: int | None = None
@@ -39,6 +41,7 @@ class MLXEmbedding(BaseEmbedding):
     query_prompt: str | None = None
     document_prompt: str | None = None
     device: Device | None = None
+    overflow: Overflow | None = None
     _config: EmbeddingConfig = PrivateAttr()
 
     def __init__(self, model_name: str | Path | None = None, *, embed_batch_size: int = 256, **settings: Any) -> None:

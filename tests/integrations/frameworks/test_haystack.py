@@ -95,6 +95,8 @@ def test_vectors_are_the_services(minilm: EmbeddingService) -> None:
     assert [d.embedding for d in given] == [None] * len(given)
     assert document.run([])["documents"] == []
     assert query.run("soup")["meta"] == {"model": MINILM}
+    with pytest.raises(InvalidInputError, match="tokens"):
+        MLXDocumentEmbedder(MINILM, overflow="error").run([Document(content="word " * 600)])
     with pytest.raises(InvalidInputError, match="text 0 is list"):
         query.run(["soup"])
 

@@ -92,3 +92,10 @@ def test_vectors_are_the_services(make: Any, minilm: EmbeddingService) -> None:
 
 def test_is_of_langchains_class() -> None:
     assert isinstance(MLXEmbeddings(MINILM), Embeddings)
+
+
+def test_another_name_of_an_argument_is_an_error_with_the_right_one() -> None:
+    with pytest.raises(InvalidInputError, match="no argument 'model_name'; it is model="):
+        MLXEmbeddings(model_name=MINILM)
+    with pytest.raises(InvalidInputError, match="tokens"):
+        MLXEmbeddings(MINILM, overflow="error").embed_documents(["word " * 600])

@@ -83,8 +83,15 @@ def test_names_its_model_and_can_be_pickled() -> None:
     assert (again.service, again.to_dict()) == (model.service, model.to_dict())
 
 
+def test_a_long_text_can_be_an_error() -> None:
+    with pytest.raises(InvalidInputError, match="tokens"):
+        MLXEmbedding(MINILM, overflow="error").get_text_embedding("word " * 600)
+
+
 def test_refuses_what_it_does_not_know() -> None:
     with pytest.raises(InvalidInputError, match="no argument 'dim'; it is dimension="):
         MLXEmbedding(MINILM, dim=64)
+    with pytest.raises(InvalidInputError, match="no argument 'model'; it is model_name="):
+        MLXEmbedding(model=MINILM)
     with pytest.raises(InvalidInputError, match="dimension"):
         MLXEmbedding(MINILM, dimension=-1)
