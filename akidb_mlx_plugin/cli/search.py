@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -39,6 +40,9 @@ def search(
         str | None, typer.Option(help="The model its vectors come from, if it does not store one.")
     ] = None,
     pooling: PoolingOption = None,
+    where: Annotated[
+        str | None, typer.Option(help="Search only what fits: Chroma's filter as JSON, LanceDB's as SQL.")
+    ] = None,
     rerank: RerankOption = None,
     group: Annotated[
         bool, typer.Option("--group", help="One result per document whose pieces were found: its best piece.")
@@ -64,6 +68,10 @@ def search(
 
     Example: akidb-mlx search 'parse a date' lancedb://./lancedb/docs --limit 3 --json
 
+    Example: akidb-mlx search 'parse a date' ./chroma/docs --where '{"year": {"$gte": 2020}}'
+
+    Example: akidb-mlx search 'parse a date' ./lancedb/docs --where 'year >= 2020'
+
     Example: akidb-mlx search 'parse a date' ./chroma/docs --rerank ms-marco-minilm-l6
     """
     place = choose_address(address, chroma=chroma, collection=collection, lancedb=lancedb, table=table)
@@ -75,7 +83,7 @@ def search(
         if group:
             count = max(count, _PIECES * limit)
         search_in = _search_collection if isinstance(place, ChromaAddress) else _search_table
-        rows = search_in(place.source, place.name, text, count, model, pooling)
+        rows = search_in(place.source, place.name, text, count, model, pooling, where)
         if encoder and rows:
             rows = sort_rows(rows, text, encoder, count if group else limit)
         if group:
@@ -84,7 +92,7 @@ def search(
         rows = [{**row, "text": _shorten(row["text"]), "metadata": _plain(row["metadata"])} for row in rows]
     print_rows(rows, as_json=as_json)
     if not rows and not as_json:
-        typer.echo("it is empty", err=True)
+        typer.echo("it is empty" if where is None else "nothing fits --where, or it is empty", err=True)
 
 
 def _group(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
@@ -96,15 +104,16 @@ def _group(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
 
 
 def _search_collection(
-    source: str, name: str, text: str, limit: int, model: str | None, pooling: str | None
+    source: str, name: str, text: str, limit: int, model: str | None, pooling: str | None, where: str | None
 ) -> list[dict[str, Any]]:
+    conditions = _parse_filter(where)
     client = open_chroma(source)
     from akidb_mlx_chroma import MLXEmbeddingFunction, get_collection
 
     with host_errors(source):
         own = MLXEmbeddingFunction(model=model, pooling=pooling) if model or pooling else None
         collection = get_collection(client, name, own)
-        found = collection.query(query_texts=[text], n_results=limit)
+        found = collection.query(query_texts=[text], n_results=limit, where=conditions)
     columns: list[Any] = [found["ids"], found["distances"], found["documents"], found["metadatas"]]
     space = _space(collection.configuration_json)
     return [
@@ -113,8 +122,22 @@ def _search_collection(
     ]
 
 
+def _parse_filter(where: str | None) -> dict[str, Any] | None:
+    """Return Chroma's filter; raises typer.BadParameter if it is not a JSON object."""
+    try:
+        conditions = None if where is None else json.loads(where)
+    except ValueError:
+        conditions = where
+    if conditions is None or isinstance(conditions, dict):
+        return conditions
+    raise typer.BadParameter(
+        f'--where for Chroma is a JSON object, such as \'{{"year": 2020}}\' or \'{{"year": {{"$gte": 2020}}}}\', '
+        f"got {where}"
+    )
+
+
 def _search_table(
-    source: str, name: str, text: str, limit: int, model: str | None, pooling: str | None
+    source: str, name: str, text: str, limit: int, model: str | None, pooling: str | None, where: str | None
 ) -> list[dict[str, Any]]:
     db = open_lancedb(source, name)
     from akidb_mlx_lancedb import MLXEmbeddings, open_table, validate_table
@@ -132,7 +155,8 @@ def _search_table(
         assert function is not None, "open_table rejects a table without one"
         vector = function.compute_query_embeddings(text)[0]
         metric = function.distance_type()
-        hits = table.search(vector, vector_column_name=schema.vector).distance_type(metric).limit(limit).to_list()
+        query = table.search(vector, vector_column_name=schema.vector).distance_type(metric).limit(limit)
+        hits = (query if where is None else query.where(where)).to_list()
     own_columns = {schema.vector, schema.text, "id", "_distance"}
     return [
         {
@@ -166,4 +190,5 @@ def _shorten(text: str | None) -> str | None:
 
 
 def _plain(metadata: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in metadata.items() if value is not None)
+    # Chroma returns the keys of each record in another order.
+    return ", ".join(f"{key}={value}" for key, value in sorted(metadata.items()) if value is not None)

@@ -278,7 +278,8 @@ class Embedder:
         if not self._warned_of_truncation:
             self._warned_of_truncation = True
             logger.warning(
-                "texts longer than %d tokens are cut by %s; usage.truncated counts them",
+                "texts longer than %d tokens are cut by %s; usage.truncated counts them. upsert(..., split=True) "
+                "writes them as pieces, overflow='error' refuses them",
                 self._checkpoint.max_tokens,
                 self._checkpoint.name,
             )

@@ -113,8 +113,8 @@ def check_compatible(stored: StoredVectors, service: EmbeddingService | None) ->
     if not _are_comparable(stored, stamp, service, info):
         raise DimensionMismatchError(
             f"{stored.label} holds vectors of {model or 'another model'} ({_length(held)}), and the function "
-            f"is {info.model} ({_length(info.dimension)}), of other weights, prompts or settings: their vectors cannot "
-            f"be compared; {_REMEDY}",
+            f"is {info.model} ({_length(info.dimension)}), of other weights, prompts or settings"
+            f"{_name_differences(stored, service)}: their vectors cannot be compared; {_REMEDY}",
             expected=held or info.dimension,
             actual=info.dimension,
         )
@@ -245,6 +245,16 @@ def _are_comparable(stored: StoredVectors, stamp: _Stamp, service: EmbeddingServ
     return _have_same_name(
         stamp.model or _settings_model(stored), is_given, info.model, service.config.mode == _USER_PROVIDED
     )
+
+
+def _name_differences(stored: StoredVectors, service: EmbeddingService) -> str:
+    """Return which stored settings differ from a function's, in parentheses; empty if none do, or they are unknown."""
+    if stored.settings is None:
+        return ""
+    there, here = stored_settings(config_from_stored(stored.settings)), stored_settings(service.config)
+    names = [name for name in here if name != "model" and there.get(name) != here[name]]
+    pairs = "; ".join(f"{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names)
+    return f" ({pairs})" if pairs else ""
 
 
 def _is_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

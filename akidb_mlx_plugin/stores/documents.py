@@ -104,8 +104,9 @@ class DocumentCheck:
         check_unicode(text, f"the text of document {document.id!r}")
         if document.vector is None and not self._can_embed:
             raise InvalidInputError(
-                f"document {document.id!r} has a text and no vector, and {self._label} has no function to embed it "
-                "with; give the vector, or open the collection with an embedding function that has a model"
+                f"document {document.id!r} has a text and no vector, and {self._label} has no function of "
+                "this package to embed it with; give the vector, or open the collection with an embedding function "
+                "that has a model"
             )
 
     def _check_vector(self, document: Document) -> None:

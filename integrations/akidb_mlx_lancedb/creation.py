@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from lancedb.pydantic import LanceModel
 
 from akidb_mlx_lancedb.function import MLXEmbeddings, settings_from_fields
-from akidb_mlx_lancedb.handles import creation_lock, find_table, namespace_arguments, reject_asynchronous
+from akidb_mlx_lancedb.handles import creation_lock, find_table, namespace_arguments, read_schema, reject_asynchronous
 from akidb_mlx_lancedb.schema import FUNCTIONS_KEY, JSON_COLUMN, read_table_schema, read_table_schemas
 from akidb_mlx_lancedb.tables import find_fitting, open_table
 from akidb_mlx_lancedb.vectors import with_width
@@ -44,7 +43,8 @@ def create_table(
         schema: the columns; those for id, text and vector are added if missing, and a vector column without a width
             gets the function's. Defaults to these and "metadata", JSON, which LanceDB can filter by.
         mode: "create", or "overwrite" to replace a table that exists.
-        exist_ok: open the table if it exists; another model, or a table without a stored function, is then rejected.
+        exist_ok: open the table if it exists; another model, a table without a stored function, or one without the
+            columns of the schema, is then rejected.
         on: the key column: strings, integers or UUIDs.
         text, vector: columns of texts and vectors. Default to those of the schema's function, else "text" and "vector".
         namespace_path: the table's namespace; empty for the database's root.
@@ -52,13 +52,19 @@ def create_table(
         The table, as `db.create_table` does.
     Raises:
         DimensionMismatchError: the vector column has another width, or the table exists with another model.
-        InvalidInputError: a column is of an unsuitable type.
+        InvalidInputError: a column is of an unsuitable type, or the table exists with other columns.
         ModelNotFoundError, DownloadError: the model is not available locally and cannot be fetched; loads no weights.
     """
     reject_asynchronous(db, "await db.create_table(name, schema=table_schema(...)) instead")
     made = table_schema(embedding_function, schema, name=name, on=on, text=text, vector=vector)
     place = namespace_arguments(namespace_path)
-    reopen = partial(open_table, db, name, embedding_function, text=text, vector=vector, namespace_path=namespace_path)
+    given = pa.schema([]) if schema is None else made
+
+    def reopen() -> Any:
+        table = open_table(db, name, embedding_function, text=text, vector=vector, namespace_path=namespace_path)
+        _check_columns(table, given)
+        return table
+
     if not exist_ok or mode != "create":
         return db.create_table(name, schema=made, mode=mode, **place)
     with creation_lock(db):
@@ -123,6 +129,26 @@ def table_schema(
         # A stamp describes one column.
         metadata |= {key: str(value) for key, value in make_stamp(embedding_function.model_info()).items()}
     return pa.schema(fields, metadata=metadata)
+
+
+def _check_columns(table: Any, wanted: pa.Schema) -> None:
+    """Check that a table has the columns of a schema; it may have others, too.
+
+    Raises:
+        InvalidInputError: one is missing, or has another type.
+    """
+    there = read_schema(table)
+    for field in wanted:
+        if field.name not in there.names:
+            fault = f"has no column {field.name!r}, which the schema has; its columns are {', '.join(there.names)}"
+        elif there.field(field.name).type != field.type:
+            fault = f"has {there.field(field.name).type} in column {field.name!r}, and the schema {field.type}"
+        else:
+            continue
+        raise InvalidInputError(
+            f"table {table.name!r} exists and {fault}; choose another name, change the table with add_columns or "
+            "alter_columns, or replace it with mode='overwrite'"
+        )
 
 
 def _arrow_schema(schema: type[LanceModel] | pa.Schema | None) -> pa.Schema:

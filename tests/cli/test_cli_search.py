@@ -94,6 +94,20 @@ def test_limit(chroma_folder: Path, lancedb_folder: Path) -> None:
     assert len(ask(f"{lancedb_folder}/docs", "-n", "2")) == 2
 
 
+def test_only_what_fits_is_searched(chroma_folder: Path, lancedb_folder: Path) -> None:
+    in_chroma = ask(f"{chroma_folder}/docs", "--where", '{"year": {"$gt": 2}}')
+    in_lancedb = ask(f"{lancedb_folder}/docs", "--where", "json_get_int(metadata, 'year') > 2")
+    assert [row["id"] for row in in_chroma] == [row["id"] for row in in_lancedb] == ["cats"]
+    nothing = CliRunner().invoke(app, [QUESTION, f"{chroma_folder}/docs", "--where", '{"year": 9}'])
+    assert "nothing fits --where" in nothing.output
+
+
+def test_a_filter_that_is_not_chromas(chroma_folder: Path) -> None:
+    result = CliRunner().invoke(app, [QUESTION, f"{chroma_folder}/docs", "--where", "year = 2"])
+    assert result.exit_code == 2
+    assert "for Chroma is a JSON object" in " ".join(result.output.split())
+
+
 def test_a_pipe_gets_a_row_a_line(chroma_folder: Path) -> None:
     result = CliRunner().invoke(app, [QUESTION, f"{chroma_folder}/docs"])
     head, first, *rest = result.stdout.splitlines()

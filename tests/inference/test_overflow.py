@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction
 from akidb_mlx_lancedb import MLXEmbeddings
 from host_helpers import TINY
-from local_server import LocalServer, mock_config, serving, wait_until
+from local_server import mock_config, serving, wait_until
 
 from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin.checkpoints.reader import read_checkpoint
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.inference.embedder import Embedder
 from akidb_mlx_plugin.inference.engine import Engine
+from akidb_mlx_plugin.inference.tokenizer import load_text_tokenizer
 from akidb_mlx_plugin.providers import make_provider
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
 
@@ -44,7 +47,9 @@ def no_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_count_is_that_of_the_whole_text(tiny: Embedder) -> None:
     request = BatchEmbeddingRequest(["a word", "word " * 100], overflow="error", prompt="query: ")
-    with pytest.raises(InvalidInputError, match="text 1 has 104 tokens"):
+    tokenizer = load_text_tokenizer(replace(read_checkpoint(TINY), max_tokens=1000))
+    count = len(tokenizer.encode(["query: " + "word " * 100]).ids[0])
+    with pytest.raises(InvalidInputError, match=f"text 1 has {count} tokens"):
         tiny.embed_requests([request])
 
 
@@ -112,13 +117,8 @@ def test_a_server_refuses_what_its_client_says(tmp_path: Path) -> None:
             assert service.embed_batch([piece.text for piece in pieces]).usage.truncated == 0
 
 
-def test_the_servers_body_names_the_field(server: LocalServer) -> None:
-    status, answer, _ = server.post({"model": "mock", "input": "a", "overflow": "cut"})
+def test_the_servers_body_names_the_field() -> None:
+    with serving(mock_config()) as server:
+        wait_until(lambda: server.is_ready, "the server is ready")
+        status, answer, _ = server.post({"model": "mock", "input": "a", "overflow": "cut"})
     assert (status, answer["error"]["param"]) == (400, "overflow")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Any:
-    with serving(mock_config(), uds=tmp_path / "socket") as running:
-        wait_until(lambda: running.is_ready, "the server is ready")
-        yield running

@@ -116,6 +116,17 @@ class TestCreating:
             create_table(db, "docs", mock)
         assert create_table(db, "docs", other, mode="overwrite").schema.field("vector").type.list_size == 16
 
+    def test_a_schema_that_the_table_does_not_have_is_refused(self, docs: Any, db: Any, mock: MLXEmbeddings) -> None:
+        wanted = pa.schema([pa.field("id", pa.string()), pa.field("topic", pa.string())])
+        with pytest.raises(InvalidInputError, match=r"exists and has no column 'topic'.*add_columns"):
+            create_table(db, "docs", mock, schema=wanted, exist_ok=True)
+        docs.add_columns(pa.schema([pa.field("topic", pa.int64())]))
+        with pytest.raises(InvalidInputError, match="has int64 in column 'topic', and the schema string"):
+            create_table(db, "docs", mock, schema=wanted, exist_ok=True)
+        docs.drop_columns(["topic"])
+        docs.add_columns(wanted.remove(0))
+        assert create_table(db, "docs", mock, schema=wanted, exist_ok=True).name == "docs"
+
 
 class TestPlainHost:
     def test_a_class_with_another_width_is_refused_where_it_is_written(self, mock: MLXEmbeddings) -> None:
