@@ -23,7 +23,7 @@ class MLXEmbeddings(Embeddings):
     Making one is free: the model is loaded with the first text, once for the whole process.
     """
 
-    @named_arguments()
+    @named_arguments
     def __init__(
         self,
         model: str | Path | None = None,
