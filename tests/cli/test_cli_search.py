@@ -102,6 +102,17 @@ def test_only_what_fits_is_searched(chroma_folder: Path, lancedb_folder: Path) -
     assert "nothing fits --where" in nothing.output
 
 
+def test_pieces_are_grouped_by_document(tmp_path: Path, minilm_dir: Path) -> None:
+    client = chromadb.PersistentClient(tmp_path, settings=Settings(anonymized_telemetry=False))
+    docs = akidb_mlx_chroma.create_collection(client, "docs", MLXEmbeddingFunction(model=MINILM))
+    long = Document("europe", text="Paris is a capital. Rome is a capital. Cats sleep.")
+    akidb_mlx_chroma.upsert(docs, [long, *DOCUMENTS], split=lambda text: text.split(". "))
+    first, *others = ask(f"{tmp_path}/docs", "--group", "--limit", "3")
+    assert (first["id"], first["pieces"]) == ("europe", 3)
+    assert len(others) == 2
+    assert {row["id"] for row in others} < {"water", "paris", "cats"}
+
+
 def test_a_filter_that_is_not_chromas(chroma_folder: Path) -> None:
     result = CliRunner().invoke(app, [QUESTION, f"{chroma_folder}/docs", "--where", "year = 2"])
     assert result.exit_code == 2
