@@ -100,7 +100,8 @@ def migrate(cache_dir: CacheDirOption = None, as_json: JsonOption = False) -> No
 
 def _row(model: CachedModel, as_json: bool) -> dict[str, Any]:
     """Return a model as a row, with sizes and times for people to read or programs to parse."""
-    state = "partial" if model.partial else "complete"
+    damaged = model.snapshot is not None and model.snapshot.damaged_files()
+    state = "partial" if model.partial else "damaged" if damaged else "complete"
     if as_json:
         size_and_time = {"size_bytes": model.size_bytes, "last_used": model.last_used.isoformat()}
     else:

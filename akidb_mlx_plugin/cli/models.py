@@ -101,6 +101,8 @@ def verify(
         raise ModelNotFoundError(
             f"{name} is not available locally; download it with 'akidb-mlx models download {name}'"
         )
+    if not models:
+        raise ModelNotFoundError(f"no models in {resolve_cache_dir(cache_dir)}; is it the right folder?")
     damage = [(model, model.snapshot.damaged_files(deep=True)) for model in models if model.snapshot]
     print_rows(
         [
@@ -116,7 +118,10 @@ def verify(
     )
     damaged = sorted({model.name for model, files in damage if files})
     if damaged:
-        raise DownloadError(f"damaged: {', '.join(damaged)}; repair with 'akidb-mlx models download {damaged[0]}'")
+        raise DownloadError(
+            f"damaged: {', '.join(damaged)}; repair with 'akidb-mlx models download {damaged[0]}', or copy the "
+            "model cache here again"
+        )
 
 
 @app.command()
@@ -164,9 +169,12 @@ def _other_row(model: CachedModel, as_json: bool) -> dict[str, Any]:
 
 
 def _place(cached: CachedModel | None, as_json: bool) -> dict[str, Any]:
+    # By size; only `verify` reads every byte.
+    damaged = cached is not None and cached.snapshot is not None and bool(cached.snapshot.damaged_files())
     if as_json:
-        return {"cached": cached is not None, "shared": cached is not None and cached.shared}
-    return {"cached": "no" if cached is None else "Hugging Face cache" if cached.shared else "yes"}
+        return {"cached": cached is not None, "shared": cached is not None and cached.shared, "damaged": damaged}
+    state = "no" if cached is None else "Hugging Face cache" if cached.shared else "yes"
+    return {"cached": "damaged" if damaged else state}
 
 
 def _size(size_bytes: int, as_json: bool) -> dict[str, Any]:

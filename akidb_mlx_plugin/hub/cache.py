@@ -196,7 +196,8 @@ def _is_used(folder: Path) -> bool:
     try:
         with held_alone(lock) as alone:
             return not alone
-    except PermissionError:
+    except OSError:
+        # Not writable, read-only, or without locks: nothing can be evicted there.
         return False
 
 
@@ -209,5 +210,5 @@ def _is_downloading(root: Path, repo: str) -> bool:
             return False
     except Timeout:
         return True
-    except PermissionError:
+    except OSError:
         return False

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError
-from akidb_mlx_plugin.hub.cache import resolve_cache_dir
+from akidb_mlx_plugin.hub.cache import list_cached_models, resolve_cache_dir
 from akidb_mlx_plugin.hub.client import is_offline
 from akidb_mlx_plugin.hub.download import SettingsCheck, SnapshotRequest, download_snapshot
 from akidb_mlx_plugin.hub.eviction import cleanup_cache
@@ -18,7 +18,7 @@ from akidb_mlx_plugin.hub.files import CHECKPOINT_FILES, Snapshot, digest_of_fol
 from akidb_mlx_plugin.hub.locks import touch
 from akidb_mlx_plugin.hub.registry import ModelSource, ModelSpec, resolve
 from akidb_mlx_plugin.hub.retries import TransientError
-from akidb_mlx_plugin.hub.snapshots import find_cached
+from akidb_mlx_plugin.hub.snapshots import find_cached, own_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _fetch(request: SnapshotRequest, offline: bool | None) -> Snapshot:
     try:
         _check_online(request, offline)
         return download_snapshot(request)
-    except (_OfflineError, TransientError):
+    except (OfflineError, TransientError):
         snapshot = find_cached(request, lenient=True)
         if snapshot is None:
             raise
@@ -199,14 +199,25 @@ def _check_allowed(request: SnapshotRequest) -> None:
     )
 
 
-class _OfflineError(DownloadError):
+class OfflineError(DownloadError):
     """No request may be made."""
 
 
 def _check_online(request: SnapshotRequest, offline: bool | None) -> None:
     if is_offline() if offline is None else offline:
-        raise _OfflineError(
-            f"{request.repo} at {request.revision} is not complete in the model cache {request.cache_dir} or the "
-            "Hugging Face cache, and offline mode does not allow downloads; run "
-            f"'akidb-mlx models download {request.repo}' with a network, or unset HF_HUB_OFFLINE"
-        )
+        raise OfflineError(_describe_missing(request))
+
+
+def _describe_missing(request: SnapshotRequest) -> str:
+    name = request.spec.name if request.spec else request.repo
+    what = name if name == request.repo else f"{name} ({request.repo})"
+    own = own_snapshot(request)
+    damaged = own.damaged_files() if own else []
+    state = f"is damaged ({', '.join(damaged)})" if damaged else "is not complete"
+    others = [model.name for model in list_cached_models(request.cache_dir) if model.repo != request.repo]
+    present = f"use a model that is there ({', '.join(others)}), or " if others else ""
+    return (
+        f"{what} at {request.revision} {state} in the model cache {request.cache_dir}, nor is it in the Hugging Face "
+        f"cache, and offline mode does not allow downloads; {present}run 'akidb-mlx models download {name}' without "
+        "HF_HUB_OFFLINE where there is a network, and copy the model cache here"
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -168,9 +170,31 @@ class TestModels:
         run(models.app, "verify", REPO)
         run(models.app, "verify", "minilm-l6-v2", fails=ModelNotFoundError)
 
+    def test_what_is_damaged_is_not_listed_as_complete(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (folder / WEIGHTS).resolve().write_bytes(b"cut short")
+        assert table(run(models.app, "list"))[-1]["cached"] == "damaged"
+        assert json.loads(run(models.app, "list", "--json").stdout)[-1]["damaged"] is True
+        assert table(run(cache.app, "list"))[0]["state"] == "damaged"
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(DownloadError, match=rf"{REPO} at main is damaged \({WEIGHTS}\) in the model cache"):
+            ensure_model(REPO)
+
+    def test_a_read_only_cache(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def open_lock(lock: Path) -> int:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(lock))
+
+        mark_in_use(folder).close()
+        monkeypatch.setattr("akidb_mlx_plugin.hub.locks._open_lock", open_lock)
+        assert table(run(models.app, "list"))[-1]["cached"] == "yes"
+        assert [row["state"] for row in table(run(models.app, "verify"))] == ["complete"]
+
+    def test_verify_of_no_models(self, tmp_path: Path) -> None:
+        result = run(models.app, "verify", "--cache-dir", str(tmp_path / "elsewhere"), fails=ModelNotFoundError)
+        assert str(tmp_path / "elsewhere") in str(result.exception)
+
     def test_verify_of_the_hugging_face_cache(self, shared: Path, hub: Hub) -> None:
         hub.requests.clear()
-        assert run(models.app, "verify").stdout == ""
+        run(models.app, "verify", fails=ModelNotFoundError)
         assert table(run(models.app, "verify", REPO))[0]["folder"] == str(shared)
         (shared / "config.json").resolve().write_bytes(bytes((shared / "config.json").stat().st_size))
         result = run(models.app, "verify", REPO, fails=DownloadError)

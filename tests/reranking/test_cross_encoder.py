@@ -309,7 +309,7 @@ class TestService:
             CrossEncoder("ms-marco-minilm-l6", cache_dir=tmp_path, offline=True) as encoder,
             pytest.raises(
                 DownloadError,
-                match=r"MiniLM-L6-v2 at main is not complete.*offline mode does not allow",
+                match=r"MiniLM-L6-v2\) at main is not complete.*offline mode does not allow",
             ),
         ):
             encoder.predict([("a", "b")])
