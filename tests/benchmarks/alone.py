@@ -36,7 +36,7 @@ _DEVICE = "from akidb_mlx_plugin.runtime.devices import choose_device; print(cho
 
 def measure_scaling(setting: Setting) -> Outcome:
     """Ten times the texts, and a tenth of them with the same mix of lengths, in turns."""
-    many = setting.docstrings(setting.choose(10_000, 500))
+    many = setting.docstrings(setting.choose(4000, 500))
     few = sorted(many, key=len)[5::10]
     random.Random(0).shuffle(few)
     files = [setting.write_texts(texts, f"scaling-{len(texts)}") for texts in (few, many)]
@@ -144,7 +144,7 @@ ALONE: dict[str, Callable[[Setting], Outcome]] = {
 
 
 def _memory_counts(setting: Setting) -> tuple[int, int]:
-    return setting.choose(1000, 200), setting.choose(50_000, 1000)
+    return setting.choose(1000, 200), setting.choose(20_000, 1000)
 
 
 def _compare_peaks(key: str, counts: tuple[int, int], peaks: list[int], note: str) -> Outcome:
