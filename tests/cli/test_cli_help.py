@@ -16,6 +16,7 @@ import akidb_mlx_chroma
 import akidb_mlx_lancedb
 import chromadb
 import lancedb
+import pyarrow as pa
 import pytest
 import typer
 from chromadb.config import Settings
@@ -96,13 +97,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path
     (folder / "texts.txt").write_text("one\ntwo\n")
     (folder / "articles.jsonl").write_text('{"title": "a", "body": "how to parse a date"}\n')
     (folder / "config.yaml").write_text("embedding:\n  mlx:\n    model: minilm-l6-v2\n")
-    documents = [Document("a", text="how to parse a date")]
+    documents = [Document("a", text="how to parse a date", metadata={"year": 2021})]
     client = chromadb.PersistentClient(folder / "chroma", settings=Settings(anonymized_telemetry=False))
     function = akidb_mlx_chroma.MLXEmbeddingFunction(model=MINILM)
     akidb_mlx_chroma.upsert(akidb_mlx_chroma.create_collection(client, "docs", function), documents)
     own = akidb_mlx_lancedb.MLXEmbeddings.create(name=MINILM)
+    columns = pa.schema([pa.field("year", pa.int64())])
     akidb_mlx_lancedb.upsert(
-        akidb_mlx_lancedb.create_table(lancedb.connect(folder / "lancedb"), "docs", own), documents
+        akidb_mlx_lancedb.create_table(lancedb.connect(folder / "lancedb"), "docs", own, schema=columns), documents
     )
     return folder
 
