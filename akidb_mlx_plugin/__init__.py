@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from akidb_mlx_plugin._lazy import import_when_asked
 from akidb_mlx_plugin._version import __version__
 from akidb_mlx_plugin.errors import (
+    DeadlineExceededError,
     DimensionMismatchError,
     DownloadError,
     EmbeddingError,
     InvalidInputError,
     ModelNotFoundError,
+    QueueFullError,
     ServiceUnavailableError,
     UpsertError,
 )
@@ -66,6 +68,7 @@ __all__ = [
     "BatchEmbeddingRequest",
     "BatchEmbeddingResponse",
     "CrossEncoder",
+    "DeadlineExceededError",
     "DimensionMismatchError",
     "Document",
     "DownloadError",
@@ -77,6 +80,7 @@ __all__ = [
     "InvalidInputError",
     "ModelInfo",
     "ModelNotFoundError",
+    "QueueFullError",
     "ServiceUnavailableError",
     "UpsertError",
     "UpsertResponse",

@@ -44,6 +44,14 @@ class ServiceUnavailableError(EmbeddingError, RuntimeError):
     """The service cannot answer now: it is closed, full, past its deadline, or forked, or its worker has died."""
 
 
+class QueueFullError(ServiceUnavailableError):
+    """The queue has no room for a request; what a web service answers with status 429."""
+
+
+class DeadlineExceededError(ServiceUnavailableError):
+    """A request was not answered within its deadline."""
+
+
 class UpsertError(EmbeddingError):
     """An upsert or re-embedding ended before every document was written; running it again is safe.
 

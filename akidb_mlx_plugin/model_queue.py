@@ -16,6 +16,8 @@ from akidb_mlx_plugin.providers.base import EmbeddingProvider
 _EXIT_TIMEOUT_S = 5.0
 
 _queues: weakref.WeakSet[BatchQueue] = weakref.WeakSet()
+# Threads that close queues nobody owns any more.
+_closing: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def open_queue(
@@ -68,7 +70,9 @@ def close_when_forgotten(owner: object, queue: BatchQueue, provider: EmbeddingPr
 def _close_in_background(queue: BatchQueue, provider: EmbeddingProvider) -> None:
     """Close on a separate thread: the garbage collector calls this anywhere, perhaps while locks are held."""
     if queue.in_use:
-        threading.Thread(target=close_queue, args=(queue, provider), daemon=True).start()
+        thread = threading.Thread(target=close_queue, args=(queue, provider), daemon=True)
+        _closing.add(thread)
+        thread.start()
 
 
 @atexit.register
@@ -76,3 +80,7 @@ def _close_all() -> None:
     until = time.monotonic() + _EXIT_TIMEOUT_S
     for queue in list(_queues):
         queue.close(drain=False, timeout_s=max(0.0, until - time.monotonic()))
+    # One that is freeing a model when the interpreter ends would abort the process.
+    for thread in list(_closing):
+        if thread.is_alive():
+            thread.join(max(0.0, until - time.monotonic()))

@@ -17,6 +17,8 @@ import uvicorn
 
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import ServiceUnavailableError
+from akidb_mlx_plugin.providers import make_provider
+from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.serving.app import make_app
 from akidb_mlx_plugin.serving.served import ServedModels
 from akidb_mlx_plugin.serving.sockets import address_of, listen_on_path, listen_on_port
@@ -126,3 +128,10 @@ def send_raw(port: int, content: bytes) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
     connection.sendall(content)
     return connection
+
+
+def client(url: str, model: object = "mock", *, mlx: dict[str, Any] | None = None, **remote: Any) -> EmbeddingService:
+    """Return a service whose vectors come from a server."""
+    section = {"model": str(model)} | (mlx or {})
+    config = EmbeddingConfig.model_validate({"mlx": section, "remote": {"url": url} | remote})
+    return EmbeddingService(config, provider=make_provider(config))

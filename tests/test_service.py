@@ -275,3 +275,24 @@ class TestSharing:
         with ThreadPoolExecutor(16) as pool:
             services = list(pool.map(lambda _: shared_service(config), range(64)))
         assert len(set(map(id, services))) == 1
+
+
+_FORGOTTEN = """
+import gc, time
+from akidb_mlx_plugin import EmbeddingService
+from akidb_mlx_plugin.providers import MockProvider
+
+class Slow(MockProvider):
+    def close(self):
+        time.sleep(0.5)
+        print("closed")
+
+EmbeddingService(mode="mock", provider=Slow(8)).embed_batch(["text"])
+gc.collect()
+"""
+
+
+@pytest.mark.slow
+def test_the_interpreter_waits_for_a_model_that_nobody_owns_any_more() -> None:
+    """A process that ends while a thread frees a model would abort."""
+    assert run_python(_FORGOTTEN).split() == ["closed"]

@@ -17,17 +17,13 @@ from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
 from akidb_mlx_plugin.batching.requests import Outcome, PendingRequest, RequestSlice
 from akidb_mlx_plugin.batching.scheduler import Scheduler
 from akidb_mlx_plugin.batching.worker import BatchWorker
-from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, QueueFullError, ServiceUnavailableError
 from akidb_mlx_plugin.runtime.fork import ForkGuard
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 EmbedRequests = Callable[[Sequence[BatchEmbeddingRequest]], Sequence[BatchEmbeddingResponse]]
 
 logger = logging.getLogger(__name__)
-
-
-class QueueFullError(ServiceUnavailableError):
-    """The queue has no room for a request."""
 
 
 class BatchQueue:

@@ -8,15 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from akidb_mlx_plugin.errors import EmbeddingError, ServiceUnavailableError
+from akidb_mlx_plugin.errors import DeadlineExceededError, EmbeddingError
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, StartedRequest, Usage, Vector
 
 # How a request ends: vectors, an error, or None if its caller canceled it.
 Outcome = BatchEmbeddingResponse | Exception | None
-
-
-class DeadlineExceededError(ServiceUnavailableError):
-    """A request was not answered within its deadline."""
 
 
 # The classes have no generated repr: it would put texts into logs.

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
-from akidb_mlx_plugin.batching.queue import BatchQueue, QueueFullError
-from akidb_mlx_plugin.batching.requests import DeadlineExceededError, Outcome
-from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.batching.queue import BatchQueue
+from akidb_mlx_plugin.batching.requests import Outcome
+from akidb_mlx_plugin.errors import DeadlineExceededError, InvalidInputError, QueueFullError, ServiceUnavailableError
 from akidb_mlx_plugin.metrics.specs import (
     BATCH_DURATION,
     BATCH_SIZE,

@@ -34,6 +34,10 @@ __getattr__ = import_when_asked(
 )
 
 
+# Part of a request's deadline after which a call to a server gives up.
+_SHARE_OF_DEADLINE = 0.8
+
+
 def make_provider(config: EmbeddingConfig, *, trusted: bool = True) -> EmbeddingProvider:
     """Return the provider for a configuration; loads nothing.
 
@@ -44,7 +48,11 @@ def make_provider(config: EmbeddingConfig, *, trusted: bool = True) -> Embedding
     if config.mode == "mlx" and config.remote.url is not None:
         from akidb_mlx_plugin.providers.remote import RemoteProvider
 
-        return RemoteProvider(config.remote, config.mlx, trusted=trusted)
+        remote, deadline_ms = config.remote, config.service.deadline_ms
+        if deadline_ms is not None and remote.timeout_ms >= deadline_ms:
+            # Or a server that is down would be reported as a slow model.
+            remote = remote.model_copy(update={"timeout_ms": _SHARE_OF_DEADLINE * deadline_ms})
+        return RemoteProvider(remote, config.mlx, trusted=trusted)
     if config.mode == "mlx":
         from akidb_mlx_plugin.providers.mlx import MLXProvider
 

@@ -68,7 +68,6 @@ class RemoteProvider(EmbeddingProvider):
         self._asking = threading.Lock()
         self._info: ModelInfo | None = None
         self._served = ""
-        self._failure: EmbeddingError | None = None
         self._asked_again_at = 0.0
 
     def embed_batch(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
@@ -121,9 +120,18 @@ class RemoteProvider(EmbeddingProvider):
         return self._info
 
     def health_check(self) -> None:
-        """Raise ServiceUnavailableError if the last call found no server, and there is no fallback; calls nothing."""
-        if self._failure is not None and self._fallback is None:
-            raise ServiceUnavailableError(f"{self._failure}; the next text tries again") from self._failure
+        """Ask the server whether it is ready, unless this process can do without it.
+
+        Raises:
+            ServiceUnavailableError: it is not, or it refuses the token or the model.
+        """
+        if self._fallback is not None:
+            return
+        self._client.check_ready()
+        try:
+            self._learn()
+        except (InvalidInputError, ModelNotFoundError) as error:
+            raise ServiceUnavailableError(str(error)) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -137,13 +145,11 @@ class RemoteProvider(EmbeddingProvider):
             info = self._learn()
             response, served = self._client.embed(self._config.model, request)
         except ServiceUnavailableError as error:
-            self._failure = error
             if self._fallback is None:
                 raise
             logger.warning("%s; embedding in this process", error)
             self._asked_again_at = time.monotonic() + _HOLD_OFF_S
             return self._embed_here(request)
-        self._failure = None
         if served != self._served:
             raise self._other_weights(self._served, served)
         _check_vectors(response.embeddings, request.dimension or info.dimension, self._url)

@@ -21,6 +21,8 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 # Statuses of a server that is busy or restarting, or of a proxy in front of it.
 _TRANSIENT = (429, 502, 503, 504)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+# Time limit of a probe.
+_PROBE_S = 2.0
 
 
 class ServerClient:
@@ -42,6 +44,19 @@ class ServerClient:
     def close(self) -> None:
         """Close idle connections."""
         self._connections.close()
+
+    def check_ready(self) -> None:
+        """Ask the server whether it is ready, once and for a short time, as a probe does.
+
+        Raises:
+            ServiceUnavailableError: it is not, or it does not answer.
+        """
+        try:
+            answer = self._connections.call("GET", "/ready", None, min(self._timeout_s, _PROBE_S))
+        except ConnectionFailedError as error:
+            raise ServiceUnavailableError(f"the embedding server {self._url} is not available: {error}") from error
+        if answer.status != 200:
+            raise ServiceUnavailableError(f"the embedding server {self._url} is not ready: {_message(answer)}")
 
     def describe(self, model: str, settings: Mapping[str, Any]) -> tuple[ModelInfo, str]:
         """Return what the server's model gives with some settings, and the fingerprint of its own defaults.

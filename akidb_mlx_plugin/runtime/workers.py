@@ -132,13 +132,14 @@ class WorkerPool:
         return future
 
     def close(self) -> None:
-        """Finish pending work, release the streams and stop the threads; safe to call twice."""
+        """Finish pending work, release the streams and stop the threads; returns once they have ended.
+
+        Safe to call twice, and from several threads: a process must not exit while a thread still releases its stream.
+        """
         # Checked first: a lock held at a fork is never released in the child.
         if os.getpid() != self._pid:
             return
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
             for wake in self._wake:
                 wake.notify()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse, Response
 
-from akidb_mlx_plugin.batching.queue import QueueFullError
-from akidb_mlx_plugin.batching.requests import DeadlineExceededError
-from akidb_mlx_plugin.errors import DownloadError, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
+from akidb_mlx_plugin.errors import (
+    DeadlineExceededError,
+    DownloadError,
+    InvalidInputError,
+    ModelNotFoundError,
+    QueueFullError,
+    ServiceUnavailableError,
+)
 
 _RETRY_AFTER_S = 1
 

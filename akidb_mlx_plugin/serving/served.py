@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,8 @@ _CLIENTS_CHOICE = (
     "document_task",
 )
 _MOST_DESCRIPTIONS = 64
+# Loading is not what a deadline of requests is about; downloads come before it.
+_LOADING_MS = 3_600_000.0
 
 logger = logging.getLogger(__name__)
 _Served = TypeVar("_Served", "ServedModel", "ServedReranker")
@@ -122,6 +125,7 @@ class ServedModels:
         self._embedders_by_name = _by_name(self.embedders, "--model")
         self._rerankers_by_name = _by_name(self.rerankers, "--reranker")
         self._loading: ServiceUnavailableError | None = ServiceUnavailableError("the models are being loaded")
+        self._has_failed = False
 
     def find(self, name: str) -> ServedModel:
         """Return the embedding model of a name.
@@ -144,23 +148,30 @@ class ServedModels:
         """Load the weights of every model, by embedding or scoring a word."""
         try:
             for model in self.embedders:
-                model.service.embed_batch(["ready"])
+                model.service.embed_batch(["ready"], deadline_ms=_LOADING_MS)
             for reranker in self.rerankers:
-                reranker.encoder.predict([("ready", "ready")])
+                reranker.encoder.predict([("ready", "ready")], deadline_ms=_LOADING_MS)
             self._loading = None
         except Exception as error:
             # Merged into one batch with clients' texts, the word may meet an error of somebody else's that quotes them.
             reason = str(error) if isinstance(error, EmbeddingError) else type(error).__name__
             logger.error("a model could not be loaded: %s", reason)
             self._loading = ServiceUnavailableError(f"a model could not be loaded: {reason}")
+            self._has_failed = True
 
     def check_ready(self) -> None:
-        """Raise ServiceUnavailableError while a text could not be embedded or scored."""
+        """Raise ServiceUnavailableError while a text could not be embedded or scored.
+
+        After a failure it also tries again in the background, so that a later call may find the models loaded.
+        """
         for model in self.embedders:
             model.service.health_check()
         for reranker in self.rerankers:
             reranker.encoder.health_check()
         if self._loading is not None:
+            if self._has_failed:
+                self._has_failed = False
+                threading.Thread(target=self.load, name="akidb-mlx-loading", daemon=True).start()
             raise self._loading
 
     def close(self, timeout_s: float) -> None:

@@ -11,9 +11,8 @@ import pytest
 from queue_fakes import PATIENCE_S, FakeClock, GatedEngine, answer, numbered, occupy, request
 
 from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
-from akidb_mlx_plugin.batching.queue import BatchQueue, QueueFullError
-from akidb_mlx_plugin.batching.requests import DeadlineExceededError
-from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
+from akidb_mlx_plugin.batching.queue import BatchQueue
+from akidb_mlx_plugin.errors import DeadlineExceededError, InvalidInputError, QueueFullError, ServiceUnavailableError
 from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.types import BatchEmbeddingRequest
 

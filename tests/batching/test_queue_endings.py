@@ -15,8 +15,8 @@ from queue_fakes import PATIENCE_S, FakeClock, GatedEngine, answer, embed_within
 
 from akidb_mlx_plugin.batching.observer import QueueObserver
 from akidb_mlx_plugin.batching.queue import BatchQueue
-from akidb_mlx_plugin.batching.requests import DeadlineExceededError, Outcome
-from akidb_mlx_plugin.errors import ServiceUnavailableError
+from akidb_mlx_plugin.batching.requests import Outcome
+from akidb_mlx_plugin.errors import DeadlineExceededError, ServiceUnavailableError
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 

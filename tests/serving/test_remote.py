@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 from akidb_mlx_chroma import MLXEmbeddingFunction, upsert
 from host_helpers import TINY, count_loads
-from local_server import PATIENCE_S, LocalServer, mock_config, serving, wait_until
+from local_server import PATIENCE_S, LocalServer, client, mock_config, serving, wait_until
 from queue_fakes import GatedEngine
 
 from akidb_mlx_plugin import Document, EmbeddingService, UpsertError
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
-from akidb_mlx_plugin.providers import make_provider
 from akidb_mlx_plugin.providers import remote as remote_provider
 from akidb_mlx_plugin.providers.connections import Connections
 from akidb_mlx_plugin.providers.mock import hash_texts
@@ -37,13 +36,6 @@ TEXTS = ["one text", "another, longer text", ""]
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_provider, "_RECONNECT_S", 0.3)
     monkeypatch.setattr(remote_provider, "_RECONNECT_WITH_FALLBACK_S", 0.1)
-
-
-def client(url: str, model: object = "mock", *, mlx: dict[str, Any] | None = None, **remote: Any) -> EmbeddingService:
-    """Return a service whose vectors come from a server."""
-    section = {"model": str(model)} | (mlx or {})
-    config = EmbeddingConfig.model_validate({"mlx": section, "remote": {"url": url} | remote})
-    return EmbeddingService(config, provider=make_provider(config))
 
 
 def tiny_config(folder: Path = TINY) -> EmbeddingConfig:
@@ -213,8 +205,14 @@ class TestRetries:
             with pytest.raises(ServiceUnavailableError, match="not available: the queue is full"):
                 far.embed_batch(["a"])
             assert 3 <= len(seen) < 20
-            with pytest.raises(ServiceUnavailableError, match="the next text tries again"):
+            with pytest.raises(ServiceUnavailableError, match="is not ready: the queue is full"):
                 far.health_check()
+
+    def test_a_deadline_is_not_longer_than_the_callers(self, tmp_path: Path) -> None:
+        section = {"mlx": {"model": "mock"}, "remote": {"url": f"unix://{tmp_path}/socket"}}
+        config = EmbeddingConfig.model_validate(section | {"service": {"deadline_ms": 400}})
+        with EmbeddingService(config) as far, pytest.raises(ServiceUnavailableError, match="No such file"):
+            far.embed_batch(["a"])
 
     @pytest.mark.slow
     def test_a_slow_server(self, engine: GatedEngine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -174,9 +175,19 @@ class TestRefusals:
         served.load()
         with pytest.raises(ServiceUnavailableError, match="could not be loaded: RuntimeError"):
             served.check_ready()
-        served.close(1.0)
         assert "could not be loaded: RuntimeError" in caplog.text
+        engine.before_each = lambda _: None
+        wait_until(lambda: served._loading is None, "the probe had it loaded again")
+        served.check_ready()
+        served.close(1.0)
         assert "confidential" not in caplog.text
+
+    def test_a_short_deadline_is_not_for_loading(self, engine: GatedEngine) -> None:
+        engine.before_each = lambda _: time.sleep(0.1)
+        served = ServedModels([mock_config(deadline_ms=20)])
+        served.load()
+        served.check_ready()
+        served.close(1.0)
 
 
 class TestQueue:

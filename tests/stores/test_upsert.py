@@ -20,7 +20,7 @@ from akidb_mlx_plugin import (
     Document,
     EmbeddingService,
 )
-from akidb_mlx_plugin.batching.queue import QueueFullError
+from akidb_mlx_plugin.errors import QueueFullError
 from akidb_mlx_plugin.providers.mock import hash_texts
 from akidb_mlx_plugin.stores.upsert import Upsert
 
