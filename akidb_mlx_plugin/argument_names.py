@@ -9,11 +9,12 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from inspect import signature
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 from akidb_mlx_plugin.errors import InvalidInputError
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 # Those of sentence-transformers, LangChain, LlamaIndex, fastembed, Chroma's and LanceDB's own functions, and OpenAI.
 _MEANT = {
@@ -46,6 +47,7 @@ _MEANT = {
     "keep_alive": ("keepalive", "ttl"),
     "instruction": ("prompt", "prompt_name", "query_instruction", "query_prompt"),
     "activation": ("activation_fn", "activation_function", "default_activation_function"),
+    "texts": ("sentences", "sentence", "inputs", "input", "text"),
 }
 # What has two answers here.
 _BOTH = {
@@ -61,6 +63,15 @@ _ABSENT = {
     "api_key": "the model runs on your own machine; leave it out",
     **dict.fromkeys(("max_length", "max_seq_length", "max_tokens"), "the limit is the model's own; leave it out"),
 }
+_ARRAY = "vectors and scores are NumPy arrays in float32; leave it out"
+# What constructors have, or nothing, where sentence-transformers' methods have an argument.
+_OF_METHODS = {
+    **dict.fromkeys(("convert_to_numpy", "convert_to_tensor", "output_value", "precision"), _ARRAY),
+    **dict.fromkeys(("show_progress_bar", "show_progress"), "leave it out"),
+    "prompt_name": "use encode_query or encode_document, or give your own prompt=",
+    "device": "it is given when the model is named",
+    "return_documents": "every entry has its text; leave it out",
+}
 # Settings of the section `mlx`, for makers that do not take them as arguments.
 _CONFIGURED = (
     *("batch_size", "batch_timeout_ms", "cache_dir", "dtype", "keep_alive", "keep_warm_s", "max_cache_gb"),
@@ -73,16 +84,19 @@ def right_name(name: str, known: Collection[str]) -> str | None:
     return next((right for right, others in _MEANT.items() if name.lower() in others and right in known), None)
 
 
-def explain_unknown(name: str, known: Collection[str], renamed: Mapping[str, str] | None = None) -> str:
+def explain_unknown(
+    name: str, known: Collection[str], renamed: Mapping[str, str] | None = None, *, of_method: bool = False
+) -> str:
     """Return what to say about an argument that does not exist.
 
     Args:
         name: what was typed.
         known: the arguments that exist.
         renamed: arguments that have another name in this place than elsewhere in this package.
+        of_method: whether they are a method's, not a constructor's.
     """
     others = renamed or {}
-    if why := _ABSENT.get(name):
+    if why := (_OF_METHODS.get(name) if of_method else None) or _ABSENT.get(name):
         return f"no argument {name!r}: {why}"
     if (both := _BOTH.get(name)) and both.partition("=")[0] in known:
         return f"no argument {name!r}; it is {both}"
@@ -96,18 +110,19 @@ def explain_unknown(name: str, known: Collection[str], renamed: Mapping[str, str
     return f"no argument {name!r}; the arguments are {', '.join(known)}"
 
 
-def named_arguments(init: Callable[P, None]) -> Callable[P, None]:
-    """Decorate a constructor so that an unknown keyword is an InvalidInputError with the right name.
+def named_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a constructor or method so that an unknown keyword is an InvalidInputError with the right name.
 
     Python's own TypeError names only the wrong one. The signature stays what it is, for people and type checkers.
     """
-    accepted = [name for name in signature(init).parameters if name != "self"]
+    accepted = [name for name in signature(function).parameters if name != "self"]
+    of_method = function.__name__ != "__init__"
 
-    @wraps(init)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
             if name not in accepted:
-                raise InvalidInputError(explain_unknown(name, accepted))
-        init(*args, **kwargs)
+                raise InvalidInputError(explain_unknown(name, accepted, of_method=of_method))
+        return function(*args, **kwargs)
 
     return checked

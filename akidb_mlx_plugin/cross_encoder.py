@@ -96,6 +96,7 @@ class CrossEncoder:
         """Whether it has stopped accepting pairs."""
         return self._queue.closed
 
+    @named_arguments
     def predict(self, pairs: Iterable[Sequence[str]], *, deadline_ms: float | None = None) -> Vector:
         """Score pairs of texts and wait for the scores.
 
@@ -122,6 +123,7 @@ class CrossEncoder:
             return np.empty(0, dtype=np.float32)
         return _scores(await self._queue.aembed(request, deadline_ms=deadline_ms))[places]
 
+    @named_arguments
     def rank(
         self, query: str, documents: Iterable[str], top_k: int | None = None, *, deadline_ms: float | None = None
     ) -> list[RankedText]:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from akidb_mlx_plugin.argument_names import named_arguments
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Kind, ModelInfo, Vector
 from akidb_mlx_plugin.validation import list_inputs
 
@@ -36,6 +37,7 @@ class TextEncoder(ABC):
     def model_info(self) -> ModelInfo:
         """Describe the model and its vectors."""
 
+    @named_arguments
     def encode(
         self,
         texts: str | Sequence[str],
@@ -63,6 +65,7 @@ class TextEncoder(ABC):
         """
         return self._encode(texts, "document", prompt, normalize, dimension)
 
+    @named_arguments
     def encode_query(
         self,
         texts: str | Sequence[str],
@@ -74,6 +77,7 @@ class TextEncoder(ABC):
         """Embed queries; `prompt` defaults to the model's for queries, the rest is as for `encode`."""
         return self._encode(texts, "query", prompt, normalize, dimension)
 
+    @named_arguments
     def encode_document(
         self,
         texts: str | Sequence[str],

@@ -126,6 +126,7 @@ class EmbeddingService(TextEncoder):
         """Whether it has stopped accepting requests."""
         return self._queue.closed
 
+    @named_arguments
     def embed_batch(
         self,
         texts: Sequence[str],

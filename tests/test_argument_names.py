@@ -122,8 +122,32 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         EmbeddingConfig.load()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt_name": "query"}, "use encode_query or encode_document"),
+        ({"batch_size": 64}, "it is the setting mlx.batch_size"),
+        ({"normalize_embeddings": True}, "it is normalize="),
+        ({"truncate_dim": 8}, "it is dimension="),
+        ({"convert_to_tensor": True}, "NumPy arrays in float32; leave it out"),
+        ({"show_progress_bar": True}, "leave it out"),
+        ({"sentences": ["a"]}, "it is texts="),
+        ({"device": "mps"}, "given when the model is named"),
+    ],
+    ids=str,
+)
+def test_methods(given: dict[str, object], message: str) -> None:
+    with EmbeddingService(mode="mock") as service:
+        for method in (service.encode, service.encode_query, service.encode_document):
+            with pytest.raises(InvalidInputError, match=message):
+                method(**given)  # type: ignore[arg-type]
+    with CrossEncoder("ms-marco-minilm-l6") as encoder, pytest.raises(InvalidInputError, match="every entry has its"):
+        encoder.rank("a", ["b"], return_documents=True)  # type: ignore[call-arg]
+
+
 def test_every_right_name_exists() -> None:
-    known = {*inspect.signature(MLXEmbeddingFunction).parameters, *inspect.signature(CrossEncoder).parameters}
+    makers = (MLXEmbeddingFunction, CrossEncoder, EmbeddingService.encode)
+    known = {name for maker in makers for name in inspect.signature(maker).parameters}
     assert set(_MEANT) <= known | set(_CONFIGURED)
     assert {name.rstrip("=,") for said in _BOTH.values() for name in said.split() if "=" in name} <= known
     assert set(_CONFIGURED) <= set(MLXConfig.model_fields)

@@ -13,7 +13,7 @@ from chromadb.api.types import DataLoader
 from chromadb.errors import ChromaError
 
 from akidb_mlx_chroma.clients import AnyCollection, Wait, reject_async, reject_waiting, run_sync, wait_on
-from akidb_mlx_chroma.creation import as_host_type
+from akidb_mlx_chroma.creation import as_host_type, explained_conflict
 from akidb_mlx_chroma.function import MLXEmbeddingFunction
 from akidb_mlx_chroma.recovery import recover
 from akidb_mlx_chroma.store import ChromaStore, read_stored_vectors, resolve_function
@@ -208,7 +208,10 @@ def _open(
                 f"{stored.label} stores no function of this package; name the one that its vectors were made with, "
                 "embedding_function=MLXEmbeddingFunction(...) (on the command line: --model)"
             )
-    collection = wait(client.get_collection(name, embedding_function=as_host_type(function), data_loader=data_loader))
+    with explained_conflict(name):
+        collection = wait(
+            client.get_collection(name, embedding_function=as_host_type(function), data_loader=data_loader)
+        )
     _validate(collection, None, wait)
     try:
         recover(collection, wait)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, cast
 
@@ -116,8 +117,8 @@ def _store_function(collection: AnyCollection, function: MLXEmbeddingFunction, w
         )
     if own.get("type") == "legacy" and wait(collection.count()):
         raise InvalidInputError(
-            f"{label} was made with an embedding function that Chroma cannot store, so nothing says which model its "
-            "vectors come from; if it is this function's, open it with get_collection(client, name, "
+            f"{label} was made without an embedding function, or with one that Chroma cannot store, so nothing says "
+            "which model its vectors come from; if it is this function's, open it with get_collection(client, name, "
             "embedding_function), otherwise give the new one another name"
         )
     try:
@@ -160,13 +161,8 @@ def _create(
             else {"schema": schema_with(schema, function), "embedding_function": None}
         ),
     }
-    try:
+    with explained_conflict(name):
         collection: AnyCollection = wait(make(name, **arguments))
-    except ValueError as error:
-        # Chroma's error for a collection with another package's function; its other errors have other types.
-        if isinstance(error, EmbeddingError) or "mbedding function" not in str(error):
-            raise
-        raise InvalidInputError(f"collection {name!r}: {error}") from error
     if schema is not None and not collection._model.serialized_schema:
         if not get_or_create:
             wait(client.delete_collection(name))
@@ -176,6 +172,27 @@ def _create(
     collection._embedding_function = as_host_type(function)
     bind_function(collection, function, wait)
     return collection
+
+
+@contextmanager
+def explained_conflict(name: str) -> Iterator[None]:
+    """Turn Chroma's error for a collection with another package's function into one that says what to do.
+
+    Raises:
+        InvalidInputError: in its place.
+    """
+    try:
+        yield
+    except ValueError as error:
+        # Chroma's other errors have other types.
+        if isinstance(error, EmbeddingError) or "mbedding function" not in str(error):
+            raise
+        raise InvalidInputError(
+            f"collection {name!r} stores the embedding function of another package, which Chroma does not exchange "
+            f"({error}). If its vectors are this model's, copy them to a new collection, which embeds nothing: "
+            "old.get(include=['documents', 'embeddings', 'metadatas']), then upsert(new, [Document(id, text, vector, "
+            "metadata), ...])"
+        ) from error
 
 
 def as_host_type(function: MLXEmbeddingFunction) -> EmbeddingFunction[Any]:

@@ -35,6 +35,7 @@ from chromadb.api.types import (
 )
 from chromadb.errors import NotFoundError
 from chromadb.utils.embedding_functions import DefaultEmbeddingFunction
+from chromadb.utils.embedding_functions.onnx_mini_lm_l6_v2 import ONNXMiniLM_L6_V2
 from host_helpers import nearest
 
 from akidb_mlx_plugin import DimensionMismatchError, Document, InvalidInputError
@@ -107,8 +108,12 @@ class TestWhatStoresNoFunction:
 
     def test_the_function_of_another_package(self, chroma: ClientAPI, name: str, mock: MLXEmbeddingFunction) -> None:
         chroma.create_collection(name)
-        with pytest.raises(InvalidInputError, match="default"):
+        remedy = r"another package.*default.*copy them to a new collection"
+        with pytest.raises(InvalidInputError, match=remedy):
             create_collection(chroma, name, mock, get_or_create=True)
+        chroma.create_collection(f"{name}-2", embedding_function=ONNXMiniLM_L6_V2())
+        with pytest.raises(InvalidInputError, match=r"another package.*copy them to a new collection"):
+            get_collection(chroma, f"{name}-2", mock)
         assert chroma.get_collection(name).configuration_json["embedding_function"]["name"] == "default"
 
 
