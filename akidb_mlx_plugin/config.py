@@ -250,4 +250,5 @@ def _explain(fault: Any, layers: Layer) -> str:
     key = ".".join(str(part) for part in fault["loc"][:2])
     value, origin = layers.get(key, (fault["input"], "default"))
     shown = "**********" if key in _SECRET_KEYS else _SHORT.repr(value)
-    return f"{key} = {shown} ({origin}): {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+    hint = "; a graphics processor of any kind is 'gpu'" if key.endswith("device") else ""
+    return f"{key} = {shown} ({origin}): {fault['msg'][:1].lower()}{fault['msg'][1:]}{hint}"

@@ -177,7 +177,7 @@ class TestRefusals:
             ("embedding: {mlx: {pooling: [mean, 3]}}", r"mlx.pooling = \['mean', 3\] .*one of cls, max"),
             ("embedding: {mlx: {pooling: ''}}", r"mlx.pooling = '' .*one of cls, max"),
             ("embedding: {mlx: {pooling: true}}", r"mlx.pooling = True .*one of cls, max"),
-            ("embedding: {mlx: {device: tpu}}", r"mlx.device = 'tpu' .*'auto', 'gpu' or 'cpu'"),
+            ("embedding: {mlx: {device: tpu}}", r"mlx.device = 'tpu' .*'auto', 'gpu' or 'cpu'; a graphics processor"),
             ("embedding: {mlx: {model: ''}}", r"mlx.model = '' "),
             ("embedding: {mode: magic}", r"mode = 'magic' .*'mlx', 'user_provided' or 'mock'"),
             ("embedding: {mlx: 5}", r"mlx must be a mapping.*got 5 \(file .*\)"),
