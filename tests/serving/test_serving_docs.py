@@ -6,15 +6,18 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from local_server import LocalServer, serving
+from local_server import LocalServer, serving, wait_until
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from akidb_mlx_plugin.cli import app
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.config_sections import RemoteConfig
+from akidb_mlx_plugin.errors import QueueFullError
 from akidb_mlx_plugin.serving.bodies import EmbeddingsBody
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -48,6 +51,24 @@ def test_python_runs(
     exec(code.replace(ADDRESS, minilm_server.url), {})
     assert capsys.readouterr().out.strip()
     assert ("/v1/embeddings" in minilm_server.requests) == (is_ours or ADDRESS in code)
+
+
+def test_the_web_application(minilm_server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("python")
+    monkeypatch.setenv("AKIDB_EMBEDDING__REMOTE__URL", minilm_server.url)
+    page: dict[str, Any] = {}
+    exec(code, page)
+    minilm_server.requests.clear()
+    with TestClient(page["app"]) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200, "the model is loaded")
+        assert len(client.get("/embed", params={"text": "capital cities"}).json()) == 384
+        assert "/v1/embeddings" in minilm_server.requests
+        monkeypatch.setattr(page["EmbeddingService"], "aembed_batch", _refuse)
+        assert client.get("/embed", params={"text": "a"}).status_code == 429
+
+
+async def _refuse(*_: Any, **__: Any) -> None:
+    raise QueueFullError("full")
 
 
 @pytest.mark.slow
