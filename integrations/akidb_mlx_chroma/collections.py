@@ -144,7 +144,8 @@ def upsert(
     Raises:
         InvalidInputError: a document cannot be used; nothing was embedded or written.
         DimensionMismatchError: the function or a vector does not fit the collection; likewise.
-        UpsertError: it ended midway; it says which documents are in. Running it again is safe.
+        UpsertError: it ended midway, in a stream also because of a document, which is then its cause; it says which
+            documents are in. Running it again is safe.
     """
     reject_async(collection, "await aupsert(...) instead")
     return Upsert(

@@ -135,7 +135,8 @@ def upsert(
     Raises:
         InvalidInputError: a document cannot be used, or the handle is checked out; nothing was embedded or written.
         DimensionMismatchError: the function or a vector does not fit the table; likewise.
-        UpsertError: it ended midway; it says which documents are in. Running it again is safe.
+        UpsertError: it ended midway, in a stream also because of a document, which is then its cause; it says which
+            documents are in. Running it again is safe.
     """
     if isinstance(table, AsyncTable):
         raise InvalidInputError("this table is from an asynchronous connection; await aupsert(...) instead")
