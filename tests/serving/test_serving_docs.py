@@ -54,7 +54,7 @@ def test_python_runs(
 
 
 def test_the_web_application(minilm_server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks("python")
+    (code,) = blocks('python title="app.py"')
     monkeypatch.setenv("AKIDB_EMBEDDING__REMOTE__URL", minilm_server.url)
     page: dict[str, Any] = {}
     exec(code, page)
