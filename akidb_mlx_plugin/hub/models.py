@@ -213,7 +213,7 @@ def _describe_missing(request: SnapshotRequest) -> str:
     what = name if name == request.repo else f"{name} ({request.repo})"
     own = own_snapshot(request)
     damaged = own.damaged_files() if own else []
-    state = f"is damaged ({', '.join(damaged)})" if damaged else "is not complete"
+    state = f"is not complete (damaged: {', '.join(damaged)})" if damaged else "is not complete"
     others = [model.name for model in list_cached_models(request.cache_dir) if model.repo != request.repo]
     present = f"use a model that is there ({', '.join(others)}), or " if others else ""
     return (

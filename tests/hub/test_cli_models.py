@@ -176,7 +176,7 @@ class TestModels:
         assert json.loads(run(models.app, "list", "--json").stdout)[-1]["damaged"] is True
         assert table(run(cache.app, "list"))[0]["state"] == "damaged"
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        with pytest.raises(DownloadError, match=rf"{REPO} at main is damaged \({WEIGHTS}\) in the model cache"):
+        with pytest.raises(DownloadError, match=rf"{REPO} at main is not complete \(damaged: {WEIGHTS}\)"):
             ensure_model(REPO)
 
     def test_a_read_only_cache(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
