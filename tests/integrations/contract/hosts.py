@@ -163,7 +163,8 @@ ask = lambda collection, text: collection.query(query_texts=[text], n_results=3)
         return {id_: (text, dict(metadata or {}), vector) for id_, text, metadata, vector in rows}
 
     def search(self, collection: Any, text: str) -> str:
-        return str(collection.query(query_texts=[text], n_results=1)["ids"][0][0])
+        # Chroma's index is approximate; with few results among thousands of random vectors it may miss the nearest.
+        return str(collection.query(query_texts=[text], n_results=500)["ids"][0][0])
 
     def change_text(self, collection: Any, id_: str, text: str) -> None:
         collection.update(ids=[id_], documents=[text])
