@@ -252,11 +252,11 @@ class Embedder:
         """Tokenize and pack texts and submit them to the threads."""
         rows: list[list[int]] = []
         prompts: list[Ids] = []
-        for r, prompt, texts in job.texts_of(chunk):
+        for r, first, texts in job.texts_of(chunk):
+            request = job.request(r)
             encoded = self._tokenizer.encode(texts)
-            first = next(i for owner, i in chunk if owner == r)
-            refuse_cut(self._tokenizer, self._checkpoint.name, job.request(r), encoded.cut, first=first)
-            prompts += self._note(job, r, prompt, encoded)
+            refuse_cut(self._tokenizer, self._checkpoint.name, request, encoded.cut, first=first)
+            prompts += self._note(job, r, request.prompt, encoded)
             rows += encoded.ids
         return self._engine.start(rows, prompts, short=short)
 

@@ -43,11 +43,15 @@ class EmbeddingJob:
         while chunk := list(islice(places, size)):
             yield chunk
 
-    def texts_of(self, chunk: Sequence[Place]) -> Iterator[tuple[int, str, list[str]]]:
-        """Yield the index of each request in a chunk, its prompt, and its texts with the prompt prepended."""
+    def texts_of(self, chunk: Sequence[Place]) -> Iterator[tuple[int, int, list[str]]]:
+        """Yield the index of each request in a chunk, that of its first text, and its texts with the prompt prepended.
+
+        Texts of a request are next to each other, in order.
+        """
         for r, places in groupby(chunk, key=lambda place: place[0]):
             request = self._requests[r]
-            yield r, request.prompt, [request.prompt + request.inputs[i] for _, i in places]
+            indexes = [i for _, i in places]
+            yield r, indexes[0], [request.prompt + request.inputs[i] for i in indexes]
 
     def count(self, r: int, *, tokens: int, truncated: int) -> None:
         """Add to a request's usage."""
