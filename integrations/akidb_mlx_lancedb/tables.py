@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from lancedb.table import AsyncTable
@@ -140,10 +139,10 @@ def upsert(
     """
     if isinstance(table, AsyncTable):
         raise InvalidInputError("this table is from an asynchronous connection; await aupsert(...) instead")
-    store, columns = _open_store(table, id, text, vector, on, embedding_function)
+    store, columns = _open_store(table, id, text, vector, make_ids, on, embedding_function)
     return Upsert(
         store,
-        Rows(documents, replace(columns, make_ids=make_ids)),
+        Rows(documents, columns),
         show_progress=show_progress,
         batch_size=batch_size,
         skip_unchanged=skip_unchanged,
@@ -176,10 +175,10 @@ async def aupsert(
     """
 
     def make() -> Upsert:
-        store, columns = _open_store(table, id, text, vector, on, embedding_function)
+        store, columns = _open_store(table, id, text, vector, make_ids, on, embedding_function)
         return Upsert(
             store,
-            Rows(documents, replace(columns, make_ids=make_ids)),
+            Rows(documents, columns),
             show_progress=show_progress,
             batch_size=batch_size,
             skip_unchanged=skip_unchanged,
@@ -222,7 +221,13 @@ def reject_without_function(label: str, embedding_function: MLXEmbeddings | None
 
 
 def _open_store(
-    table: Any, id: str | None, text: str | None, vector: str | None, on: str, function: MLXEmbeddings | None
+    table: Any,
+    id: str | None,
+    text: str | None,
+    vector: str | None,
+    make_ids: bool,
+    on: str,
+    function: MLXEmbeddings | None,
 ) -> tuple[LanceStore, Columns]:
     """Return a table to write to, and which columns of rows go there.
 
@@ -245,6 +250,7 @@ def _open_store(
         id=id or on,
         text=text or store.text or "text",
         vector=vector or store.vector,
+        make_ids=make_ids,
         chosen=frozenset(name for name in (id, text, vector) if name is not None),
         no_documents=missing,
     )
