@@ -35,6 +35,7 @@ def open_queue(
         provider.embed_requests,
         prepare=provider.prepare,
         begin=provider.begin,
+        concurrency=lambda: provider.concurrency,
         batch_size=config.mlx.batch_size,
         batch_timeout_ms=config.mlx.batch_timeout_ms,
         max_texts=config.service.queue_size,

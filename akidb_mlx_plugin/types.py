@@ -115,18 +115,18 @@ class BatchEmbeddingResponse:
     usage: Usage
 
 
-class StartedRequest(Protocol):
-    """The first texts of a request on their way through a model.
+class StartedBatch(Protocol):
+    """The first texts of some requests on their way through a model.
 
     Attributes:
-        texts: how many they are.
+        texts: how many they are, of each request.
     """
 
     @property
-    def texts(self) -> int: ...
+    def texts(self) -> Sequence[int]: ...
 
-    def result(self) -> BatchEmbeddingResponse:
-        """Wait for their vectors; raises like `EmbeddingProvider.embed_requests`."""
+    def result(self) -> list[BatchEmbeddingResponse]:
+        """Wait for their vectors, one response per request; raises like `EmbeddingProvider.embed_requests`."""
 
 
 @dataclass(frozen=True)

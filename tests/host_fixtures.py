@@ -20,7 +20,7 @@ from host_helpers import DOCUMENTS, MINILM, PATIENCE_S, TINY, Embedded
 
 from akidb_mlx_plugin import EmbeddingService
 from akidb_mlx_plugin.inference.embedder import Embedder
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, StartedRequest
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, StartedBatch
 
 
 @pytest.fixture
@@ -35,9 +35,10 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> Embedded:
 
     begin = Embedder.begin
 
-    def record_begun(self: Embedder, request: BatchEmbeddingRequest) -> StartedRequest:
-        started = begin(self, request)
-        seen.extend([replace(request, inputs=request.inputs[: started.texts])])
+    def record_begun(self: Embedder, requests: Sequence[BatchEmbeddingRequest]) -> StartedBatch:
+        started = begin(self, requests)
+        counts = zip(requests, started.texts, strict=True)
+        seen.extend([replace(request, inputs=request.inputs[:texts]) for request, texts in counts])
         return started
 
     monkeypatch.setattr(Embedder, "embed_requests", record)

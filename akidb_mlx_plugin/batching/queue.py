@@ -16,7 +16,7 @@ from akidb_mlx_plugin.batching.lookahead import Begin, Lookahead
 from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
 from akidb_mlx_plugin.batching.requests import Outcome, PendingRequest, RequestSlice
 from akidb_mlx_plugin.batching.scheduler import Scheduler
-from akidb_mlx_plugin.batching.worker import BatchWorker
+from akidb_mlx_plugin.batching.workers import BatchWorkers
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, QueueFullError, ServiceUnavailableError
 from akidb_mlx_plugin.runtime.fork import ForkGuard
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 class BatchQueue:
-    """Merges requests from many callers into batches and runs one batch at a time.
+    """Merges requests from many callers into batches, and runs as many at a time as the engine is best given.
 
     An idle engine starts at once on whatever is waiting; while it runs, requests gather into batches of up to
-    `batch_size` texts. Only a large request can delay them for longer than a batch: it is cut into slices, of about
-    `batch_timeout_ms` each while small requests arrive.
+    `batch_size` texts. Only large requests can delay them for longer than a batch: they are cut into slices, and a
+    batch of slices takes about `batch_timeout_ms` while small requests arrive.
 
     One lock guards everything. Each pending request is resolved exactly once: whoever takes it out of `_pending` under
     the lock resolves it afterwards, without the lock, because that runs its caller's callbacks.
@@ -46,6 +46,7 @@ class BatchQueue:
         *,
         prepare: Callable[[BatchEmbeddingRequest], BatchEmbeddingRequest] | None = None,
         begin: Begin | None = None,
+        concurrency: Callable[[], int] = lambda: 1,
         batch_size: int = 10,
         batch_timeout_ms: float = 50,
         max_texts: int = 10_000,
@@ -59,6 +60,7 @@ class BatchQueue:
             embed: embeds several requests as one batch.
             prepare: completes a request, and raises for one that cannot be answered, before it can fail a batch.
             begin: as `EmbeddingProvider.begin`.
+            concurrency: how many batches may run at a time; of these, one may have slices of large requests.
             batch_size: most texts to merge; a larger request is cut into slices.
             batch_timeout_ms: about how long a slice takes while small requests arrive.
             max_texts: most texts that may wait, of small and of large requests each; one larger request may wait alone.
@@ -68,6 +70,7 @@ class BatchQueue:
         """
         self._embed = embed
         self._prepare = prepare or (lambda request: request)
+        self._concurrency = concurrency
         self._batch_size = batch_size
         self._max_texts = max_texts
         self._deadline_s = math.inf if deadline_ms is None else deadline_ms / 1e3
@@ -80,8 +83,9 @@ class BatchQueue:
         self._scheduler = Scheduler(batch_size, batch_timeout_ms / 1e3, max_texts)
         self._lookahead = Lookahead(begin, self._scheduler, self._lock, self._clock, self._pending)
         self._timer = DeadlineTimer(self._lock, self._clock, self._expire)
-        self._worker = BatchWorker(self._changed, self._run_next, lambda: self._scheduler.waiting_texts > 0)
-        self._overdue_at = math.inf
+        self._workers = BatchWorkers(self._changed, self._run_next, lambda: self._scheduler.waiting_texts > 0)
+        # When each running batch is overdue, by the thread that runs it.
+        self._running: dict[int, float] = {}
         self._closing = False
 
     @property
@@ -97,7 +101,7 @@ class BatchQueue:
     @property
     def in_use(self) -> bool:
         """Whether there are threads to stop, in this process."""
-        return self._worker.is_started and not self._closing and not self.is_foreign
+        return self._workers.are_started and not self._closing and not self.is_foreign
 
     @property
     def closed(self) -> bool:
@@ -135,7 +139,7 @@ class BatchQueue:
 
     def embed(self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None) -> BatchEmbeddingResponse:
         """Queue a request and wait for it; an interrupt withdraws it."""
-        if self._worker.is_current_thread() or self._timer.is_current_thread():
+        if self._workers.include_current_thread() or self._timer.is_current_thread():
             raise ServiceUnavailableError("a future's callback must not wait for another future; use a thread for that")
         future = self.submit(request, deadline_ms=deadline_ms)
         try:
@@ -159,10 +163,11 @@ class BatchQueue:
         self._guard.check()
         self._raise_if_closed()
         with self._lock:
-            death = self._worker.pop_death()
+            death = self._workers.pop_death()
+            overdue_at = min(self._running.values(), default=math.inf)
         if death is not None:
             raise ServiceUnavailableError(f"the embedding worker died of {death!r} and was replaced") from death
-        if (overdue_s := self._clock.now() - self._overdue_at) >= 0:
+        if (overdue_s := self._clock.now() - overdue_at) >= 0:
             raise ServiceUnavailableError(
                 f"the model has not come back from a batch, {overdue_s:.1f} s past its deadline; "
                 "if it does not come back at all, restart the process"
@@ -175,7 +180,7 @@ class BatchQueue:
             drain: whether to answer waiting requests first; otherwise they fail with `ServiceUnavailableError`.
             timeout_s: requests still pending after this time fail as well.
         Returns:
-            Whether the thread has ended; False if the model has not come back.
+            Whether the threads have ended; False if the model has not come back.
         """
         if self.is_foreign:
             return True
@@ -186,7 +191,7 @@ class BatchQueue:
         early = "the service was closed before this was embedded; use another one, or close with drain=True"
         self._resolve(dropped, ServiceUnavailableError(early))
         with self._lock:
-            ended = self._worker.wait_until_ended(timeout_s)
+            ended = self._workers.wait_until_ended(timeout_s)
             left = self._take(self._pending)
         late = f"the service was closed, and the model did not come back in {timeout_s:g} s"
         self._resolve(left, ServiceUnavailableError(late))
@@ -194,8 +199,8 @@ class BatchQueue:
         return ended
 
     def when_ended(self, action: Callable[[], None]) -> None:
-        """Run an action once a closed queue's thread has ended: at once, or as its last step."""
-        self._worker.when_ended(action)
+        """Run an action once a closed queue's threads have ended: at once, or as the last one's last step."""
+        self._workers.when_ended(action)
 
     def _enqueue(self, pending: PendingRequest, wait_for_room: bool) -> None:
         with self._lock:
@@ -205,7 +210,7 @@ class BatchQueue:
                     f"the queue is full: up to {self._max_texts} texts may wait, and there is no room for "
                     f"{pending.waiting} more; try again later, use submit_when_room, or raise service.queue_size"
                 )
-            self._worker.ensure_started()
+            self._workers.ensure_started(min(len(self._running) + 1, max(1, self._concurrency())))
             self._pending.add(pending)
             self._scheduler.add(pending)
             self._admit()
@@ -274,26 +279,45 @@ class BatchQueue:
     def _run_next(self) -> bool:
         """Wait for a batch and run it; False once closed and empty."""
         with self._lock:
-            while not (slices := self._scheduler.next_batch(self._clock.now())):
+            while not (slices := self._next_batch()):
+                # What still waits is taken by the thread whose batch it cannot run beside.
                 if self._closing:
                     return False
                 self._clock.wait(self._changed, None)
+            self._running[threading.get_ident()] = math.inf
             self._admit()
+            if self._scheduler.waiting_texts:
+                self._changed.notify()
         try:
             self._run(slices)
         except BaseException as error:
             # This kills the worker.
-            self._overdue_at = math.inf
+            lost = [*slices, *self._lookahead.drop()] if self._are_of_large(slices) else slices
             unavailable = ServiceUnavailableError(f"the embedding worker died of {error!r} in this batch; try again")
             unavailable.__cause__ = error
-            self._resolve(self._take({part.pending for part in [*slices, *self._lookahead.drop()]}), unavailable)
+            self._resolve(self._take({part.pending for part in lost}), unavailable)
             raise
+        finally:
+            with self._lock:
+                del self._running[threading.get_ident()]
+                if self._are_of_large(slices):
+                    self._scheduler.allow_slices()
         return True
+
+    def _next_batch(self) -> list[RequestSlice]:
+        """Return what this thread may run now, if anything; the caller holds the lock."""
+        if self._running and len(self._running) >= self._concurrency():
+            return []
+        return self._scheduler.next_batch(self._clock.now())
+
+    def _are_of_large(self, slices: list[RequestSlice]) -> bool:
+        return slices[0].is_of_large(self._batch_size)
 
     def _run(self, slices: list[RequestSlice]) -> None:
         started = self._clock.now()
         # A slice gets the time of a batch, however long its request may take.
-        self._overdue_at = min(max(part.pending.expires for part in slices), started + self._deadline_s)
+        overdue_at = min(max(part.pending.expires for part in slices), started + self._deadline_s)
+        self._running[threading.get_ident()] = overdue_at
         waits_s = tuple(part.pending.start(started) for part in slices if part.pending.started is None)
         error: Exception | None = None
         try:
@@ -303,9 +327,10 @@ class BatchQueue:
         except Exception as caught:
             error = caught
         run_s = self._clock.now() - started
-        self._overdue_at = math.inf
-        with self._lock:
-            self._scheduler.finish(slices, run_s)
+        self._running[threading.get_ident()] = math.inf
+        if self._are_of_large(slices):
+            with self._lock:
+                self._scheduler.note_speed(slices, run_s)
         self._observer.batch_ended(BatchStats(sum(len(part.request.inputs) for part in slices), waits_s, run_s))
         if error is None:
             self._deliver(slices, responses)
@@ -318,8 +343,8 @@ class BatchQueue:
             self._resolve(self._take(part.pending for part in slices), error)
 
     def _compute(self, slices: list[RequestSlice]) -> Sequence[BatchEmbeddingResponse]:
-        if slices[0].is_of_large(self._batch_size) and (response := self._lookahead.compute(slices[0])):
-            return [response]
+        if self._are_of_large(slices) and (responses := self._lookahead.compute(slices)) is not None:
+            return responses
         return self._embed([part.request for part in slices])
 
     def _deliver(self, slices: list[RequestSlice], responses: Sequence[BatchEmbeddingResponse]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from akidb_mlx_plugin.errors import DeadlineExceededError, EmbeddingError
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, StartedRequest, Usage, Vector
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, StartedBatch, Usage, Vector
 
 # How a request ends: vectors, an error, or None if its caller canceled it.
 Outcome = BatchEmbeddingResponse | Exception | None
@@ -58,13 +58,18 @@ class PendingRequest:
         self.started = now
         return now - self.submitted
 
+    @property
+    def next_length(self) -> int:
+        """Number of characters of the text that the next slice begins with."""
+        self._sort()
+        return len(self.request.inputs[self._order[self.sent]])
+
     def cut(self, characters: float, texts: int) -> RequestSlice:
         """Return the next slice: its longest texts within both limits, and at least one."""
         inputs = self.request.inputs
-        if not self._order:
-            if len(inputs) <= texts and sum(map(len, inputs)) <= characters:
-                return self.whole()
-            self._order = sorted(range(len(inputs)), key=lambda index: -len(inputs[index]))
+        if not self.sent and len(inputs) <= texts and sum(map(len, inputs)) <= characters:
+            return self.whole()
+        self._sort()
         stop = self.sent
         while stop < len(inputs) and stop - self.sent < texts:
             characters -= len(inputs[self._order[stop]])
@@ -74,6 +79,11 @@ class PendingRequest:
         indexes = self._order[self.sent : stop]
         self.sent = stop
         return RequestSlice(self, self.request.select(indexes), indexes)
+
+    def _sort(self) -> None:
+        if not self._order:
+            inputs = self.request.inputs
+            self._order = sorted(range(len(inputs)), key=lambda index: -len(inputs[index]))
 
     def order_after(self, texts: int) -> list[int]:
         """Order its texts, of which the first ones stay in their places, and return all indexes."""
@@ -132,13 +142,13 @@ class RequestSlice:
         pending: the request they belong to.
         request: these texts with the request's settings.
         indexes: their positions in the request; None for the whole request.
-        started: if the engine computes them in the background.
+        started: the batch it is in, if the engine computes that in the background.
     """
 
     pending: PendingRequest
     request: BatchEmbeddingRequest
     indexes: list[int] | None
-    started: StartedRequest | None = None
+    started: StartedBatch | None = None
 
     def is_of_large(self, batch_size: int) -> bool:
         """Return whether its request had to be cut, or would have had to."""

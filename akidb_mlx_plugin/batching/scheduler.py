@@ -1,9 +1,9 @@
 """Choose which requests the engine gets next, and form batches of them. No threads, no locks.
 
-Small requests are merged in order of arrival. A request of more than `batch_size` texts is cut into slices, longest
-texts first, so that a slice's texts are of similar length and pack well. Slices alternate with batches of small
-requests, and large requests take turns. How many tokens a slice has only the engine knows: what is above a forward
-pass comes back by `shorten`.
+Small requests are merged in order of arrival. Requests of more than `batch_size` texts are cut, longest texts first,
+and a batch has a slice of each of them, so that its texts are of similar length and pack well, and none has to wait for
+another. Such batches alternate with those of small requests. How many tokens a slice has only the engine knows: what is
+above a forward pass comes back by `shorten`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from akidb_mlx_plugin.batching.requests import PendingRequest, RequestSlice
 
-# Limits of a slice while no small request is waiting: enough to keep a GPU busy, about a second of MiniLM on two cores.
-# Fixed, not timed, so that a large request is always cut, and therefore rounded, the same way.
+# Limits of a batch of slices while no small request is waiting: enough to keep a GPU busy, about a second of MiniLM on
+# two cores. Fixed, not timed, so that a lone large request is always cut, and therefore rounded, the same way.
 SLICE_TEXTS = 512
 SLICE_CHARACTERS = 16_384
-# Once a small request has had to wait for a slice, slices stay short for this long: more may follow.
+# Once a small request has had to wait for slices, these stay short for this long: more may follow.
 _SHORT_SLICES_S = 10.0
 
 
@@ -45,7 +45,7 @@ class Scheduler:
 
         Args:
             batch_size: most texts of small requests in a batch; a larger request is cut into slices.
-            batch_timeout_s: about how long a slice takes while small requests arrive.
+            batch_timeout_s: about how long a batch of slices takes while small requests arrive.
             max_texts: most texts that may wait, counted separately for small and large requests.
         """
         self._batch_size = batch_size
@@ -54,10 +54,10 @@ class Scheduler:
         self._small = _Backlog()
         self._large = _Backlog()
         self._small_goes_next = True
-        self._slice_runs = False
+        self._slices_run = False
         self._last_held_up = -math.inf
         self._characters_per_s: float | None = None
-        self._ahead: RequestSlice | None = None
+        self._ahead: list[RequestSlice] = []
 
     @property
     def waiting_texts(self) -> int:
@@ -79,7 +79,7 @@ class Scheduler:
         for backlog in (self._small, self._large):
             while backlog.line and self._fits(backlog, backlog.line[0]):
                 pending = backlog.line.popleft()
-                if backlog is self._small and (self._slice_runs or self._large.requests):
+                if backlog is self._small and (self._slices_run or self._large.requests):
                     self._last_held_up = now
                 backlog.requests.append(pending)
                 backlog.texts += pending.waiting
@@ -99,29 +99,35 @@ class Scheduler:
             backlog.texts -= pending.waiting
 
     def next_batch(self, now: float) -> list[RequestSlice]:
-        """Return the next batch for the engine; empty if nothing waits."""
-        any_large = self._large.requests or self._ahead
-        from_small = bool(self._small.requests) and (self._small_goes_next or not any_large)
-        self._small_goes_next = not from_small
-        slices = self._merge_small() if from_small else self._next_slice(now)
-        self._slice_runs = bool(slices) and not from_small
-        return slices
+        """Return the next batch for the engine; empty if nothing waits, or nothing that may run beside what runs.
 
-    def look_ahead(self, now: float) -> RequestSlice | None:
-        """Return the slice that will be the next, to be begun while another one runs; None if there should be none.
+        One batch of slices runs at a time, beside any number of small requests.
+        """
+        any_large = not self._slices_run and (self._large.requests or self._ahead)
+        if self._small.requests and (self._small_goes_next or not any_large):
+            self._small_goes_next = False
+            return self._merge_small()
+        if not any_large:
+            self._small_goes_next = True
+            return []
+        self._small_goes_next = True
+        self._slices_run = True
+        return self.drop_ahead() or self._cut_large(now)
 
-        It would delay small requests, so there is none while these arrive.
+    def look_ahead(self, now: float) -> list[RequestSlice]:
+        """Return the slices that will be the next batch, to be begun while another one runs; empty if there is none.
+
+        They would delay small requests, so there are none while these arrive.
         """
         if self._ahead or self._small.requests or self._small_arrive(now):
-            return None
-        slices = self._cut_large(now)
-        self._ahead = slices[0] if slices else None
+            return []
+        self._ahead = self._cut_large(now)
         return self._ahead
 
     def drop_ahead(self) -> list[RequestSlice]:
-        """Forget the slice that was begun ahead, and return it, if any."""
-        ahead, self._ahead = self._ahead, None
-        return [ahead] if ahead else []
+        """Forget the slices that were begun ahead, and return them, if any."""
+        ahead, self._ahead = self._ahead, []
+        return ahead
 
     def shorten(self, part: RequestSlice, texts: int, *, wanted: bool) -> None:
         """Keep only the first texts of a slice just cut; the others wait again.
@@ -141,11 +147,14 @@ class Scheduler:
         if wanted:
             backlog.texts += more
 
-    def finish(self, slices: list[RequestSlice], seconds: float) -> None:
-        """Update the engine's characters per second from a finished batch."""
-        if self._slice_runs and seconds > 0:
+    def allow_slices(self) -> None:
+        """Allow the next batch of slices: the last one has ended."""
+        self._slices_run = False
+
+    def note_speed(self, slices: list[RequestSlice], seconds: float) -> None:
+        """Learn from a batch of slices how many characters the engine computes per second."""
+        if seconds > 0:
             self._characters_per_s = sum(len(text) for part in slices for text in part.request.inputs) / seconds
-        self._slice_runs = False
 
     def _merge_small(self) -> list[RequestSlice]:
         slices: list[RequestSlice] = []
@@ -157,19 +166,27 @@ class Scheduler:
         backlog.texts -= self._batch_size - room
         return slices
 
-    def _next_slice(self, now: float) -> list[RequestSlice]:
-        return self.drop_ahead() or self._cut_large(now)
-
     def _cut_large(self, now: float) -> list[RequestSlice]:
+        """Cut a slice of each large request, of about as many characters, as long as there is room for its next text.
+
+        Requests that come away with nothing are the first in the next batch.
+        """
+        slices: list[RequestSlice] = []
         backlog = self._large
-        if not backlog.requests:
-            return []
-        pending = backlog.requests.popleft()
-        part = pending.cut(*self._slice_limits(now))
-        backlog.texts -= len(part.request.inputs)
-        if pending.waiting:
-            backlog.requests.append(pending)
-        return [part]
+        characters, texts = self._slice_limits(now)
+        for left in range(len(backlog.requests), 0, -1):
+            pending = backlog.requests[0]
+            if slices and (texts < 1 or pending.next_length > characters):
+                break
+            backlog.requests.popleft()
+            part = pending.cut(characters / left, -(-texts // left))
+            cut = part.request.inputs
+            characters, texts = characters - sum(map(len, cut)), texts - len(cut)
+            backlog.texts -= len(cut)
+            if pending.waiting:
+                backlog.requests.append(pending)
+            slices.append(part)
+        return slices
 
     def _backlog_of(self, pending: PendingRequest) -> _Backlog:
         return self._large if len(pending.request.inputs) > self._batch_size else self._small
@@ -179,11 +196,11 @@ class Scheduler:
         return not backlog.texts or backlog.texts + pending.waiting <= self._max_texts
 
     def _small_arrive(self, now: float) -> bool:
-        """Return whether a small request was held up by a slice lately, so that more may follow."""
+        """Return whether a small request was held up by slices lately, so that more may follow."""
         return now - self._last_held_up <= _SHORT_SLICES_S
 
     def _slice_limits(self, now: float) -> tuple[float, int]:
-        """Return the most characters and the most texts of a slice."""
+        """Return the most characters and the most texts of a batch of slices."""
         if not self._small_arrive(now):
             return SLICE_CHARACTERS, SLICE_TEXTS
         if self._characters_per_s is None:

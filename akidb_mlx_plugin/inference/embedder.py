@@ -28,7 +28,7 @@ from akidb_mlx_plugin.types import (
     Kind,
     ModelInfo,
     ResolvedRequest,
-    StartedRequest,
+    StartedBatch,
 )
 from akidb_mlx_plugin.validation import check_request, list_inputs
 
@@ -42,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Started:
-    """A `StartedRequest`."""
+    """A `StartedBatch`."""
 
-    texts: int
-    result: Callable[[], BatchEmbeddingResponse]
+    texts: Sequence[int]
+    result: Callable[[], list[BatchEmbeddingResponse]]
 
 
 class Embedder:
@@ -214,31 +214,43 @@ class Embedder:
         compute_ahead(job.chunks(_CHUNK), partial(self._start, job, short=short), partial(self._finish, job))
         return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)
 
-    def begin(self, request: BatchEmbeddingRequest) -> StartedRequest:
-        """Start to compute as many of a request's first texts as a forward pass takes, and at least one.
+    @property
+    def concurrency(self) -> int:
+        """How many queries it computes at the same time: one on each core where a query cannot use several."""
+        return self._engine.concurrency
+
+    def begin(self, requests: Sequence[BatchEmbeddingRequest]) -> StartedBatch:
+        """Start to compute as many first texts of some requests as a forward pass takes, and at least one of each.
+
+        Each request gives about as many tokens as the others.
 
         Raises:
             InvalidInputError: as for `embed`.
         """
         begun = time.perf_counter()
-        resolved = self.resolve(request)
-        encoded = self._encode_pass(resolved)
-        refuse_cut(self._tokenizer, self._checkpoint.name, resolved, encoded.cut)
-        count = len(encoded.ids)
-        job = EmbeddingJob([replace(resolved, inputs=resolved.inputs[:count])])
-        (places,) = job.chunks(count)
-        prompts = self._note(job, 0, resolved.prompt, encoded)
-        passes = self._engine.start(encoded.ids, prompts, short=False)
+        rows: list[TokenRows] = []
+        parts: list[ResolvedRequest] = []
+        left = self._engine.slice_tokens
+        for i, request in enumerate(requests):
+            resolved = self.resolve(request)
+            encoded = self._encode_within(resolved, left // (len(requests) - i))
+            refuse_cut(self._tokenizer, self._checkpoint.name, resolved, encoded.cut)
+            left = max(0, left - sum(map(len, encoded.ids)))
+            rows.append(encoded)
+            parts.append(replace(resolved, inputs=resolved.inputs[: len(encoded.ids)]))
+        job = EmbeddingJob(parts)
+        (places,) = job.chunks(job.texts)
+        prompts = [ids for r, encoded in enumerate(rows) for ids in self._note(job, r, parts[r].prompt, encoded)]
+        passes = self._engine.start([ids for encoded in rows for ids in encoded.ids], prompts, short=False)
 
-        def finish() -> BatchEmbeddingResponse:
+        def finish() -> list[BatchEmbeddingResponse]:
             self._finish(job, places, passes)
-            return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)[0]
+            return job.responses(self._checkpoint.name, (time.perf_counter() - begun) * 1000)
 
-        return _Started(count, finish)
+        return _Started([len(part.inputs) for part in parts], finish)
 
-    def _encode_pass(self, request: ResolvedRequest) -> TokenRows:
-        """Tokenize a request's first texts, until the next one would exceed a forward pass."""
-        most = self._engine.slice_tokens
+    def _encode_within(self, request: ResolvedRequest, most: int) -> TokenRows:
+        """Tokenize a request's first texts, until the next one would exceed a number of tokens; at least one."""
         found = TokenRows([], [])
         for start in range(0, len(request.inputs), _GROUP):
             texts = [request.prompt + text for text in request.inputs[start : start + _GROUP]]

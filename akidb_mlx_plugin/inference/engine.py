@@ -37,6 +37,8 @@ _CPU_SLICE_TOKENS = 4096
 # (12 tokens, MiniLM) two threads took as long as one, and a third more processor time; with 38 million (12 tokens,
 # Qwen3-0.6B) three quarters as long.
 _ONE_THREAD = 16_000_000
+# Tokens of a typical query.
+_QUERY_TOKENS = 12
 # Most threads on a CPU: with more, the memory bus is the bottleneck, not the cores.
 _MAX_CPU_WORKERS = 8
 
@@ -127,6 +129,16 @@ class Engine:
         """Tokens to compute at once of a request that others may have to wait for."""
         return _CPU_SLICE_TOKENS if in_cpu_layout(self.device) else pass_tokens()
 
+    @property
+    def concurrency(self) -> int:
+        """How many queries to compute at the same time.
+
+        One on each core where a query's products are too small for several; otherwise they would only share the cores
+        and read the weights once each.
+        """
+        alone = in_cpu_layout(self.device) and self._is_small(_QUERY_TOKENS)
+        return self.workers.size if alone else 1
+
     def close(self) -> None:
         """Finish pending work, stop the threads and free the weights; safe to call twice."""
         self._warmth.close()
@@ -213,9 +225,13 @@ class Engine:
         return pack_exact(rows, min(total, max(min(_CPU_TOKENS, -(-total // self.workers.size)), 128)))
 
     def _submit(self, batch: TokenBatch, start: Start, *, short: bool) -> Future[Vector]:
-        # The widest layer usually has four times the others' width.
-        small = len(batch.ids) * self._checkpoint.widest_layer**2 // 4 <= _ONE_THREAD
+        small = self._is_small(len(batch.ids))
         return self.workers.submit(lambda: self._forward(batch, start), collect=np.array, short=short, small=small)
+
+    def _is_small(self, tokens: int) -> bool:
+        """Return whether the products of so many tokens are too small for several threads."""
+        # The widest layer usually has four times the others' width.
+        return bool(tokens * self._checkpoint.widest_layer**2 // 4 <= _ONE_THREAD)
 
     def _forward(self, batch: TokenBatch, start: Start) -> mx.array:
         """Start computing (N, D) float32 pooled vectors, rows in the order of the batch's blocks; runs on a worker."""

@@ -10,7 +10,7 @@ from akidb_mlx_plugin.types import (
     BatchEmbeddingRequest,
     BatchEmbeddingResponse,
     ModelInfo,
-    StartedRequest,
+    StartedBatch,
     TextPiece,
 )
 from akidb_mlx_plugin.validation import check_request
@@ -46,12 +46,17 @@ class EmbeddingProvider(ABC):
         """Embed several requests, each with its own settings; as one batch where supported."""
         return [self.embed_batch(request) for request in requests]
 
-    def begin(self, request: BatchEmbeddingRequest) -> StartedRequest | None:
-        """Start to compute the first texts of a large request, so that the next ones can be tokenized meanwhile.
+    @property
+    def concurrency(self) -> int:
+        """How many small batches are best computed at the same time: above 1 if one alone leaves cores idle."""
+        return 1
+
+    def begin(self, requests: Sequence[BatchEmbeddingRequest]) -> StartedBatch | None:
+        """Start to compute the first texts of large requests, so that the next ones can be tokenized meanwhile.
 
         Returns:
-            As many texts as are best computed at once, at least one; None if this provider computes only within
-            `embed_requests`.
+            As many texts as are best computed at once, and at least one of each request; None if this provider computes
+            only within `embed_requests`.
         """
         return None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.providers.defaults import with_defaults
 from akidb_mlx_plugin.providers.lazy import LazyProvider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedRequest, TextPiece
+from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, StartedBatch, TextPiece
 from akidb_mlx_plugin.validation import check_request
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Held:
-    """A started request that holds its model until it is done."""
+    """A started batch that holds its model until it is done."""
 
-    started: StartedRequest
+    started: StartedBatch
     model: ExitStack
 
     @property
-    def texts(self) -> int:
+    def texts(self) -> Sequence[int]:
         return self.started.texts
 
-    def result(self) -> BatchEmbeddingResponse:
+    def result(self) -> list[BatchEmbeddingResponse]:
         with self.model:
             return self.started.result()
 
@@ -61,15 +61,21 @@ class MLXProvider(LazyProvider["Embedder"]):
         with self._lazy.use() as embedder:
             return embedder.embed_requests([with_defaults(request, self._config) for request in requests])
 
-    def begin(self, request: BatchEmbeddingRequest) -> StartedRequest:
-        """Start to compute as many of a request's first texts as a forward pass takes; loads the model if needed.
+    @property
+    def concurrency(self) -> int:
+        """Number of cores where a query occupies only one, otherwise 1; also until the model is loaded."""
+        embedder = self._lazy.model
+        return 1 if embedder is None else embedder.concurrency
+
+    def begin(self, requests: Sequence[BatchEmbeddingRequest]) -> StartedBatch:
+        """Start to compute as many first texts of large requests as a forward pass takes; loads the model if needed.
 
         Raises:
             As `embed_requests`.
         """
         with ExitStack() as held:
             embedder = held.enter_context(self._lazy.use())
-            started = embedder.begin(with_defaults(request, self._config))
+            started = embedder.begin([with_defaults(request, self._config) for request in requests])
             return _Held(started, held.pop_all())
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:

@@ -87,6 +87,13 @@ class RemoteProvider(EmbeddingProvider):
         with ThreadPoolExecutor(min(len(completed), _MOST_CALLS), thread_name_prefix="akidb-mlx-remote") as threads:
             return list(threads.map(self._embed, completed))
 
+    @property
+    def concurrency(self) -> int:
+        """Many: the server merges what it is sent. While this process embeds by itself, as its model does."""
+        if self._fallback is not None and time.monotonic() < self._asked_again_at:
+            return self._fallback.concurrency
+        return _MOST_CALLS
+
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check its texts; the server checks the rest."""
         completed = with_defaults(request, self._config)

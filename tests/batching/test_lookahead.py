@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,12 +16,12 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 @dataclass(frozen=True)
 class Started:
-    texts: int
-    result: Callable[[], BatchEmbeddingResponse]
+    texts: list[int]
+    result: Callable[[], list[BatchEmbeddingResponse]]
 
 
 class BackgroundEngine(GatedEngine):
-    """Computes slices in the background, a few texts of each; notes when each begins and is waited for."""
+    """Computes slices in the background, a few texts of each; notes when a batch begins and is waited for."""
 
     def __init__(self, at_once: int = 3) -> None:
         super().__init__()
@@ -30,19 +30,20 @@ class BackgroundEngine(GatedEngine):
         self.refused: set[str] = set()
         self.on_wait: Callable[[str], None] = lambda first: None
 
-    def begin(self, request: BatchEmbeddingRequest) -> Started:
-        first = request.inputs[0]
-        self.events.append(f"begin {first}")
-        if first in self.refused:
+    def begin(self, requests: Sequence[BatchEmbeddingRequest]) -> Started:
+        firsts = [request.inputs[0] for request in requests]
+        name = "+".join(firsts)
+        self.events.append(f"begin {name}")
+        for first in self.refused.intersection(firsts):
             raise InvalidInputError(f"{first} cannot be read")
-        part = replace(request, inputs=request.inputs[: self.at_once])
+        parts = [replace(request, inputs=request.inputs[: self.at_once]) for request in requests]
 
-        def result() -> BatchEmbeddingResponse:
-            self.events.append(f"wait {first}")
-            self.on_wait(first)
-            return self.embed_batch(part)
+        def result() -> list[BatchEmbeddingResponse]:
+            self.events.append(f"wait {name}")
+            self.on_wait(firsts[0])
+            return [self.embed_batch(part) for part in parts]
 
-        return Started(len(part.inputs), result)
+        return Started([len(part.inputs) for part in parts], result)
 
     def embed_requests(self, requests: list[BatchEmbeddingRequest]) -> list[BatchEmbeddingResponse]:  # type: ignore[override]
         self.events.append("small " + " ".join(text for each in requests for text in each.inputs))
@@ -80,7 +81,7 @@ def test_a_slice_is_what_the_engine_takes_even_of_one_text(queue: BatchQueue, en
     assert sum(event.startswith("wait") for event in engine.events) == 5
 
 
-def test_large_requests_take_turns(queue: BatchQueue, engine: BackgroundEngine) -> None:
+def test_large_requests_share_batches(queue: BatchQueue, engine: BackgroundEngine) -> None:
     submitted = []
 
     def submit_once(first: str) -> None:
@@ -88,10 +89,11 @@ def test_large_requests_take_turns(queue: BatchQueue, engine: BackgroundEngine) 
             submitted.append(queue.submit(numbered(6, "b")))
 
     engine.on_wait = submit_once
-    queue.embed(numbered(15, "a"))
+    queue.embed(request(*(f"a{i:02}" for i in range(15))))
     answer(submitted[0])
-    waits = [event.removeprefix("wait ")[0] for event in engine.events if event.startswith("wait")]
-    assert "".join(waits) == "aaababa"
+    waits = [event.removeprefix("wait ") for event in engine.events if event.startswith("wait")]
+    # The second one was begun before "b" came.
+    assert waits == ["a00", "a03", "a06+b0", "a09+b3", "a12"]
 
 
 def test_while_small_requests_arrive_nothing_is_begun_ahead(queue: BatchQueue, engine: BackgroundEngine) -> None:
@@ -110,7 +112,9 @@ def test_while_small_requests_arrive_nothing_is_begun_ahead(queue: BatchQueue, e
     ]  # fmt: skip
 
 
-def test_what_fails_ahead_fails_for_its_own_caller(queue: BatchQueue, engine: BackgroundEngine) -> None:
+def test_what_is_refused_in_a_shared_batch_fails_for_its_own_caller(
+    queue: BatchQueue, engine: BackgroundEngine
+) -> None:
     engine.refused = {"b0"}
     futures = []
 

@@ -85,13 +85,17 @@ class TestLargeRequests:
         # The first slice began before any small request had come; those after it are short.
         assert [len(texts) for texts in engine.texts[:5]] == [512, 4, 4, 2, 4]
 
-    def test_large_requests_alternate(self, engine: GatedEngine) -> None:
+    def test_large_requests_share_batches(self, engine: GatedEngine) -> None:
         queue = BatchQueue(engine.embed_requests)
         occupy(queue, engine)
         futures = [queue.submit(request(*[f"{name}{i}" for i in range(1100)])) for name in "AB"]
         engine.release()
         wait(futures, PATIENCE_S)
-        assert [texts[0][0] for texts in engine.texts[1:]] == ["A", "B"] * 3
+        shares = [[len(request.inputs) for request in batch] for batch in engine.batches[1:]]
+        assert shares == [[256, 256]] * 4 + [[76, 76]]
+        for name, future in zip("AB", futures, strict=True):
+            expected = hash_texts([f"{name}{i}" for i in range(1100)], 8)
+            np.testing.assert_array_equal(answer(future).embeddings, expected)
         queue.close()
 
     def test_fails_as_a_whole(self, queue: BatchQueue, engine: GatedEngine) -> None:

@@ -254,8 +254,9 @@ class TestClosing:
             assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_request_ends_exactly_once(seed: int) -> None:
+def test_every_request_ends_exactly_once(seed: int, concurrency: int) -> None:
     """Whatever ends it: vectors, an error, a deadline, a cancellation, a refusal, or the closing of the queue."""
     ended: Counter[str] = Counter()
 
@@ -269,7 +270,13 @@ def test_every_request_ends_exactly_once(seed: int) -> None:
 
     engine = GatedEngine()
     engine.before_each = fail_sometimes
-    queue = BatchQueue(engine.embed_requests, batch_size=4, max_texts=20, observer=Counting())
+    queue = BatchQueue(
+        engine.embed_requests,
+        concurrency=lambda: concurrency,
+        batch_size=4,
+        max_texts=20,
+        observer=Counting(),
+    )
     futures: list[Future[BatchEmbeddingResponse]] = []
 
     def call(caller: int) -> None:

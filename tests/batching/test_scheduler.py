@@ -27,6 +27,19 @@ def enter(scheduler: Scheduler, pending: PendingRequest, *, at: float = 0.0) -> 
     return scheduler.admit(at)
 
 
+def end(scheduler: Scheduler, slices: list[RequestSlice], *, seconds: float) -> None:
+    """End a batch of slices that took so long."""
+    scheduler.note_speed(slices, seconds)
+    scheduler.allow_slices()
+
+
+def next_slices(scheduler: Scheduler, now: float = 0.0) -> list[RequestSlice]:
+    """Return the next batch; it has ended."""
+    slices = scheduler.next_batch(now)
+    scheduler.allow_slices()
+    return slices
+
+
 def sizes(slices: list[RequestSlice]) -> list[int]:
     return [len(part.request.inputs) for part in slices]
 
@@ -42,7 +55,7 @@ def test_a_slice_is_limited_in_texts_and_characters(texts: int, length: int, siz
 def test_the_longest_texts_go_first() -> None:
     texts = request("a" * 5_000, "b" * 15_000, "c" * 10_000, "d" * 6_000)
     scheduler = scheduler_with(PendingRequest(texts, 0.0), batch_size=2)
-    slices = [scheduler.next_batch(0)[0].request.inputs for _ in range(3)]
+    slices = [next_slices(scheduler)[0].request.inputs for _ in range(3)]
     assert [[text[0] for text in texts] for texts in slices] == [["b"], ["c", "d"], ["a"]]
 
 
@@ -50,17 +63,17 @@ def test_slices_take_the_batch_timeout_while_small_requests_arrive() -> None:
     scheduler = scheduler_with(pending(5000, length=10))
     slices = scheduler.next_batch(0.0)
     enter(scheduler, pending(1), at=0.5)
-    scheduler.finish(slices, seconds=5.12)  # 1000 characters a second
-    assert sizes(scheduler.next_batch(5.12)) == [1]
-    assert sizes(scheduler.next_batch(5.2)) == [5]
-    assert sizes(scheduler.next_batch(10.4)) == [5]
+    end(scheduler, slices, seconds=5.12)  # 1000 characters a second
+    assert sizes(next_slices(scheduler, 5.12)) == [1]
+    assert sizes(next_slices(scheduler, 5.2)) == [5]
+    assert sizes(next_slices(scheduler, 10.4)) == [5]
     # No small request has been held up for ten seconds.
-    assert sizes(scheduler.next_batch(10.6)) == [SLICE_TEXTS]
+    assert sizes(next_slices(scheduler, 10.6)) == [SLICE_TEXTS]
 
 
 def test_a_small_request_before_a_large_one_changes_nothing() -> None:
     scheduler = scheduler_with(pending(1))
-    scheduler.finish(scheduler.next_batch(0), seconds=0.01)
+    scheduler.next_batch(0)
     enter(scheduler, pending(600))
     assert sizes(scheduler.next_batch(0)) == [SLICE_TEXTS]
 
@@ -115,13 +128,43 @@ class TestRoom:
         assert enter(scheduler, above) == [above]
 
 
+class TestSeveralLargeRequests:
+    def test_a_batch_has_a_slice_of_each(self) -> None:
+        scheduler = scheduler_with(*(pending(400, length=length) for length in (30, 20, 10)))
+        # A third of the characters each; what one leaves, the others get.
+        assert sizes(next_slices(scheduler)) == [171, 171, 170]
+        assert scheduler.waiting_texts == 1200 - SLICE_TEXTS
+
+    def test_the_characters_are_shared(self) -> None:
+        scheduler = scheduler_with(*(pending(100, length=SLICE_CHARACTERS // 16) for _ in range(4)), batch_size=2)
+        assert sizes(next_slices(scheduler)) == [4, 4, 4, 4]
+
+    def test_who_came_away_with_nothing_is_first_in_the_next_batch(self) -> None:
+        requests = [pending(20, length=SLICE_CHARACTERS // 3) for _ in range(5)]
+        scheduler = scheduler_with(*requests, batch_size=2)
+        owners = [[requests.index(part.pending) for part in next_slices(scheduler)] for _ in range(5)]
+        assert owners == [[0, 1, 2], [3, 4, 0], [1, 2, 3], [4, 0, 1], [2, 3, 4]]
+
+    def test_one_batch_of_slices_runs_at_a_time_beside_small_requests(self) -> None:
+        scheduler = scheduler_with(pending(2000))
+        slices = scheduler.next_batch(0)
+        assert scheduler.next_batch(0) == []
+        for _ in range(2):
+            enter(scheduler, pending(1))
+            assert sizes(scheduler.next_batch(0)) == [1]
+        end(scheduler, slices, seconds=1)
+        assert len(scheduler.next_batch(0)) == 1
+
+
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 12), st.integers(1, 100))
 def test_every_text_goes_once(counts: list[int], batch_size: int, max_texts: int) -> None:
     requests = [PendingRequest(numbered(count, f"{i}-"), 0.0) for i, count in enumerate(counts)]
     scheduler = scheduler_with(*requests, batch_size=batch_size, max_texts=max_texts)
     gone: list[str] = []
-    while slices := scheduler.next_batch(0.0):
-        assert len(slices) == 1 or sum(sizes(slices)) <= batch_size
+    while slices := next_slices(scheduler):
+        small = [part for part in slices if not part.is_of_large(batch_size)]
+        assert not small or (small == slices and sum(sizes(slices)) <= batch_size)
+        assert sum(sizes(slices)) <= SLICE_TEXTS
         gone += [text for part in slices for text in part.request.inputs]
         scheduler.admit(0.0)
     assert scheduler.waiting_texts == 0
@@ -134,6 +177,6 @@ def test_a_slice_holds_at_least_one_text(batch_timeout_s: float) -> None:
     enter(scheduler, pending(2000, length=100))
     slices = scheduler.next_batch(0)
     enter(scheduler, pending(1))
-    scheduler.finish(slices, seconds=100)
+    end(scheduler, slices, seconds=100)
     scheduler.next_batch(0)
     assert sizes(scheduler.next_batch(0)) == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,19 +38,36 @@ def test_the_first_texts_within_a_pass(embedder: Embedder, texts: list[str]) -> 
     expected = embedder.embed(texts)
     done = tokens = 0
     while done < len(texts):
-        started = embedder.begin(BatchEmbeddingRequest(texts[done:]))
-        response = started.result()
-        assert response.usage.total_tokens <= MOST or started.texts == 1
+        started = embedder.begin([BatchEmbeddingRequest(texts[done:])])
+        (count,), (response,) = started.texts, started.result()
+        assert response.usage.total_tokens <= MOST or count == 1
         # The next text would not have fitted.
-        if done + started.texts < len(texts):
-            more = embedder.embed([texts[done + started.texts]]).usage.total_tokens
+        if done + count < len(texts):
+            more = embedder.embed([texts[done + count]]).usage.total_tokens
             assert response.usage.total_tokens + more > MOST
-        np.testing.assert_allclose(
-            response.embeddings, expected.embeddings[done : done + started.texts], rtol=0, atol=1e-6
-        )
+        np.testing.assert_allclose(response.embeddings, expected.embeddings[done : done + count], rtol=0, atol=1e-6)
         tokens += response.usage.total_tokens
-        done += started.texts
+        done += count
     assert tokens == expected.usage.total_tokens
+
+
+def test_several_requests_share_a_pass(embedder: Embedder) -> None:
+    requests = [
+        BatchEmbeddingRequest(["the river"] * 20),
+        BatchEmbeddingRequest(["the"], kind="query", normalize=False),
+        BatchEmbeddingRequest(["the river", "the"] * 10, prompt="the "),
+    ]
+    started = embedder.begin(requests)
+    assert started.texts[1] == 1
+    assert all(1 < started.texts[r] < 20 for r in (0, 2))
+    responses = started.result()
+    assert sum(response.usage.total_tokens for response in responses) <= MOST
+    # What the short request leaves, the last one gets.
+    assert responses[2].usage.total_tokens > responses[0].usage.total_tokens
+    for request, count, response in zip(requests, started.texts, responses, strict=True):
+        (expected,) = embedder.embed_requests([replace(request, inputs=request.inputs[:count])])
+        assert response.usage.total_tokens == expected.usage.total_tokens
+        np.testing.assert_allclose(response.embeddings, expected.embeddings, rtol=0, atol=1e-6)
 
 
 def test_a_service_computes_every_slice_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
