@@ -7,13 +7,13 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from functools import partial
 
 from akidb_mlx_plugin.batching.deadlines import Clock, DeadlineTimer
 from akidb_mlx_plugin.batching.lookahead import Begin, Lookahead
 from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
+from akidb_mlx_plugin.batching.outcomes import resolve_all
 from akidb_mlx_plugin.batching.requests import Outcome, PendingRequest, RequestSlice
 from akidb_mlx_plugin.batching.scheduler import Scheduler
 from akidb_mlx_plugin.batching.workers import BatchWorkers
@@ -232,33 +232,8 @@ class BatchQueue:
             return taken
 
     def _resolve(self, taken: Iterable[PendingRequest], outcome: Outcome) -> None:
-        """Give taken requests their outcome, without the lock: their callers' callbacks run here.
-
-        A callback's error is logged once all are resolved, because a SystemExit on the worker's thread would cost the
-        other callers their batch. On the main thread it may be the user's interrupt, and is re-raised.
-        """
-        raised: BaseException | None = None
-        for pending in taken:
-            try:
-                self._resolve_one(pending, outcome)
-            except BaseException as error:
-                raised = raised or error
-        if raised is None:
-            return
-        if threading.current_thread() is threading.main_thread():
-            raise raised
-        logger.error("the callback of a finished request raised %s", type(raised).__name__)
-
-    def _resolve_one(self, pending: PendingRequest, outcome: Outcome) -> None:
-        try:
-            self._observer.request_ended(pending.request, self._clock.now() - pending.submitted, outcome)
-        finally:
-            # The caller may cancel at this very moment.
-            with suppress(InvalidStateError):
-                if isinstance(outcome, Exception):
-                    pending.future.set_exception(outcome)
-                elif outcome is not None:
-                    pending.future.set_result(outcome)
+        """Give taken requests their outcome, without the lock: their callers' callbacks run here."""
+        resolve_all(taken, outcome, self._observer, self._clock.now)
 
     def _withdraw(self, pending: PendingRequest, future: Future[BatchEmbeddingResponse]) -> None:
         """Withdraw a request whose future was canceled; called by every finished future."""

@@ -17,6 +17,8 @@ def load(folder: Path, cores: int) -> Callable[[list[str], int | None], NDArray]
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"})
 
     def embed(texts: list[str], batch_size: int | None) -> NDArray:
-        return model.encode_document(texts, batch_size=batch_size or 32, show_progress_bar=False, normalize_embeddings=True)
+        return model.encode_document(
+            texts, batch_size=batch_size or 32, show_progress_bar=False, normalize_embeddings=True
+        )
 
     return embed
