@@ -40,6 +40,18 @@ def make_queue(engine: GatedEngine, clock: FakeClock) -> Iterator[MakeQueue]:
         queue.close(drain=False)
 
 
+def hang_on_request(engine: GatedEngine) -> threading.Event:
+    """Let the engine hang on the text "hang" until the event is set."""
+    hanging = threading.Event()
+
+    def hang(requests: Sequence[BatchEmbeddingRequest]) -> None:
+        if requests[0].inputs[0] == "hang":
+            assert hanging.wait(PATIENCE_S)
+
+    engine.before_each = hang
+    return hanging
+
+
 @pytest.mark.parametrize("concurrency", [1, 2, 3])
 def test_so_many_run_at_a_time_and_the_others_gather(
     make_queue: MakeQueue, engine: GatedEngine, concurrency: int
@@ -76,13 +88,7 @@ def test_one_batch_that_hangs_is_noticed_while_others_are_answered(
     make_queue: MakeQueue, engine: GatedEngine, clock: FakeClock
 ) -> None:
     queue = make_queue(2)
-    hanging = threading.Event()
-
-    def hang(requests: Sequence[BatchEmbeddingRequest]) -> None:
-        if requests[0].inputs[0] == "hang":
-            assert hanging.wait(PATIENCE_S)
-
-    engine.before_each = hang
+    hanging = hang_on_request(engine)
     engine.release()
     queue.submit(request("hang"))
     engine.wait_for_batch()
@@ -137,13 +143,7 @@ def test_closing_answers_what_runs_and_what_waits(make_queue: MakeQueue, engine:
 
 def test_closing_within_a_callback_waits_for_no_other_batch(make_queue: MakeQueue, engine: GatedEngine) -> None:
     queue = make_queue(2)
-    hanging = threading.Event()
-
-    def hang(requests: Sequence[BatchEmbeddingRequest]) -> None:
-        if requests[0].inputs[0] == "hang":
-            assert hanging.wait(PATIENCE_S)
-
-    engine.before_each = hang
+    hanging = hang_on_request(engine)
     engine.release()
     slow = queue.submit(request("hang"))
     engine.wait_for_batch()
