@@ -82,8 +82,7 @@ class PendingRequest:
 
     def _sort(self) -> None:
         if not self._order:
-            inputs = self.request.inputs
-            self._order = sorted(range(len(inputs)), key=lambda index: -len(inputs[index]))
+            self.order_after(0)
 
     def order_after(self, texts: int) -> list[int]:
         """Order its texts, of which the first ones stay in their places, and return all indexes."""
