@@ -85,6 +85,7 @@ def test_python_runs(page: Path, code: str, capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_commands_exist_with_their_options(command: str) -> None:
     words = [word for word in shlex.split(command.split(" > ")[0])[1:] if not word.isupper()]

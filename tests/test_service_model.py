@@ -52,6 +52,7 @@ def test_a_crowd_gets_what_one_batch_gives(minilm_dir: Path) -> None:
     assert np.mean(sizes) > 4
 
 
+@pytest.mark.slow
 def test_requests_keep_their_settings_in_one_batch(minilm_dir: Path) -> None:
     with EmbeddingService(minilm_dir) as service:
         service.embed_batch(["warm up"])
@@ -64,6 +65,7 @@ def test_requests_keep_their_settings_in_one_batch(minilm_dir: Path) -> None:
     assert np.linalg.norm(vectors[1]) != pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_bad_dimension_is_refused_before_and_after_the_load(minilm_dir: Path) -> None:
     with EmbeddingService(minilm_dir) as service:
         good, bad = service.submit("good"), service.submit("bad", dimension=5)

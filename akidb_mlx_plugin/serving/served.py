@@ -168,11 +168,14 @@ class ServedModels:
             model.service.health_check()
         for reranker in self.rerankers:
             reranker.encoder.health_check()
-        if self._loading is not None:
-            if self._has_failed:
-                self._has_failed = False
-                threading.Thread(target=self.load, name="akidb-mlx-loading", daemon=True).start()
-            raise self._loading
+        # The thread may set it to None at any moment.
+        loading = self._loading
+        if loading is None:
+            return
+        if self._has_failed:
+            self._has_failed = False
+            threading.Thread(target=self.load, name="akidb-mlx-loading", daemon=True).start()
+        raise loading
 
     def close(self, timeout_s: float) -> None:
         """Answer what is waiting and free the models, all at the same time."""

@@ -254,6 +254,7 @@ class TestClosing:
             assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_request_ends_exactly_once(seed: int, concurrency: int) -> None:

@@ -255,6 +255,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 class TestCheckpoints:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", DAMAGE)
     def test_everywhere(self, tiny_dir: Path, tmp_path: Path, name: str, kind: str) -> None:
         damage, message = DAMAGE[kind]

@@ -78,6 +78,7 @@ class TestPooling:
         assert checkpoint.native_dimension == 32 * len(expected)
         assert checkpoint.pool_prompt
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "expected"),
         [

@@ -48,6 +48,7 @@ class TestChoosingAScheme:
             choose_scheme(*arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["bert", "bert_all_pooling", "roberta", "xlm_roberta", "modernbert", "qwen3", "qwen3_window", "phi3"]
 )
@@ -158,6 +159,7 @@ class TestRecipes:
             with pytest.raises(InvalidInputError, match="recipe"):
                 choose_recipe(*arguments)  # type: ignore[arg-type]
 
+    @pytest.mark.slow
     def test_mixed_spends_bits_on_the_layers_and_the_head(self, tmp_path: Path) -> None:
         recipe = Recipe(Scheme(32, 4, "affine"), Scheme(32, 8, "affine"), Scheme(32, 8, "affine"))
         done = convert_checkpoint(source("gemma3_text"), tmp_path / "new", recipe)

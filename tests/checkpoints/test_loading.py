@@ -27,6 +27,7 @@ def check(golden: Golden, checkpoint: Checkpoint, model: LoadedModel, tolerance:
 
 
 class TestLayouts:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "modernbert", "bert"])
     def test_a_prefix_of_a_larger_model_is_dropped(self, name: str, tmp_path: Path) -> None:
         prefix = "bert." if name == "bert" else "model."
@@ -140,6 +141,7 @@ class TestStrictness:
 
 
 class TestNumberFormats:
+    @pytest.mark.slow
     @pytest.mark.parametrize("stored", [mx.float32, mx.bfloat16, mx.float16])
     def test_a_cpu_computes_in_float32(self, stored: mx.Dtype, tmp_path: Path) -> None:
         exact = copy_of(
@@ -153,6 +155,7 @@ class TestNumberFormats:
         # The table keeps its stored dtype: only some of its rows are needed in float32.
         assert models[1].encoder.embed_tokens.weight.dtype == stored
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "stored", "expected"),
         [
@@ -175,6 +178,7 @@ class TestNumberFormats:
         cosines = (embed(checkpoint, model, golden.texts) * golden.vectors["document"]).sum(axis=1)
         assert cosines.min() > (0.9985 if expected == "bfloat16" else 0.99995)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("generation", "expected"), [("g13g", "float16"), ("g14s", "float16"), ("g15g", "bfloat16")]
     )

@@ -61,6 +61,7 @@ def test_settings_of_the_transformer_that_would_give_other_vectors_are_refused(
         read_checkpoint(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

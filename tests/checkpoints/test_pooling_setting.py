@@ -72,6 +72,7 @@ def folder_with(model: Path, copy: Path, mode: str) -> Path:
 
 
 class TestVectors:
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", POOLING_MODES)
     def test_are_those_of_a_checkpoint_that_says_so(self, mode: str, tiny_dir: Path, tmp_path: Path) -> None:
         expected = vectors(folder_with(tiny_dir, tmp_path / "copy", mode))
@@ -245,6 +246,7 @@ class TestCommands:
         run(embed, tmp_path / "texts.txt", "--output", output, "--model", tiny_dir, "--pooling", "cls")
         np.testing.assert_allclose(np.load(output), cls_vectors, atol=1e-6)
 
+    @pytest.mark.slow
     def test_reembed_and_search_in_chroma(
         self, chroma_client: ClientAPI, tiny_dir: Path, tmp_path: Path, cls_vectors: Any
     ) -> None:
@@ -258,6 +260,7 @@ class TestCommands:
         with pytest.raises(DimensionMismatchError, match="cannot be compared"):
             run(search, *asked, "--pooling", "mean")
 
+    @pytest.mark.slow
     def test_reembed_and_search_in_lancedb(self, tiny_dir: Path, tmp_path: Path, cls_vectors: Any) -> None:
         db = lancedb.connect(tmp_path / "lancedb")
         notes = akidb_mlx_lancedb.create_table(db, "notes", MLXEmbeddings.create(name=tiny_dir))

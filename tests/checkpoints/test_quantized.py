@@ -47,6 +47,7 @@ class TestQuantized:
         assert kept.nbytes < written_out.nbytes
         assert farthest(embed(checkpoint, kept, texts), expected) < 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3"])
     def test_vectors_are_the_same_by_what_a_gpu_computes(self, name: str, tmp_path: Path, as_on_gpu: None) -> None:
         checkpoint, full = quantized(name, tmp_path, Scheme(32, 4, "affine"))

@@ -117,6 +117,7 @@ def run(*arguments: object) -> list[dict[str, object]]:
     return rows
 
 
+@pytest.mark.slow
 def test_commands_take_addresses_and_the_options_of_earlier_versions(databases: Path) -> None:
     in_chroma = (
         [f"{databases}/chroma/docs"],

@@ -84,6 +84,7 @@ UNREADABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", UNREADABLE.values(), ids=UNREADABLE)
 def test_chroma_folders(chroma_folder: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     folder = shutil.copytree(chroma_folder, tmp_path / "damaged")
@@ -98,6 +99,7 @@ def test_a_chroma_folder_with_another_dimension(chroma_folder: Path, tmp_path: P
     assert "had 9" in refusal("search", "x", f"{folder}/docs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["docs.lance/data/*", "docs.lance/_versions/*"])
 @pytest.mark.parametrize("command", ["search", "reembed"])
 def test_lancedb_folders(lance_folder: Path, tmp_path: Path, pattern: str, command: str) -> None:

@@ -125,6 +125,7 @@ def test_no_texts_give_an_empty_file(output: str, minilm_dir: Path) -> None:
         assert Path(output).read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_a_list_of_strings_as_json_lines(minilm_dir: Path, expected: np.ndarray) -> None:
     lines = "\n".join(map(json.dumps, TEXTS))
     run("-", "--input-format", "jsonl", "--output", "o.npy", "--model", MINILM, stdin=lines)

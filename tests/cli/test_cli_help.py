@@ -67,6 +67,7 @@ def test_help_has_an_example_of_this_very_command(name: str) -> None:
     assert all(shlex.split(example)[: len(name.split())] == name.split() for example in examples_of(COMMANDS[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_it(name: str) -> None:
     result = CliRunner().invoke(app, [*name.split(), "--help"])
@@ -80,6 +81,7 @@ def test_every_option_is_explained(name: str) -> None:
     assert silent == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "example"), EXAMPLES, ids=[example for _, example in EXAMPLES])
 def test_example_parses(name: str, example: str) -> None:
     root = typer.main.get_command(app)
@@ -110,6 +112,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path
 
 
 # The weights of no reranker are on the package index.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "example", [example for name, example in EXAMPLES if name.startswith(QUICK) and "--rerank" not in example]
 )

@@ -89,6 +89,7 @@ def test_both_databases_give_the_same_answer(chroma_folder: Path, lancedb_folder
     assert [row["score"] for row in in_chroma] == pytest.approx([row["score"] for row in in_lancedb], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_limit(chroma_folder: Path, lancedb_folder: Path) -> None:
     assert len(ask(f"{chroma_folder}/docs", "--limit", "1")) == 1
     assert len(ask(f"{lancedb_folder}/docs", "-n", "2")) == 2

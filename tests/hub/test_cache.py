@@ -56,6 +56,7 @@ class TestListing:
         assert 0 < cache_size_gb() * 1e9 - model.size_bytes < 5000
         assert list_cached_models(cache_dir) == list_cached_models(str(cache_dir))
 
+    @pytest.mark.slow
     def test_the_least_recently_used_first(self, folders: list[Path], cache_dir: Path) -> None:
         assert names(cache_dir) == ["org/a", "org/b", "org/c"]
         ensure_model("org/a")
@@ -63,6 +64,7 @@ class TestListing:
         mark_in_use(folders[1]).close()
         assert names(cache_dir) == ["org/c", "org/a", "org/b"]
 
+    @pytest.mark.slow
     def test_an_unfinished_download_counts_but_is_no_model(self, hub: Hub, cache_dir: Path) -> None:
         hub.add(REPO, tiny_files())
         hub.fail(WEIGHTS, *[Fault(status=503)] * 3)
@@ -113,23 +115,27 @@ class TestListing:
 
 
 class TestEviction:
+    @pytest.mark.slow
     def test_the_oldest_go_until_it_fits(self, folders: list[Path], cache_dir: Path) -> None:
         removed = cleanup_cache(1.5 * one_model_gb(cache_dir))
         assert [model.name for model in removed] == ["org/a", "org/b"]
         assert [folder.exists() for folder in folders] == [False, False, True]
         assert not folders[0].parent.parent.exists()
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("folders")
     def test_nothing_goes_while_it_fits(self, cache_dir: Path) -> None:
         assert cleanup_cache(None) == []
         assert cleanup_cache(1) == []
         assert len(names(cache_dir)) == 3
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("folders")
     def test_a_dry_run_only_tells(self, cache_dir: Path) -> None:
         assert [model.name for model in cleanup_cache(0, dry_run=True)] == ["org/a", "org/b", "org/c"]
         assert len(names(cache_dir)) == 3
 
+    @pytest.mark.slow
     def test_what_is_kept(self, folders: list[Path], cache_dir: Path) -> None:
         assert [model.name for model in cleanup_cache(0, keep=("org/a", folders[1]))] == ["org/c"]
         assert names(cache_dir) == ["org/a", "org/b"]
@@ -139,6 +145,7 @@ class TestEviction:
         with pytest.raises(InvalidInputError, match="0 GB or more"):
             cleanup_cache(limit)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("folders")
     def test_after_a_download_but_never_what_was_downloaded(self, hub: Hub, cache_dir: Path) -> None:
         hub.add(REPO, tiny_files())
@@ -148,10 +155,12 @@ class TestEviction:
         ensure_model("org/large", max_cache_gb=0)
         assert names(cache_dir) == ["org/large"]
 
+    @pytest.mark.slow
     def test_an_evicted_model_is_downloaded_again(self, folders: list[Path]) -> None:
         cleanup_cache(0)
         assert ensure_model("org/a").folder == folders[0]
 
+    @pytest.mark.slow
     def test_leaves_no_half_model_if_it_is_cut_short(
         self, folders: list[Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -165,6 +174,7 @@ class TestEviction:
         with pytest.raises(DownloadError, match="not complete"):
             ensure_model("org/a", offline=True)
 
+    @pytest.mark.slow
     def test_one_that_cannot_be_removed_is_passed_over(
         self, hub: Hub, folders: list[Path], cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
     ) -> None:
@@ -182,6 +192,7 @@ class TestEviction:
         assert names(cache_dir) == ["org/a", REPO]
         assert f"cannot remove {folders[0]} from the model cache: Permission denied" in caplog.text
 
+    @pytest.mark.slow
     def test_a_cache_of_another_user_is_no_failure_of_the_download(
         self, hub: Hub, folders: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: Log
     ) -> None:
@@ -193,6 +204,7 @@ class TestEviction:
         assert ensure_model(REPO, max_cache_gb=0.001).folder.is_dir()
         assert "could not be kept below 0.001 GB" in caplog.text
 
+    @pytest.mark.slow
     def test_a_linked_model_stays(self, folders: list[Path], cache_dir: Path, tmp_path: Path) -> None:
         elsewhere = folders[0].rename(tmp_path / "elsewhere")
         folders[0].symlink_to(elsewhere)
@@ -225,12 +237,14 @@ class TestEviction:
         assert [model.repo for model in cleanup_cache(0, keep=(REPO,))] == ["org/origin"]
         assert (same / WEIGHTS).is_file()
 
+    @pytest.mark.slow
     def test_a_repository_that_huggingface_hub_passes_over_goes_too(self, folders: list[Path]) -> None:
         (folders[0] / WEIGHTS).resolve().unlink()
         (folders[1].parent.parent / "refs" / "other").write_text("f" * 40)
         cleanup_cache(0)
         assert [folder.exists() for folder in folders] == [False] * 3
 
+    @pytest.mark.slow
     def test_remove(self, folders: list[Path], cache_dir: Path) -> None:
         with mark_in_use(folders[1]):
             assert [len(models) for models in remove_model("org/b")] == [0, 1]

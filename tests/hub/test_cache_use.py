@@ -45,6 +45,7 @@ class TestProbes:
         for folder in folders:
             mark_in_use(folder).close()
 
+    @pytest.mark.slow
     def test_a_size_asks_for_no_lock(self, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*arguments: object) -> None:
             raise AssertionError("a lock was asked for")
@@ -52,6 +53,7 @@ class TestProbes:
         monkeypatch.setattr("fcntl.flock", refuse)
         assert cache_size_gb(cache_dir) * 1e9 > 3 * WEIGHTS_BYTES
 
+    @pytest.mark.slow
     def test_a_lock_that_is_held_for_a_moment(self, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         flock, asked = fcntl.flock, []
 
@@ -87,6 +89,7 @@ class TestUse:
         assert lookup.find_checkpoint(REPO) == read[1]
         assert record_of(read[1]).is_file()
 
+    @pytest.mark.slow
     def test_a_model_in_use_stays(self, folders: list[Path], cache_dir: Path) -> None:
         with mark_in_use(folders[0]), mark_in_use(folders[0]):
             assert [model.in_use for model in list_cached_models() if model.name == "org/a"] == [True]
@@ -102,6 +105,7 @@ class TestUse:
         child.kill()
         assert [model.name for model in cleanup_cache(0)] == ["org/a"]
 
+    @pytest.mark.slow
     def test_one_that_was_found_damaged_meanwhile_stays(self, hub: Hub, folders: list[Path], cache_dir: Path) -> None:
         with mark_in_use(folders[0]):
             record_of(folders[0]).unlink()
@@ -110,6 +114,7 @@ class TestUse:
         assert [model.partial for model in cleanup_cache(0)] == [True]
         assert not folders[0].exists()
 
+    @pytest.mark.slow
     def test_closing_twice_does_no_harm(self, folders: list[Path]) -> None:
         handle = mark_in_use(folders[0])
         other = mark_in_use(folders[0])
@@ -118,6 +123,7 @@ class TestUse:
         assert folders[0] not in {model.folder for model in cleanup_cache(0)}
         other.close()
 
+    @pytest.mark.slow
     def test_of_what_was_evicted(self, folders: list[Path]) -> None:
         cleanup_cache(0)
         with pytest.raises(ModelNotFoundError, match="removed from the model cache"):
@@ -128,6 +134,7 @@ class TestUse:
         mark_in_use(tmp_path / "model").close()
         assert [path.name for path in tmp_path.rglob("*")] == ["model"]
 
+    @pytest.mark.slow
     def test_of_a_copy_of_a_cached_folder_touches_nothing(self, folders: list[Path], tmp_path: Path) -> None:
         copy = tmp_path / "elsewhere" / "snapshots" / folders[0].name
         shutil.copytree(folders[0], copy)

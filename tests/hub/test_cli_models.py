@@ -89,6 +89,7 @@ class TestModels:
         assert [row["cached"] for row in rows] == [False] * 7 + [True]
         assert rows[7]["model"] == REPO
 
+    @pytest.mark.slow
     def test_download(self, hub: Hub, tmp_path: Path) -> None:
         hub.add(REPO, tiny_files())
         printed = run(models.app, "download", REPO, "--cache-dir", str(tmp_path)).stdout.strip()
@@ -126,6 +127,7 @@ class TestModels:
         assert json.loads(result.stdout)["supported"] is False
         assert "tokenizer.json" in json.loads(result.stdout)["reason"]
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("cache_dir")
     def test_info_of_a_repository_reads_its_settings_alone(self, hub: Hub) -> None:
         hub.add("org/known", files_of(GOLDEN / "bert" / "model"))
@@ -192,6 +194,7 @@ class TestModels:
         result = run(models.app, "verify", "--cache-dir", str(tmp_path / "elsewhere"), fails=ModelNotFoundError)
         assert str(tmp_path / "elsewhere") in str(result.exception)
 
+    @pytest.mark.slow
     def test_verify_of_the_hugging_face_cache(self, shared: Path, hub: Hub) -> None:
         hub.requests.clear()
         run(models.app, "verify", fails=ModelNotFoundError)
@@ -207,6 +210,7 @@ class TestModels:
         assert (row["model"], row["cached"], row["shared"]) == (REPO, True, True)
         assert json.loads(run(models.app, "info", REPO, "--json").output)["folder"] == str(shared)
 
+    @pytest.mark.slow
     def test_remove(self, folder: Path) -> None:
         with mark_in_use(folder):
             run(models.app, "remove", REPO, fails=ServiceUnavailableError)

@@ -77,6 +77,7 @@ def drip(request: BaseHTTPRequestHandler, piece: bytes, pause_s: float) -> None:
 
 
 class TestListings:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "answer",
         [
@@ -125,6 +126,7 @@ class TestListings:
             ensure_model(REPO)
         assert asked == [None]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "entry",
         [
@@ -154,6 +156,7 @@ class TestListings:
             ensure_model(REPO)
         assert list_cached_models(cache_dir) == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "body", [b"{}", b"5", b"null", b'["x"]', b"[[", b"[" * 100_000, b"\xff", b"[" + b"9" * 5000]
     )
@@ -164,6 +167,7 @@ class TestListings:
 
 
 class TestFiles:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "headers",
         [
@@ -181,6 +185,7 @@ class TestFiles:
             ensure_model(REPO, cache_dir=tmp_path / "deep" / "down" / "cache")
         assert not list(tmp_path.rglob("*escaped*"))
 
+    @pytest.mark.slow
     def test_a_file_that_does_not_end(self, hub: Hub, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from huggingface_hub import constants
 

@@ -115,6 +115,7 @@ class TestDownload:
         assert hub.tokens() == {"Basic dXNlcjpzM2NyIXQ="}
         assert "s3cr" not in caplog.text + str(caught.value) + repr(caught.value.__cause__)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("cache_dir")
     def test_is_quiet_unless_progress_is_wanted(self, hub: Hub, capfd: pytest.CaptureFixture[str]) -> None:
         hub.add(REPO, tiny_files())
@@ -140,6 +141,7 @@ class TestDownload:
 
 
 class TestRefusals:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("fault", "kind", "words"),
         [

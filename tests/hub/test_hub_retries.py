@@ -20,6 +20,7 @@ pytest_plugins = ("hub_fixtures",)
 
 
 class TestRetries:
+    @pytest.mark.slow
     @pytest.mark.parametrize("status", [429, 500, 503])
     @pytest.mark.parametrize("part", ["revision", "tree", "config.json", WEIGHTS])
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -29,6 +30,7 @@ class TestRetries:
         hub.fail(part, *[Fault(status=status, method=method)] * 2)
         assert ensure_model(REPO).folder.is_dir()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("part", ["revision", "tree", WEIGHTS])
     @pytest.mark.usefixtures("cache_dir")
     def test_three_attempts_and_no_more(self, hub: Hub, part: str) -> None:
@@ -38,6 +40,7 @@ class TestRetries:
             ensure_model(REPO)
         assert sum(part in request.path and request.route != "head" for request in hub.requests) == 3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("part", ["revision", WEIGHTS])
     @pytest.mark.usefixtures("cache_dir")
     def test_retry_after_is_honoured(self, hub: Hub, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +127,7 @@ class TestRetries:
             ensure_model(REPO)
         assert "pass" not in str(caught.value)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("cache_dir")
     def test_a_hub_that_does_not_answer(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(client, "ANSWER_S", 0.3)

@@ -54,6 +54,7 @@ class TestWholeness:
         assert (model.folder / WEIGHTS).read_bytes() == tiny_files()[WEIGHTS]
         assert hub.count("file", WEIGHTS) == 2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("fault", [Fault(corrupt=True), Fault(body=b"short"), Fault(body=bytes(400_000))])
     @pytest.mark.usefixtures("no_sleep")
     def test_a_body_that_stays_wrong_is_refused(self, hub: Hub, cache_dir: Path, fault: Fault) -> None:
@@ -109,6 +110,7 @@ class TestWholeness:
         with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "text",
         [
@@ -136,6 +138,7 @@ class TestWholeness:
         assert hub.count("file") == 0
         assert list_cached_models(cache_dir) == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("code", "words"),
         [(errno.ENOSPC, "full"), (errno.EROFS, "AKIDB_MODEL_CACHE_DIR"), (errno.EIO, "cannot be used")],
@@ -229,6 +232,7 @@ class TestTrust:
             ensure_model("minilm-l6-v2", revision="refs/pr/5", trusted=False)
         assert hub.requests == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("allowed", [REPO, "org/*", "other/x, ORG/Tiny"])
     @pytest.mark.usefixtures("cache_dir")
     def test_the_user_may_allow_it(self, hub: Hub, monkeypatch: pytest.MonkeyPatch, allowed: str) -> None:

@@ -93,6 +93,7 @@ class TestInPlace:
         assert ensure_model(REPO).revision == commit
         assert hub.count("file") == hub.count("file", WEIGHTS) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1, "repo": "org/tiny", "refs": []}'])
     def test_a_manifest_that_makes_no_sense(self, old: Path, hub: Hub, text: str) -> None:
         (old / "akidb-model.json").write_text(text)

@@ -83,6 +83,7 @@ class TestInPlace:
         assert shared.fingerprint == downloaded.fingerprint
         assert shared.fingerprint == describe_model(MODEL).fingerprint
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("names", "value"),
         [
@@ -105,6 +106,7 @@ class TestInPlace:
         expected = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert str(shared_cache_dir()) == expected.stdout.strip()
 
+    @pytest.mark.slow
     def test_the_models_own_cache_comes_first(self, bring: Bring, hub: Hub, cache_dir: Path) -> None:
         hub.add(REPO, files_of(MODEL))
         own = ensure_model(REPO).folder
@@ -112,6 +114,7 @@ class TestInPlace:
         assert ensure_model(REPO).folder == own
         assert own.is_relative_to(cache_dir)
 
+    @pytest.mark.slow
     def test_a_repair_takes_the_same_commit_from_it(self, bring: Bring, hub: Hub) -> None:
         hub.add(REPO, files_of(MODEL))
         own = ensure_model(REPO).folder
@@ -222,6 +225,7 @@ class TestBroughtInPart:
             assert ensure_model(REPO).folder == folder
         assert ensure_model(REPO).folder.is_relative_to(cache_dir)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("left_out", [WEIGHTS, "config.json", "tokenizer.json", "modules.json", "1_Pooling/*"])
     def test_without_what_it_needs_it_is_not(self, bring: Bring, left_out: str) -> None:
         bring(ignore_patterns=left_out)
@@ -237,6 +241,7 @@ class TestBroughtInPart:
         with pytest.raises(DownloadError, match="not complete"):
             ensure_model(REPO, offline=True)
 
+    @pytest.mark.slow
     def test_one_that_was_copied_without_its_links(self, unlisted: Bring) -> None:
         """As file systems without links have it."""
         folder = unlisted()
@@ -248,6 +253,7 @@ class TestBroughtInPart:
         (folder / "README.md").symlink_to("nothing")
         assert ensure_model(REPO).folder != folder
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("left_out", [WEIGHTS, "config.json", "tokenizer.json", "1_Pooling/*"])
     def test_one_without_a_listing_that_is_not_consistent(self, unlisted: Bring, left_out: str) -> None:
         unlisted(ignore_patterns=left_out)

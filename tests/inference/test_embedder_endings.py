@@ -89,7 +89,7 @@ class TestEnd:
 
     @pytest.mark.slow
     def test_a_process_that_embedded_from_threads_ends_well(self, minilm_dir: Path) -> None:
-        """20 times in 20, with embedders closed and not, and threads that are still at it."""
+        """12 times in 12, with embedders closed and not, and threads that are still at it."""
         code = """
             import sys, threading
             from akidb_mlx_plugin.inference.embedder import Embedder
@@ -110,7 +110,7 @@ class TestEnd:
             """
         with ThreadPoolExecutor(2) as pool:
             # Each raises unless its status is 0.
-            list(pool.map(lambda i: run_python(code, minilm_dir, i % 3), range(20)))
+            list(pool.map(lambda i: run_python(code, minilm_dir, i % 3), range(12)))
 
     @pytest.mark.slow
     def test_after_a_fork_it_refuses(self) -> None:

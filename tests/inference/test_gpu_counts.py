@@ -84,12 +84,14 @@ def kernels(name: str, lengths: list[int]) -> int:
     return count_kernels(out) - excess.kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "most"), [("qwen3", 520), ("gemma3_text", 620), ("bert", 102)])
 def test_one_query(name: str, most: int) -> None:
     # Every layer has at least seven products.
     assert 6 * CONFIGS[name]["num_hidden_layers"] < kernels(name, ONE_QUERY) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "most"), [("qwen3", 640), ("gemma3_text", 690), ("bert", 140)])
 def test_ten_queries_in_three_blocks(name: str, most: int) -> None:
     """Attention takes a kernel or two more for each block; masks are made once for all layers."""

@@ -24,6 +24,7 @@ def _gpu_layout() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gemma3_text", "modernbert", "qwen3", "roberta"])
 def test_vectors_are_those_of_the_reference(name: str) -> None:
     golden = read_golden(name)

@@ -32,14 +32,7 @@ PROMPT = "the question of time: "
 # Sixteen tokens, the last of which changes if the text continues its word.
 CUT_PROMPT = "the question of time and the work of the que"
 CAUSAL = ("llama", "llama_scaled", "ministral", "ministral3", "mistral", "qwen2", "qwen3", "qwen3_window", "qwen3_yarn")
-TEXTS = (
-    "one",
-    "what is it",
-    "",
-    "stion of people and water",
-    "a garden between them",
-    "Stone, paper; water? (river) 42",
-)
+TEXTS = ("one", "what is it", "", "stion of people and water", "a garden between them", "Stone, paper; (river) 42")
 
 
 class Watched:
@@ -110,6 +103,7 @@ class TestVectors:
         for text, vector in zip(texts[-6:], expected[-6:], strict=True):
             assert np.abs(embedder.embed([text], prompt=prompt).embeddings[0] - vector).max() < 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
     @pytest.mark.parametrize("layout", ["cpu", "gpu"])
     def test_are_those_of_sentence_transformers(
@@ -327,6 +321,7 @@ class TestAttention:
 
 
 class TestLastLayer:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "name",
         [*CAUSAL, "camembert", "gemma3_text_causal", "gte", "lfm2", "llama_both_ways", "modernbert_bias", "phi3"],

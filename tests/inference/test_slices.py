@@ -29,6 +29,7 @@ def embedder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         yield stack.enter_context(Embedder.load(GOLDEN / "bert" / "model", device="cpu", dtype="float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "texts",
     [["the river"] * 100, ["東京は日本の首都です"] * 30, ["the"] * 3 + ["the river " * 60]],

@@ -67,6 +67,7 @@ def check(tokenizer: TextTokenizer, prompt: str, text: str, limit: int) -> list[
     return pieces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["", PROMPT], ids=["plain", "prompt"])
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,6 +81,7 @@ def test_no_character_is_lost_and_every_piece_fits(name: str, prompt: str, text:
     check(tokenizer, prompt, text, round(least + share * (longest - least)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_tokenizer_splits(name: str, tmp_path: Path) -> None:
     paragraph = "Paragraph {}. It's naïve, 東京 in e\u0301té 👨\u200d👩\u200d👧!  Two  spaces.\tTab {}"
@@ -138,12 +140,14 @@ def test_decomposed_hangul_is_not_cut() -> None:
     assert next_end(text, 0) == 3
 
 
+@pytest.mark.slow
 def test_a_letter_under_more_accents_than_fit_is_cut() -> None:
     text = "e" + "\u0301" * 3000 + " end"
     pieces = check(tokenizer_of("qwen3"), "", text, 60)
     assert pieces[-1].text.endswith("end")
 
 
+@pytest.mark.slow
 def test_a_megabyte_takes_time_in_proportion() -> None:
     sentence = "The quick brown fox, who is 7 years old, jumps over the lazy dog. "
     splitter = TextSplitter(tokenizer_of("bert"), "", "tiny")

@@ -14,6 +14,7 @@ from akidb_mlx_plugin.errors import InvalidInputError, ModelNotFoundError
 from akidb_mlx_plugin.inference.tokenizer import TextTokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_tokens_are_those_of_transformers(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     case = CASES[name]

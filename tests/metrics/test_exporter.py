@@ -103,6 +103,7 @@ class TestCounting:
         assert seen["embedding_queue_wait_seconds_count"] == 1
         assert (seen["embedding_batch_size_count"], seen["embedding_batch_size_sum"]) == (2, 1000)
 
+    @pytest.mark.slow
     def test_load_time_and_cache(
         self, service: EmbeddingService, engine: GatedEngine, model: str, tmp_path: Path
     ) -> None:

@@ -58,6 +58,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 class TestAgainstSentenceTransformers:
+    @pytest.mark.slow
     @pytest.mark.parametrize("packing", [pack_exact, pack_padded])
     @pytest.mark.parametrize("kind", ["document", "query"])
     def test_vectors_are_the_same(self, name: str, kind: str, packing: Packing) -> None:
@@ -65,6 +66,7 @@ class TestAgainstSentenceTransformers:
         vectors = embed(golden.checkpoint, load_model(golden.checkpoint), golden.texts, kind, packing=packing)
         assert farthest(vectors, golden.vectors[kind]) < 1e-5
 
+    @pytest.mark.slow
     def test_vectors_are_the_same_alone_and_in_any_order(self, name: str) -> None:
         golden = read_golden(name)
         model = load_model(golden.checkpoint)
@@ -75,6 +77,7 @@ class TestAgainstSentenceTransformers:
         shuffled = embed(golden.checkpoint, model, [golden.texts[i] for i in order], budget=100)
         assert farthest(shuffled, alone[order]) < 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("packing", [pack_exact, pack_padded])
     def test_vectors_are_the_same_by_what_a_gpu_computes(
         self, name: str, packing: Packing, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +145,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"), [pytest.param(name, changes, marks=_marks(name)) for name, changes in NOTICED]
 )
@@ -169,6 +173,7 @@ OTHER_LAYOUTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), OTHER_LAYOUTS)
 def test_older_layouts_of_settings_mean_the_same(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
@@ -213,6 +218,7 @@ class TestModelsOfMlxLm:
             vectors = embed(golden.checkpoint, model, golden.texts, packing=packing)
             assert farthest(vectors, golden.vectors["document"]) < 1e-5
 
+    @pytest.mark.slow
     def test_the_rest_of_mlx_lm_stays_out(self) -> None:
         code = (
             "import resource, sys; limit = resource.getrlimit(resource.RLIMIT_NOFILE); "

@@ -59,6 +59,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), NOTICED)
 def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
@@ -89,6 +90,7 @@ WITHOUT_EFFECT: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), WITHOUT_EFFECT)
 def test_settings_without_effect(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)

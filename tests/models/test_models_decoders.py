@@ -94,6 +94,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), NOTICED)
 def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
@@ -131,6 +132,7 @@ SAME: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), SAME)
 def test_the_same_in_other_words(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)

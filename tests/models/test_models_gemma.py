@@ -64,6 +64,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 
 
 class TestEmbeddingGemma2:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("name", "changes"), NOTICED)
     def test_references_notice_a_changed_setting(self, name: str, changes: dict[str, Any]) -> None:
         golden = read_golden(name)
@@ -167,6 +168,7 @@ class TestTextSettings:
 
 
 class TestGemma3BothWays:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "changes"),
         [

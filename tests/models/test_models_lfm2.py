@@ -54,6 +54,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), NOTICED)
 def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any]) -> None:
     assert _difference(*_changed(name, changes)) > 3e-4
@@ -69,6 +70,7 @@ OTHER_LAYOUTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), OTHER_LAYOUTS)
 def test_other_layouts_of_settings_mean_the_same(name: str, changes: dict[str, Any]) -> None:
     assert _difference(*_changed(name, changes)) < 1e-5

@@ -68,6 +68,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), NOTICED)
 def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
@@ -99,6 +100,7 @@ OTHER_LAYOUTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), OTHER_LAYOUTS)
 def test_other_layouts_of_settings_mean_the_same(name: str, changes: dict[str, Any]) -> None:
     golden = read_golden(name)
@@ -172,6 +174,7 @@ def _rewritten(folder: Path, name: str, change: Callable[[str, Tensors], Tensors
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [_own_names, _with_heads])
 @pytest.mark.parametrize("name", NAMES)
 def test_other_names_of_tensors_mean_the_same(
@@ -190,6 +193,7 @@ def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
         load_model(checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, "eurobert"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_conversions_load_and_stay_close(name: str, keep: bool, tmp_path: Path) -> None:

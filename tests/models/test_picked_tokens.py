@@ -52,6 +52,7 @@ def test_vectors_are_those_among_all(name: str, layout: str) -> None:
                 assert np.abs(picked - every[np.array(pick.places)]).max() < 2e-6 * max(1, np.abs(every).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICKING)
 def test_the_last_layer_computes_no_other_tokens(name: str) -> None:
     golden = read_golden(name)

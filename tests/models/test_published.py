@@ -67,6 +67,7 @@ def check_description(checkpoint: Checkpoint, published: Published) -> None:
     assert real == (range(expected.start, whole + 1) if isinstance(expected, range) else (*expected, whole))
 
 
+@pytest.mark.slow
 def test_by_its_repository(published: Published, tmp_path: Path) -> None:
     folder = published.build(tmp_path / "m")
     for repo in published.repos:
@@ -78,6 +79,7 @@ def test_by_its_repository(published: Published, tmp_path: Path) -> None:
         assert not checkpoint.pooling_is_convention
 
 
+@pytest.mark.slow
 def test_before_its_weights_are_there(published: Published, tmp_path: Path) -> None:
     folder = published.build(tmp_path / "m")
     for file in folder.rglob("*.safetensors"):
@@ -266,6 +268,7 @@ class TestLinearLayerBehindTheLastNorm:
         with pytest.raises(ModelNotFoundError, match=r"ends with a linear layer \(linear\.weight\).* not "):
             read_checkpoint(folder, pooling=pooling)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("pooling", ["cls", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"])
     def test_goes_behind_these(self, pooling: str, folder: Path) -> None:
         checkpoint = replace(read_checkpoint(folder, pooling=pooling), normalize=False)

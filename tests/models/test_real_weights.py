@@ -76,6 +76,7 @@ def test_the_command_takes_references_that_are_there(tmp_path: Path, monkeypatch
 
 
 class TestPublishedLayout:
+    @pytest.mark.slow
     def test_gemma_without_its_folders(self, tmp_path: Path) -> None:
         import mlx.core as mx
         from published_layout import convert_as_published, rearrange

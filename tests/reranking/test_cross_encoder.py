@@ -86,6 +86,7 @@ class TestPredict:
         assert [one["corpus_id"] for one in ranked] == [one["corpus_id"] for one in again]
         assert [one["score"] for one in ranked] == pytest.approx([one["score"] for one in again], abs=1e-5)
 
+    @pytest.mark.slow
     def test_a_large_request_goes_in_slices(self, encoder: CrossEncoder) -> None:
         pairs = [(QUERY, f"{text} {i}") for i in range(300) for text in TEXTS]
         scores = encoder.predict(pairs)

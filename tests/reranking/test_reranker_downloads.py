@@ -25,6 +25,7 @@ def fetched_weights(hub: Hub) -> bool:
     return any(request.path.endswith("safetensors") for request in hub.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "repo", "name"),
     [
@@ -50,6 +51,7 @@ def test_qwen3_reranker_is_known_by_its_repository(hub: Hub, cache_dir: Path) ->
         assert abs(encoder.predict(pairs[:1])[0] - expected[0]) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache_dir")
 def test_a_reranker_in_place_of_an_embedding_model(hub: Hub) -> None:
     hub.add("org/reranker", files_of(reranker_dir("roberta")))

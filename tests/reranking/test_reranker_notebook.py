@@ -47,6 +47,7 @@ def test_a_reranker_is_measured(
     assert "ms-marco-minilm-l6: right answer first" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_question_whose_first_answer_is_right_now_is_shown(
     exam: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_question_whose_first_answer_is_right_now_is_shown(
     assert before != f"  before: {expected} ..."
 
 
+@pytest.mark.slow
 def test_without_one_the_cell_says_so(
     exam: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

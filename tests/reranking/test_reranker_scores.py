@@ -98,6 +98,7 @@ NOTICED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes"), NOTICED, ids=[f"{name}-{next(iter(c))}" for name, c in NOTICED])
 def test_references_notice_a_changed_setting(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     pairs, expected = read_pairs(name)
@@ -153,6 +154,7 @@ class TestQuestions:
         with opened(folder, gpu=gpu) as reranker:
             assert np.abs(score(reranker, pairs) - expected).max() < 0.03
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("single", [False, True], ids=["two", "one"])
     def test_a_module_may_name_other_answers(self, single: bool, tmp_path: Path) -> None:
         """Two as in Qwen's own folder, one as in zerank's."""

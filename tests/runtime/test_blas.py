@@ -140,6 +140,7 @@ def test_without_one_mlx_computes_as_before_and_a_warning_says_why(fault: str, s
     assert answer == "reference "
 
 
+@pytest.mark.slow
 def test_a_library_that_multiplies_wrongly_is_not_used() -> None:
     first = "import akidb_mlx_plugin.runtime.blas as b; b._Library._is_right = lambda self: False"
     warning, answer = run_python(PRODUCT.format(first=first), environment=ENVIRONMENT).splitlines()
@@ -172,6 +173,7 @@ def test_a_product_of_mlx_that_is_wrong_is_noticed_and_its_blas_restored() -> No
     assert answer == "True"
 
 
+@pytest.mark.slow
 def test_the_fastest_of_several_is_chosen_and_all_are_told() -> None:
     printed = run_python(
         """

@@ -66,6 +66,7 @@ class TestOtherThreads:
         monkeypatch.setattr(mx, "async_eval", watched(mx.async_eval))
         return seen
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("layout", ["cpu", "gpu"])
     @pytest.mark.parametrize("name", ["bert", "qwen3"])
     def test_never_see_ours_while_a_model_computes(

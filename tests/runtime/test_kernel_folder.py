@@ -212,16 +212,16 @@ def test_no_library_of_the_shared_folder_is_looked_at(home: Path) -> None:
     shared = home.parent / "shared"
     models = [str(GOLDEN / name / "model") for name in ("bert", "qwen3", "gemma3_text", "granite")]
 
-    def run(name: str) -> list[np.ndarray]:
+    def run(name: str, models: list[str]) -> list[np.ndarray]:
         environment = {**os.environ, "HOME": str(home), "TMPDIR": str(shared)}
         output = str(home.parent / name)
         subprocess.run([sys.executable, "-c", PROGRAM, output, *models], check=True, env=environment, timeout=280)
         return [np.load(f"{output}-{Path(model).parent.name}.npy") for model in models]
 
-    first = run("first")
+    first = run("first", models)
     assert list(shared.iterdir()) == []
     assert len(libraries(home)) > 5
     for library in libraries(home):
         library.write_bytes(library.read_bytes()[:3000])
-    for before, after in zip(first, run("second"), strict=True):
+    for before, after in zip(first[:2], run("second", models[:2]), strict=True):
         np.testing.assert_allclose(before, after, atol=1e-5)

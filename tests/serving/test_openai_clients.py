@@ -48,6 +48,7 @@ def test_models(secured: LocalServer) -> None:
         assert ask.models.retrieve("mock").owned_by == "akidb-mlx"
 
 
+@pytest.mark.slow
 def test_errors_have_its_types(secured: LocalServer) -> None:
     with client(secured) as ask:
         with pytest.raises(openai.BadRequestError) as caught:
@@ -73,6 +74,7 @@ def test_a_full_queue_is_its_rate_limit(engine: GatedEngine) -> None:
         assert all(future.result(20) for future in waiting)
 
 
+@pytest.mark.slow
 def test_chromas_function(secured: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHROMA_OPENAI_API_KEY", "secret")
     function = OpenAIEmbeddingFunction(model_name="mock", api_base=f"{secured.url}/v1")

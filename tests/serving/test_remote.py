@@ -49,6 +49,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlx", SETTINGS, ids=["plain", "prompts", "lengths"])
 def test_the_same_vectors_and_description_as_here(
     mlx: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,6 +176,7 @@ class TestRefusals:
         with answers((200, {"id": "mock", "object": "model"})) as (url, _), client(url) as far, refused:
             far.embed_batch(["a"])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "vectors", [["AAAA"], ["AAAAAA=="], [], ["AAAAAAAAgD8=", "AAAAAAAAgD8="], ["AADAfwAAwH8="]]
     )
@@ -199,6 +201,7 @@ class TestRetries:
             assert far.embed_batch(["a"]).embeddings.tolist() == [[0.0, 1.0]]
             assert len(seen) == 4
 
+    @pytest.mark.slow
     def test_only_until_the_deadline(self) -> None:
         busy = (429, {"error": {"message": "the queue is full"}})
         with answers((200, DESCRIBED), *[busy] * 50) as (url, seen), client(url, timeout_ms=300) as far:
@@ -208,6 +211,7 @@ class TestRetries:
             with pytest.raises(ServiceUnavailableError, match="is not ready: the queue is full"):
                 far.health_check()
 
+    @pytest.mark.slow
     def test_a_deadline_is_not_longer_than_the_callers(self, tmp_path: Path) -> None:
         section = {"mlx": {"model": "mock"}, "remote": {"url": f"unix://{tmp_path}/socket"}}
         config = EmbeddingConfig.model_validate(section | {"service": {"deadline_ms": 400}})
@@ -255,6 +259,7 @@ def test_idle_connections_are_closed(server: LocalServer, monkeypatch: pytest.Mo
 
 
 class TestFallback:
+    @pytest.mark.slow
     def test_the_model_is_loaded_here(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         socket = tmp_path / "socket"
         with EmbeddingService(str(TINY)) as local, client(f"unix://{socket}", TINY, fallback="local") as far:
@@ -265,6 +270,7 @@ class TestFallback:
             assert caplog.text.count("embedding in this process") == 1
             far.health_check()
 
+    @pytest.mark.slow
     def test_never_with_other_weights(self, tmp_path: Path) -> None:
         folder, socket = tmp_path / "model", tmp_path / "socket"
         shutil.copytree(TINY, folder)
@@ -276,6 +282,7 @@ class TestFallback:
             with pytest.raises(ServiceUnavailableError, match="is not the same model"):
                 far.embed_batch(["a"])
 
+    @pytest.mark.slow
     def test_a_server_found_later_must_have_the_weights_used_here(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -11,6 +11,7 @@ from akidb_mlx_plugin.errors import ServiceUnavailableError
 
 
 class TestHealth:
+    @pytest.mark.slow
     def test_it_is_the_servers(self, tmp_path: Path) -> None:
         socket = tmp_path / "socket"
         with client(f"unix://{socket}") as far:

@@ -90,6 +90,7 @@ WRONG = [
 
 
 class TestRefusals:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("body", "param"), WRONG, ids=[str(i) for i in range(len(WRONG))])
     def test_the_field_is_named(self, body: dict[str, Any], param: str, server: LocalServer) -> None:
         if "input" in body and "model" not in body:
@@ -103,6 +104,7 @@ class TestRefusals:
         assert "token ids" in answer["error"]["message"]
         assert "send texts" in answer["error"]["message"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'{"model": "mock", "input": "\\ud800"}', b"5"])
     def test_bad_json(self, body: bytes, server: LocalServer) -> None:
         status, answer, _ = server.post(body)
@@ -115,6 +117,7 @@ class TestRefusals:
         status, answer, _ = server.get("/v1/embeddings")
         assert (status, answer["error"]["message"]) == (405, "Method Not Allowed")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("chunked", [False, True])
     def test_a_body_too_large(self, chunked: bool) -> None:
         body = json.dumps(MOCK | {"input": "x" * 3000}).encode()
@@ -123,6 +126,7 @@ class TestRefusals:
             assert (status, answer["error"]["code"]) == (413, "request_too_large")
             assert server.post(MOCK | {"input": "x"})[0] == 200
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "content", [b"GARBAGE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"POST / HTTP/9.9\r\nA\r\n\r\n"]
     )

@@ -34,6 +34,7 @@ def minilm_server(minilm_dir: Path) -> Iterator[LocalServer]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("py"), ids=lambda code: code.splitlines()[0])
 def test_python_runs(
     code: str,

@@ -35,6 +35,7 @@ class TestBackground:
         await asyncio.sleep(0.1)
         assert len(store.writes) == writes <= 1
 
+    @pytest.mark.slow
     async def test_a_cancelled_task_tells_what_is_in(
         self, store: MemoryStore, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -159,6 +159,7 @@ class TestSpaces:
         with pytest.raises(InvalidInputError, match="query vector"):
             check_query_vector("c", 3, "abc")
 
+    @pytest.mark.slow
     @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
     def test_numbers_stay_what_they_are(self, numbers: list[float]) -> None:
         assert as_vector(numbers, "v").tolist() == numbers

@@ -53,6 +53,7 @@ class TestValues:
         max_size=4,
     )
 
+    @pytest.mark.slow
     @given(VALUES)
     def test_metadata_come_out_equal(self, values: dict[str, Any]) -> None:
         row = {"id": "a", "text": "x", **values}
@@ -196,6 +197,7 @@ class TestParquet:
         with pytest.raises(InvalidInputError, match=r"t\.parquet cannot be read as Parquet"):
             next(documents)
 
+    @pytest.mark.slow
     def test_is_never_whole_in_memory(self, tmp_path: Path) -> None:
         vectors = np.random.default_rng(0).standard_normal((16_000, 384)).astype(np.float32)
         table = pa.table({"id": range(16_000), "vector": pa.FixedSizeListArray.from_arrays(vectors.ravel(), 384)})

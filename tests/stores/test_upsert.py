@@ -74,6 +74,7 @@ class TestFilling:
         assert (raised.value.expected, raised.value.actual) == (2, 3)
         assert Upsert(free, [Document(id="a", vector=[1, 2])]).run().inserted == 1
 
+    @pytest.mark.slow
     def test_a_full_queue_is_waited_for(self, provider: CountingProvider) -> None:
         release = threading.Event()
 
@@ -103,6 +104,7 @@ class TestFilling:
 
 
 class TestChunks:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("texts_per_s", "expected"), [(1, 32), (20, 200), (1e6, 1024)])
     def test_last_ten_seconds_whatever_the_model(self, store: MemoryStore, texts_per_s: float, expected: int) -> None:
         service = store.service

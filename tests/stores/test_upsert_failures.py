@@ -77,6 +77,7 @@ class TestFailures:
         assert set(raised.value.written) == set(store.rows)
         assert set(raised.value.written) | set(raised.value.not_written) >= {d.id for d in texts(300)}
 
+    @pytest.mark.slow
     def test_a_chunk_of_a_stream_may_be_longer_than_what_is_remembered(self, store: MemoryStore) -> None:
         def fail(number: int) -> None:
             if number == 3:

@@ -122,6 +122,7 @@ class TestUserProvided:
 
 
 class TestUpserting:
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_written", [False, True])
     def test_a_write_that_fails_leaves_the_old_or_the_new(
         self, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch, is_written: bool
@@ -158,6 +159,7 @@ class TestUpserting:
         assert nearest(docs, "same", where={"year": 2021}) == "b"
         assert docs.get(ids=["a"])["metadatas"] == [{"year": 2020, "score": 0.5, "tags": ["a", "b"], "new": True}]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "value",
         [
@@ -186,6 +188,7 @@ class TestUpserting:
             upsert(docs, [Document("a", "a"), Document("b", "b", metadata={"x": value})])
         assert (docs.count(), mocked) == (0, [])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("key", ["", "#k", "$k", "chroma:document", "chroma:x", "\ud800"])
     def test_keys_that_chroma_would_refuse_or_hide(
         self, docs: chromadb.Collection, mocked: EmbeddedByMock, key: str
@@ -224,6 +227,7 @@ class TestAsync:
         function: Any = mock
         return await client.create_collection(name, embedding_function=function)
 
+    @pytest.mark.slow
     async def test_a_function_that_does_not_fit(self, remote: Any) -> None:
         await aupsert(remote, [Document("a", "a")])
         remote._embedding_function = MLXEmbeddingFunction(mode="mock", dimension=16)

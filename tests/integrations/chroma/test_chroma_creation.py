@@ -61,6 +61,7 @@ class Loader:
 
 
 class TestWhatStoresNoFunction:
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_filled", [False, True])
     def test_it_is_stored(self, chroma: ClientAPI, name: str, mock: MLXEmbeddingFunction, is_filled: bool) -> None:
         plain = chroma.create_collection(name, embedding_function=None, metadata={"owner": "me"})
@@ -118,6 +119,7 @@ class TestWhatStoresNoFunction:
 
 
 class TestSchemas:
+    @pytest.mark.slow
     def test_the_function_goes_into_it(self, chroma: ClientAPI, name: str, mock: MLXEmbeddingFunction) -> None:
         index = VectorIndexConfig(space="ip", hnsw=HnswIndexConfig(max_neighbors=33))
         schema = Schema().create_index(config=index).delete_index(config=FloatInvertedIndexConfig())
@@ -248,6 +250,7 @@ class TestOlderVersions:
         validate_collection(get_collection(client, name))
         assert reembed(made, MLXEmbeddingFunction(mode="mock", dimension=16)).count() == 1
 
+    @pytest.mark.slow
     def test_a_collection_that_is_gone_or_renamed_is_told(
         self, client: ClientAPI, name: str, mock: MLXEmbeddingFunction
     ) -> None:
@@ -261,6 +264,7 @@ class TestOlderVersions:
             upsert(made, [Document("a", "a")])
         assert upsert(other, [Document("a", "a", vector=[1.0] * D)]).inserted == 1
 
+    @pytest.mark.slow
     def test_before_schemas_a_function_is_stored_all_the_same(
         self, client: ClientAPI, name: str, mock: MLXEmbeddingFunction, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -272,6 +276,7 @@ class TestOlderVersions:
         create_collection(client, name, mock, get_or_create=True)
         assert client.get_collection(name).configuration_json["embedding_function"]["name"] == "akidb_mlx"
 
+    @pytest.mark.slow
     def test_before_schemas_one_is_refused_and_nothing_stays(
         self, client: ClientAPI, name: str, mock: MLXEmbeddingFunction, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -25,16 +25,19 @@ pytest_plugins = ("host_fixtures", "hub_fixtures")
 
 
 class TestEveryClient:
+    @pytest.mark.slow
     def test_text_in_neighbours_out(self, collection: chromadb.Collection) -> None:
         assert nearest(collection, "read a timestamp") == "date"
         assert nearest(collection, "cook spaghetti") == "pasta"
         assert nearest(collection, "text document on disk") == "file"
 
+    @pytest.mark.slow
     def test_the_vectors_are_the_models(self, collection: chromadb.Collection, minilm: EmbeddingService) -> None:
         expected = minilm.embed_batch(list(DOCUMENTS.values())).embeddings
         stored = np.stack([vector_of(collection, key) for key in DOCUMENTS])
         np.testing.assert_allclose(stored, expected, atol=1e-5)
 
+    @pytest.mark.slow
     def test_distances_are_those_of_the_cosine(self, collection: chromadb.Collection, minilm: EmbeddingService) -> None:
         found = collection.query(query_texts=["noodles"], n_results=3)
         assert found["distances"] is not None
@@ -42,16 +45,19 @@ class TestEveryClient:
         expected = [1 - float(query @ vector_of(collection, key)) for key in found["ids"][0]]
         np.testing.assert_allclose(found["distances"][0], expected, atol=1e-5)
 
+    @pytest.mark.slow
     def test_several_queries_at_once(self, collection: chromadb.Collection) -> None:
         found = collection.query(query_texts=["spaghetti", "calendar", "directory"], n_results=1)
         assert [ids[0] for ids in found["ids"]] == ["pasta", "date", "file"]
 
+    @pytest.mark.slow
     def test_upsert_replaces_and_adds(self, collection: chromadb.Collection) -> None:
         collection.upsert(ids=["file", "dog"], documents=["fry an egg", "a dog barks at night"])
         assert collection.count() == 4
         assert nearest(collection, "a puppy makes noise") == "dog"
         assert nearest(collection, "an omelette") == "file"
 
+    @pytest.mark.slow
     def test_update_of_a_text_embeds_again(self, collection: chromadb.Collection, embedded: Embedded) -> None:
         before = vector_of(collection, "date")
         collection.update(ids=["date"], documents=["the moon rises over the sea"])
@@ -59,11 +65,13 @@ class TestEveryClient:
         assert not np.array_equal(before, vector_of(collection, "date"))
         assert nearest(collection, "night sky above the ocean") == "date"
 
+    @pytest.mark.slow
     def test_update_of_metadata_embeds_nothing(self, collection: chromadb.Collection, embedded: Embedded) -> None:
         collection.update(ids=["date"], metadatas=[{"topic": "time"}])
         assert embedded == []
         assert nearest(collection, "cook spaghetti", where={"topic": "time"}) == "date"
 
+    @pytest.mark.slow
     def test_where_filters(self, collection: chromadb.Collection) -> None:
         assert nearest(collection, "cook spaghetti", where={"topic": {"$in": ["date", "file"]}}) != "pasta"
         assert nearest(collection, "cook spaghetti", where_document={"$contains": "file"}) == "file"
@@ -82,11 +90,13 @@ class TestEveryClient:
         assert stored["embedding_function"] == {"type": "known", "name": "akidb_mlx", "config": SETTINGS}
         assert stored["hnsw"]["space"] == "cosine"
 
+    @pytest.mark.slow
     def test_another_client_object_needs_no_function(self, collection: chromadb.Collection, chroma: ClientAPI) -> None:
         found = chroma.get_collection(collection.name)
         found.add(ids=["cat"], documents=["a cat sleeps in the sun"])
         assert nearest(found, "kitten") == "cat"
 
+    @pytest.mark.slow
     def test_the_schema_api(self, chroma: ClientAPI, name: str, function: MLXEmbeddingFunction) -> None:
         schema = Schema().create_index(VectorIndexConfig(embedding_function=function))
         chroma.create_collection(name, schema=schema)

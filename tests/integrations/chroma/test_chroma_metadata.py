@@ -183,6 +183,7 @@ def types_of(value: Any) -> Any:
     return [type(item) for item in value] if isinstance(value, list) else type(value)
 
 
+@pytest.mark.slow
 def test_values_come_back_equal(docs: chromadb.Collection) -> None:
     documents = [Document(f"d{i}", "t", metadata={"x": given}) for i, (given, _) in enumerate(KEPT)]
     upsert(docs, documents)
@@ -194,6 +195,7 @@ def test_values_come_back_equal(docs: chromadb.Collection) -> None:
     assert upsert(docs, documents, skip_unchanged=True).skipped == len(KEPT)
 
 
+@pytest.mark.slow
 def test_other_values_are_refused_by_name(docs: chromadb.Collection, mocked: EmbeddedByMock) -> None:
     upsert(docs, [Document("a", "as it was", metadata={"x": 1})])
     mocked.clear()
@@ -301,6 +303,7 @@ def test_keys() -> None:
     assert plain_metadata(Document("a", "a", metadata={"akidb_mlx:x": 1})) == {"akidb_mlx:x": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["akidb_mlx:dimension", "akidb_mlx:kept:1"])
 def test_ids_of_our_own_are_refused(docs: chromadb.Collection, key: str) -> None:
     with pytest.raises(InvalidInputError, match="reserved by this package"):

@@ -175,6 +175,7 @@ class TestReopening:
 
 
 class TestSpaces:
+    @pytest.mark.slow
     @pytest.mark.parametrize("argument", ["configuration", "metadata"])
     @pytest.mark.parametrize("space", ["cosine", "l2", "ip"])
     def test_any_may_be_chosen_without_a_warning(
@@ -256,6 +257,7 @@ class TestBroken:
         {"embedding_function": {"type": "known", "config": SETTINGS}},
     )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("configuration", UNUSABLE)
     def test_raises_when_text_comes(self, chroma: ClientAPI, name: str, configuration: dict[str, Any]) -> None:
         made = chroma.create_collection(name)

@@ -99,6 +99,7 @@ def test_old_or_new_at_every_step(
     assert read(opened) == AFTER
 
 
+@pytest.mark.slow
 def test_a_failed_write_is_undone_at_once(docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     add, calls = chromadb.Collection.add, []
 
@@ -114,6 +115,7 @@ def test_a_failed_write_is_undone_at_once(docs: chromadb.Collection, monkeypatch
     assert read(docs) == BEFORE
 
 
+@pytest.mark.slow
 def test_what_cannot_be_brought_back_is_told(docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as failing:
         die(failing, 3, done=False, error=OSError)
@@ -131,6 +133,7 @@ def keep_by(docs: chromadb.Collection, owner: str) -> str:
     return "lost"
 
 
+@pytest.mark.slow
 def test_what_another_process_is_working_on_is_left_alone(chroma: ClientAPI, docs: chromadb.Collection) -> None:
     # The parent of this process lives.
     keep_by(docs, f"{socket.gethostname()}:{os.getppid()}:{time.time():.0f}")
@@ -140,6 +143,7 @@ def test_what_another_process_is_working_on_is_left_alone(chroma: ClientAPI, doc
     assert "lost" not in read(get_collection(chroma, docs.name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "owner",
     [
@@ -162,6 +166,7 @@ def test_what_nobody_works_on_is_brought_back(docs: chromadb.Collection, owner: 
     assert read(docs) == {**BEFORE, "c": ("c", None, None), "lost": ("text", None, None)}
 
 
+@pytest.mark.slow
 def test_of_two_kept_by_two_processes_the_later_is_brought_back(docs: chromadb.Collection) -> None:
     for number, (begun, text) in enumerate((("1000.5", "newest"), ("1000.25", "older"), ("nan", "oldest"))):
         kept = {"akidb_mlx:kept": 1, "akidb_mlx:kept_id": "lost", "akidb_mlx:kept_by": f"host:1:{begun}"}
@@ -170,6 +175,7 @@ def test_of_two_kept_by_two_processes_the_later_is_brought_back(docs: chromadb.C
     assert read(docs) == {**BEFORE, "c": ("c", None, None), "lost": ("newest", None, None)}
 
 
+@pytest.mark.slow
 def test_who_may_only_read_can_open_it(
     chroma: ClientAPI, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,6 +188,7 @@ def test_who_may_only_read_can_open_it(
     assert "could not be restored: read only" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_reembedding_brings_it_back_and_copies_no_second_one(docs: chromadb.Collection) -> None:
     function = MLXEmbeddingFunction(mode="mock", dimension=16)
     keep_by(docs, "")
@@ -209,6 +216,7 @@ class TestNoIndexYet:
         monkeypatch.setattr(chromadb.Collection, "get", fail)
         return failed
 
+    @pytest.mark.slow
     def test_it_is_waited_for(self, docs: chromadb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
         failed = self.fail(monkeypatch, 2)
         assert upsert(docs, [Document("b", "other")], skip_unchanged=True).skipped == 1
@@ -220,6 +228,7 @@ class TestNoIndexYet:
         with pytest.raises(UpsertError, match="Nothing found on disk"):
             upsert(docs, [Document("b", "other")], skip_unchanged=True)
 
+    @pytest.mark.slow
     def test_without_records_there_is_nothing_to_wait_for(
         self, chroma: ClientAPI, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

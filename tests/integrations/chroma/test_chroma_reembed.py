@@ -71,6 +71,7 @@ def typed(row: Any) -> Any:
     return text, {key: repr(value) for key, value in metadata.items()}, uri
 
 
+@pytest.mark.slow
 def test_everything_goes_over(chroma: ClientAPI, source: chromadb.Collection, new: MLXEmbeddingFunction) -> None:
     before = read(source)
     for _ in range(2):
@@ -103,6 +104,7 @@ def test_a_change_of_anything_is_noticed_by_the_next_run(
         assert typed(read(made)["a"]) == typed(read(source)["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["metadata", "uri", "type"])
 def test_the_closing_comparison_sees_what_a_write_has_lost(
     source: chromadb.Collection, new: MLXEmbeddingFunction, monkeypatch: pytest.MonkeyPatch, lost: str
@@ -124,6 +126,7 @@ def test_the_closing_comparison_sees_what_a_write_has_lost(
     assert raised.value.not_written == changes[lost]["ids"]
 
 
+@pytest.mark.slow
 def test_a_document_without_a_text_is_named(source: chromadb.Collection, new: MLXEmbeddingFunction) -> None:
     source.add(ids=["e"], embeddings=[[1.0, 2.0]], uris=["file:///e"])
     with pytest.raises(InvalidInputError, match=r"'e' of .* has a vector and no text"):
@@ -131,6 +134,7 @@ def test_a_document_without_a_text_is_named(source: chromadb.Collection, new: ML
 
 
 class TestSettings:
+    @pytest.mark.slow
     def test_of_a_schema(self, chroma: ClientAPI, name: str, new: MLXEmbeddingFunction) -> None:
         index = VectorIndexConfig(space="ip", hnsw=HnswIndexConfig(max_neighbors=33, ef_construction=150))
         schema = Schema().create_index(config=index).delete_index(config=IntInvertedIndexConfig())
@@ -143,6 +147,7 @@ class TestSettings:
         assert made.schema is not None
         assert made.schema.serialize_to_json()["defaults"]["int"]["int_inverted_index"]["enabled"] is False
 
+    @pytest.mark.slow
     def test_as_they_are_now(self, chroma: ClientAPI, source: chromadb.Collection, new: MLXEmbeddingFunction) -> None:
         other = chroma.get_collection(source.name)
         other.modify(configuration={"hnsw": {"ef_search": 321}})
@@ -151,6 +156,7 @@ class TestSettings:
         assert made.configuration_json["hnsw"]["ef_search"] == 321
         assert made.metadata["owner"] == "somebody else"
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("error")
     def test_of_a_function_that_this_process_does_not_know(
         self, chroma: ClientAPI, name: str, new: MLXEmbeddingFunction, monkeypatch: pytest.MonkeyPatch

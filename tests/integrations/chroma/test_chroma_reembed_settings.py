@@ -16,6 +16,7 @@ pytest_plugins = ("host_fixtures", "collection_fixtures")
 
 
 class TestChroma:
+    @pytest.mark.slow
     def test_index_and_metadata_go_over(self, tmp_path: Path) -> None:
         client = chromadb.PersistentClient(tmp_path)
         configuration: Any = {"hnsw": {"space": "l2", "max_neighbors": 40, "ef_search": 77}}

@@ -48,6 +48,7 @@ def query(collection: chromadb.Collection, *include: Any) -> Any:
     return collection.query(query_texts=QUERIES, n_results=6, include=["documents", *include])
 
 
+@pytest.mark.slow
 def test_every_included_field_keeps_its_record(collection: chromadb.Collection, encoder: CrossEncoder) -> None:
     found = query(collection, "metadatas", "embeddings", "distances")
     before = {key: [list(column) for column in found[key]] for key in ("ids", "distances")}
@@ -71,6 +72,7 @@ def test_every_included_field_keeps_its_record(collection: chromadb.Collection, 
     assert {key: found[key] for key in before} == before
 
 
+@pytest.mark.slow
 def test_only_the_best(collection: chromadb.Collection, encoder: CrossEncoder) -> None:
     found = collection.query(query_texts=QUERIES[:1], n_results=6)
     best = rerank(found, QUERIES[0], encoder, n_results=2)
@@ -105,17 +107,20 @@ def test_a_search_result_stays_one(encoder: CrossEncoder) -> None:
     assert best["select"] == found["select"]
 
 
+@pytest.mark.slow
 def test_a_reranker_by_its_folder(collection: chromadb.Collection, encoder: CrossEncoder) -> None:
     found = query(collection)
     assert rerank(found, QUERIES, reranker_dir("roberta"))["ids"] == rerank(found, QUERIES, encoder)["ids"]
 
 
+@pytest.mark.slow
 def test_from_an_event_loop(collection: chromadb.Collection, encoder: CrossEncoder) -> None:
     found = query(collection)
     assert asyncio.run(arerank(found, QUERIES, encoder, 2)) == rerank(found, QUERIES, encoder, 2)
 
 
 class TestRefusals:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("queries", "message"),
         [
@@ -129,6 +134,7 @@ class TestRefusals:
         with pytest.raises(InvalidInputError, match=message):
             rerank(query(collection), queries, encoder)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("count", [0, -1, True, 2.0])
     def test_numbers(self, collection: chromadb.Collection, encoder: CrossEncoder, count: Any) -> None:
         with pytest.raises(InvalidInputError, match="n_results must be a positive integer"):

@@ -27,6 +27,7 @@ def stored_function(model: str) -> MLXEmbeddingFunction:
 
 
 class TestTraps:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "model", ["no-such-model", " ", "~nobody-of-that-name/model", "/" + "x" * 5000, "a\0b", "org/unreachable"]
     )
@@ -44,6 +45,7 @@ class TestTraps:
         monkeypatch.setattr(Path, "is_dir", refuse)
         assert MLXEmbeddingFunction("/a/model").get_config()["model"] == "/a/model"
 
+    @pytest.mark.slow
     def test_no_warning_on_any_path(
         self, chroma: ClientAPI, name: str, function: MLXEmbeddingFunction, recwarn: pytest.WarningsRecorder
     ) -> None:
@@ -72,6 +74,7 @@ class TestTraps:
         collection.modify(configuration={"embedding_function": function})
         assert chroma.get_collection(collection.name).configuration_json["embedding_function"]["config"] == SETTINGS
 
+    @pytest.mark.slow
     def test_modify_may_change_the_rest(self, collection: chromadb.Collection, chroma: ClientAPI) -> None:
         collection.modify(configuration={"hnsw": {"ef_search": 50}})
         stored = chroma.get_collection(collection.name)

@@ -62,6 +62,7 @@ class TestCommand:
         assert message in str(result.exception)
         assert not Path("/nowhere").exists()
 
+    @pytest.mark.slow
     def test_no_such_collection_or_model(self, host: Host, real: Any) -> None:
         for arguments in (["nothing", "--model", MINILM], ["docs", "--model", "nothing"], ["docs", "--model", "./no"]):
             result = CliRunner().invoke(app, [host.location, host.option, *arguments])

@@ -17,6 +17,7 @@ pytest_plugins = ("host_fixtures",)
 pytestmark = pytest.mark.parametrize("host", ["chroma-server", "lancedb"], indirect=True)
 
 
+@pytest.mark.slow
 async def test_texts_vectors_and_both(host: Host, name: str, mock: Any) -> None:
     remote = await host.connect(name, mock)
     documents = [
@@ -33,6 +34,7 @@ async def test_texts_vectors_and_both(host: Host, name: str, mock: Any) -> None:
     assert await host.search_async(remote, "a text") == "a"
 
 
+@pytest.mark.slow
 async def test_the_same_refusals(host: Host, name: str, mock: Any) -> None:
     remote = await host.connect(name, mock)
     with pytest.raises(DimensionMismatchError, match="holds 8"):
@@ -52,6 +54,7 @@ async def test_many_at_once(host: Host, name: str, mock: Any) -> None:
     assert await host.count_async(remote) == 600
 
 
+@pytest.mark.slow
 async def test_a_synchronous_collection(host: Host, docs: Any) -> None:
     stream = (Document(f"d{i}", f"{i}") for i in range(10))
     assert (await host.module.aupsert(docs, stream)).inserted == 10
@@ -78,6 +81,7 @@ async def test_synchronous_functions_refuse_asynchronous_collections(host: Host,
         host.module.upsert(remote, [Document("a", "a")])
 
 
+@pytest.mark.slow
 async def test_nothing_is_embedded_on_the_event_loop(
     host: Host, name: str, mock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,12 +16,14 @@ from akidb_mlx_plugin import DimensionMismatchError, Document, EmbeddingService,
 pytest_plugins = ("host_fixtures", "hub_fixtures")
 
 
+@pytest.mark.slow
 def test_the_stored_function_embeds(host: Host, docs: Any, name: str) -> None:
     opened = host.get(name)
     assert host.upsert(opened, [Document("a", "a text")]).embeddings_generated == 1
     assert host.search(opened, "a text") == "a"
 
 
+@pytest.mark.slow
 def test_another_model_under_the_same_name(host: Host, docs: Any, name: str, mock: Any) -> None:
     assert host.create(name, mock, exist_ok=True).name == name
     other = host.make(mode="mock", dimension=16)
@@ -30,6 +32,7 @@ def test_another_model_under_the_same_name(host: Host, docs: Any, name: str, moc
     assert (error.value.expected, error.value.actual) == (8, 16)
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_length(host: Host, name: str, minilm: EmbeddingService) -> None:
     made = host.create(name, host.make(MINILM))
     prompted = host.make(MINILM, document_prompt="passage: ")
@@ -43,11 +46,13 @@ def test_another_model_of_the_same_length(host: Host, name: str, minilm: Embeddi
             refused()
 
 
+@pytest.mark.slow
 def test_one_model_by_two_names(host: Host, name: str, minilm_dir: Path) -> None:
     made = host.create(name, host.make(minilm_dir))
     host.validate(made, host.make(MINILM))
 
 
+@pytest.mark.slow
 def test_a_collection_without_our_function(host: Host, name: str) -> None:
     plain = host.create_plain(name)
     with pytest.raises(InvalidInputError, match=r"no function of this package.*embedding_function="):
@@ -61,12 +66,14 @@ def test_a_collection_without_our_function(host: Host, name: str) -> None:
         host.validate(plain, host.make(mode="mock", dimension=8))
 
 
+@pytest.mark.slow
 def test_a_query_vector(host: Host, docs: Any) -> None:
     host.validate(docs, query_vector=[1.0] * D)
     with pytest.raises(DimensionMismatchError, match="holds vectors of 8 dimensions, and the query vector has 3"):
         host.validate(docs, query_vector=[1.0] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
@@ -100,6 +107,7 @@ def test_stored_settings_fetch_and_run_nothing(
     assert host.read(host.open(name)) == {}
 
 
+@pytest.mark.slow
 def test_a_stamp_is_compared_and_not_obeyed(host: Host, name: str, hub: Hub) -> None:
     stamp = {"akidb_mlx:model": "evil/backdoored-model", "akidb_mlx:dimension": D, "akidb_mlx:fingerprint": "f"}
     host.store_settings(name, {"mode": "mock", "dimension": D}, stamp)
@@ -108,6 +116,7 @@ def test_a_stamp_is_compared_and_not_obeyed(host: Host, name: str, hub: Hub) -> 
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_what_users_ask_for_themselves_may_be_any_model(host: Host, name: str) -> None:
     host.create(name, host.make(TINY))
     assert host.upsert(host.get(name, host.make(TINY)), [Document("a", "a")]).inserted == 1

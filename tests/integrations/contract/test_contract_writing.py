@@ -52,6 +52,7 @@ def test_the_whole_story(host: Host, name: str, minilm: EmbeddingService, embedd
     assert (len(host.read(reopened)), embedded) == (5600, [])
 
 
+@pytest.mark.slow
 def test_a_document_replaces_the_whole_of_the_old_one(host: Host, docs: Any) -> None:
     old = [
         Document("a", "old text", metadata={"x": 1, "y": [1, 2]}),
@@ -70,6 +71,7 @@ def test_a_document_replaces_the_whole_of_the_old_one(host: Host, docs: Any) -> 
     assert host.upsert(docs, new, skip_unchanged=True).skipped == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [object(), float("nan"), b"bytes", 2**70, "\ud800"])
 def test_metadata_that_would_not_come_back_are_refused_before_embedding(
     host: Host, docs: Any, mocked: EmbeddedByMock, value: object
@@ -79,6 +81,7 @@ def test_metadata_that_would_not_come_back_are_refused_before_embedding(
     assert (host.read(docs), mocked) == ({}, [])
 
 
+@pytest.mark.slow
 def test_unchanged_texts_are_known_after_the_hosts_own_writes(host: Host, docs: Any, mocked: EmbeddedByMock) -> None:
     documents = [Document(f"d{i}", f"text {i}", metadata={"n": i}) for i in range(5)]
     host.upsert(docs, documents)
@@ -100,6 +103,7 @@ def test_a_stream_larger_than_one_write(host: Host, docs: Any) -> None:
     assert len(host.read(docs)) == 6_000
 
 
+@pytest.mark.slow
 def test_vectors_of_a_users_own_model(host: Host, name: str) -> None:
     theirs = host.make("theirs", mode="user_provided", dimension=3)
     assert host.upsert(host.create(name, theirs), [Document("a", "a text", vector=[1, 2, 3])]).inserted == 1

@@ -37,6 +37,7 @@ def test_every_document_is_there(old: Host, minilm: EmbeddingService) -> None:
     np.testing.assert_allclose([found[f"d{i}"][2] for i in range(len(TEXTS))], made, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_is_searched_and_written_as_before(old: Host, minilm: EmbeddingService) -> None:
     docs = old.get("docs")
     assert old.search(docs, "parsing dates") == "d2"

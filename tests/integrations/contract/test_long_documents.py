@@ -30,6 +30,7 @@ def ids(host: Host, docs: Any) -> list[str]:
     return sorted(host.read(docs))
 
 
+@pytest.mark.slow
 def test_pieces_say_where_they_are_from(host: Host, docs: Any) -> None:
     response = host.upsert(docs, [Document("a", "one|two|", metadata={"year": 2020})], split=by_bar)
     assert response.inserted == response.embeddings_generated == 2
@@ -39,6 +40,7 @@ def test_pieces_say_where_they_are_from(host: Host, docs: Any) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_document_is_replaced_as_a_whole(host: Host, docs: Any) -> None:
     host.upsert(docs, [Document("a", "one|two|three|"), Document("a#x", "mine", metadata={"parent_id": "a"})])
     host.upsert(docs, [Document("a", "one|two|three|"), Document("b", "b|")], split=by_bar)
@@ -51,24 +53,28 @@ def test_a_document_is_replaced_as_a_whole(host: Host, docs: Any) -> None:
     assert ids(host, docs) == ["a", "a#x", "b", "b#0"]
 
 
+@pytest.mark.slow
 def test_only_changed_pieces_are_embedded(host: Host, docs: Any) -> None:
     host.upsert(docs, [Document("a", "one|two|three|")], split=by_bar)
     response = host.upsert(docs, [Document("a", "one|TWO|three|")], split=by_bar, skip_unchanged=True)
     assert (response.inserted, response.embeddings_generated, response.skipped) == (1, 1, 2)
 
 
+@pytest.mark.slow
 def test_documents_with_vectors_stay_whole(host: Host, docs: Any) -> None:
     host.upsert(docs, [Document("a", "one|two|")], split=by_bar)
     host.upsert(docs, [Document("a", "one|two|", [1.0] * D), Document("b", vector=[1.0] * D)], split=by_bar)
     assert ids(host, docs) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_stream_of_rows_is_split(host: Host, docs: Any) -> None:
     rows = ({"id": i, "text": "one|two|"} for i in range(3))
     host.upsert(docs, rows, split=by_bar, batch_size=1)
     assert ids(host, docs) == ["0#0", "0#1", "1#0", "1#1", "2#0", "2#1"]
 
 
+@pytest.mark.slow
 def test_the_model_splits(host: Host, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AKIDB_EMBEDDING__MLX__OVERFLOW", "error")
     docs = host.create(name, host.make(TINY))
@@ -83,6 +89,7 @@ def test_the_model_splits(host: Host, name: str, monkeypatch: pytest.MonkeyPatch
     assert "".join(rows[f"a#{number}"][0] or "" for number in range(len(rows))) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("document", "split", "message"),
     [
@@ -102,6 +109,7 @@ def test_what_cannot_be_split_is_refused(host: Host, docs: Any, document: Docume
     assert ids(host, docs) == []
 
 
+@pytest.mark.slow
 def test_results_are_grouped_by_document(host: Host, docs: Any) -> None:
     host.upsert(docs, [Document("a", "one|two|three|"), Document("b", "four|five|")], split=by_bar)
     host.upsert(docs, [Document("c", "whole")])
@@ -140,6 +148,7 @@ class Chunk:
     end_index: int
 
 
+@pytest.mark.slow
 def test_places_are_taken_from_the_splitter_or_found(folder_host: Host, name: str) -> None:
     docs = folder_host.create(name, folder_host.make(mode="mock", dimension=D))
     text = "ha ha ha ha, he"
@@ -150,6 +159,7 @@ def test_places_are_taken_from_the_splitter_or_found(folder_host: Host, name: st
     assert places == {"a#0": (0, 5), "a#1": (6, 11), "a#2": (11, 15), "b#0": (3, 5), "c#0": (0, 5), "c#1": (9, 15)}
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_when_it_ends_midway(folder_host: Host, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     docs = folder_host.create(name, folder_host.make(mode="mock", dimension=D))
     folder_host.upsert(docs, [Document("a", "one|two|three|")], split=by_bar)
@@ -163,6 +173,7 @@ def test_nothing_is_lost_when_it_ends_midway(folder_host: Host, name: str, monke
     assert ids(folder_host, docs) == ["a#0", "a#1"]
 
 
+@pytest.mark.slow
 def test_asynchronous_upserts_split(host: Host, name: str) -> None:
     async def run() -> int:
         collection = await host.connect(name, host.make(mode="mock", dimension=D))

@@ -80,6 +80,7 @@ class TestBothHosts:
         host.reembed(source, new, show_progress=True)
         assert "300/300" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_nothing_to_embed_with_no_text(self, host: Host, source: Any, new: Any, mocked: EmbeddedByMock) -> None:
         host.upsert(source, [Document("v", vector=[1.0] * 8)])
         mocked.clear()
@@ -105,6 +106,7 @@ class TestBothHosts:
         with pytest.raises(EmbeddingError, match=r"has 300 documents and .* 299: some were deleted"):
             host.reembed(source, new, name="next")
 
+    @pytest.mark.slow
     def test_an_empty_source(self, host: Host, old: Any, new: Any) -> None:
         assert host.read(host.reembed(host.create("empty", old), new)) == {}
 

@@ -66,6 +66,7 @@ class TestChroma:
         assert found["distances"] is not None
         np.testing.assert_allclose(found["distances"][0], 1 - np.array(products), rtol=1e-4)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("similarity", "normalize", "expected"),
         [
@@ -154,6 +155,7 @@ class TestBeforeTheDownload:
         again = client.create_collection("docs", embedding_function=MLXEmbeddingFunction(dot_repo))
         assert space_of(again) == "ip"
 
+    @pytest.mark.slow
     def test_nothing_is_said_of_a_model_for_the_cosine(
         self, client: ClientAPI, hub: Hub, cache_dir: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -167,6 +169,7 @@ class TestBeforeTheDownload:
 
 
 class TestStored:
+    @pytest.mark.slow
     def test_a_collection_of_unit_vectors_stays_one(self, client: ClientAPI, dot_dir: Path) -> None:
         """Unit length was the default once, and was stored with every collection."""
         once = MLXEmbeddingFunction(dot_dir, normalize=True)

@@ -100,6 +100,7 @@ def check_written(host: Host, docs: Any) -> None:
     np.testing.assert_allclose(found["d2"][2], [0.5] * D, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(INPUTS))
 def test_every_kind_of_input(host: Host, docs: Any, tmp_path: Path, kind: str) -> None:
     response = host.upsert(docs, INPUTS[kind](tmp_path))
@@ -108,6 +109,7 @@ def test_every_kind_of_input(host: Host, docs: Any, tmp_path: Path, kind: str) -
     assert host.upsert(docs, INPUTS[kind](tmp_path), skip_unchanged=True).skipped == N
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["chroma-server", "lancedb"], indirect=True)
 @pytest.mark.parametrize("kind", list(INPUTS))
 async def test_every_kind_of_input_asynchronously(host: Host, name: str, mock: Any, tmp_path: Path, kind: str) -> None:
@@ -123,6 +125,7 @@ def some(count: int) -> pd.DataFrame:
 class TestRefusals:
     """A table in memory is checked whole: the last row is wrong, and nothing is embedded or written."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("column", "value", "message"),
         [
@@ -149,10 +152,12 @@ class TestRefusals:
                 host.upsert(docs, given, batch_size=500)
         assert (host.read(docs), mocked) == ({}, [])
 
+    @pytest.mark.slow
     def test_neither_text_nor_vector(self, host: Host, docs: Any) -> None:
         with pytest.raises(InvalidInputError, match=r"row 1, column 'text': .* neither text nor vector"):
             host.upsert(docs, pl.DataFrame({"id": ["a", "b"], "text": ["x", None]}))
 
+    @pytest.mark.slow
     def test_dates_are_kept_equal_or_refused(self, host: Host, docs: Any) -> None:
         frame = pd.DataFrame({"id": ["a"], "text": ["x"], "when": [pd.Timestamp("2020-01-01")]})
         with pytest.raises(InvalidInputError, match=r"row 0: the metadata of document 'a' cannot be .*"):
@@ -160,6 +165,7 @@ class TestRefusals:
         assert host.upsert(docs, frame.assign(when=frame["when"].dt.strftime("%Y-%m-%d"))).inserted == 1
         assert host.read(docs)["a"][1] == {"when": "2020-01-01"}
 
+    @pytest.mark.slow
     def test_a_stream_ends_at_the_bad_row(self, host: Host, docs: Any, tmp_path: Path) -> None:
         frame = some(2000).astype(object)
         frame.at[1500, "text"] = None
@@ -169,6 +175,7 @@ class TestRefusals:
             host.upsert(docs, tmp_path / "rows.parquet", batch_size=500)
         assert (raised.value.written_count, len(host.read(docs))) == (1000, 1000)
 
+    @pytest.mark.slow
     def test_names_of_columns(self, host: Host, docs: Any) -> None:
         frame = pd.DataFrame({"key": ["a"], "body": ["a text"], "page": [7]})
         with pytest.raises(InvalidInputError, match="no column 'id' for the id; the columns are 'key', 'body', 'page'"):
@@ -178,12 +185,14 @@ class TestRefusals:
         assert host.upsert(docs, frame, id="key", text="body").inserted == 1
         assert host.read(docs)["a"][:2] == ("a text", {"page": 7})
 
+    @pytest.mark.slow
     def test_what_is_not_taken(self, host: Host, docs: Any) -> None:
         with pytest.raises(InvalidInputError, match=r"documents is 'a text', .* an upsert takes Documents, mappings"):
             host.upsert(docs, "a text")
 
 
 class TestIds:
+    @pytest.mark.slow
     def test_made_from_the_content(self, host: Host, docs: Any, mocked: EmbeddedByMock) -> None:
         frame = pl.DataFrame({"text": ["one", "two", "one"], "n": [1, 2, 3]})
         response = host.upsert(docs, frame, make_ids=True)
@@ -196,6 +205,7 @@ class TestIds:
         again = host.upsert(docs, reversed(frame.to_dicts()[:2]), make_ids=True, skip_unchanged=True)
         assert (again.skipped, len(host.read(docs))) == (2, 2)
 
+    @pytest.mark.slow
     def test_integers_and_uuids(self, host: Host, docs: Any) -> None:
         number = uuid.UUID(int=7)
         host.upsert(docs, pd.DataFrame({"id": [17, 18], "text": "x"}))
@@ -203,6 +213,7 @@ class TestIds:
         assert set(host.read(docs)) == {"17", "18", str(number)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["chroma-server", "lancedb"], indirect=True)
 async def test_options_and_refusals_asynchronously(host: Host, name: str, mock: Any) -> None:
     remote = await host.connect(name, mock)
@@ -216,6 +227,7 @@ async def test_options_and_refusals_asynchronously(host: Host, name: str, mock: 
     assert await host.count_async(remote) == 2
 
 
+@pytest.mark.slow
 def test_the_bar_knows_how_many_rows_there_are(
     host: Host, docs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Callable
     return table, search_table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [langchain, semchunk, chonkie])
 def test_pieces_are_found_where_they_are(make: Callable[[], Any], place: Any) -> None:
     docs, search = place

@@ -105,6 +105,7 @@ class TestSeveralEmbeddedColumns:
         assert upsert(pages, [changed], text="title", skip_unchanged=True).inserted == 1
         assert pages.search("they purr", vector_column_name="body_vector").limit(1).to_list()[0]["id"] == "1"
 
+    @pytest.mark.slow
     def test_one_after_the_other_under_a_new_model(self, pages: Any, new: MLXEmbeddings) -> None:
         upsert(pages, [Document("1", "cats", metadata={"body": "they sleep"})], vector="title_vector")
         half = reembed(pages, new, name="half", vector="title_vector")
@@ -118,6 +119,7 @@ class TestSeveralEmbeddedColumns:
 
 
 class TestIds:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("kind", "ids", "wrong"),
         [
@@ -251,6 +253,7 @@ class TestNoFunction:
 
 
 class TestEveryColumn:
+    @pytest.mark.slow
     def test_goes_over_as_it_is(self, db: Any, new: MLXEmbeddings) -> None:
         """Also what Python has no value for: years beyond 9999, nanoseconds."""
         least, most = -(2**62), 2**62

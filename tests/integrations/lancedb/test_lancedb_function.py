@@ -69,6 +69,7 @@ class TestTables:
         table = lancedb.connect(tmp_path).create_table("plain", schema=Plain)
         assert table.schema.field("vector").type == pa.list_(pa.float32(), 384)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "of",
         [
@@ -141,6 +142,7 @@ class TestTables:
         for text, key in (("a puppy", "dog"), ("an omelette", "file"), ("spaghetti", "pasta")):
             assert (await (await table.search(text)).limit(1).to_list())[0]["key"] == key
 
+    @pytest.mark.slow
     async def test_async_search_becomes_hybrid_with_a_full_text_index(
         self, notes: lancedb.table.Table, tmp_path: Path, embedded: Embedded
     ) -> None:
@@ -169,6 +171,7 @@ class TestQueries:
         table.search("soup").limit(1).to_list()
         assert [(r.kind, r.prompt) for r in embedded] == [("document", "calendar: "), ("query", "recipe: ")]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("query", ["soup", ["soup"], np.array(["soup"]), pa.array(["soup"])])
     def test_one_query_in_any_form(self, function: MLXEmbeddings, minilm: EmbeddingService, query: Any) -> None:
         expected = minilm.embed_batch(["soup"], kind="query").embeddings[0]

@@ -18,6 +18,7 @@ pytest_plugins = ("host_fixtures",)
 
 
 class TestMaking:
+    @pytest.mark.slow
     def test_a_thousand_functions_load_nothing(
         self, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

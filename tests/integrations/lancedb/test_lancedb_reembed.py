@@ -83,6 +83,7 @@ class TestLanceDB:
             assert akidb_mlx_lancedb.reembed(table, make(mode="mock", dimension=16)).count_rows() == 2
         assert sorted(mocked) == ["a", "b"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("more", "message"),
         [

@@ -98,6 +98,7 @@ KEPT: list[tuple[pa.DataType, Any, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "value", "expected"), KEPT, ids=[f"{kind}-{value!r:.30}" for kind, value, _ in KEPT])
 def test_kept(db: Any, mock: MLXEmbeddings, kind: pa.DataType, value: Any, expected: Any) -> None:
     table = write(db, mock, pa.field("m", kind), value)
@@ -162,6 +163,7 @@ REFUSED: list[tuple[pa.DataType, Any, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "value", "message"), REFUSED, ids=[f"{kind}-{v!r:.30}" for kind, v, _ in REFUSED])
 def test_refused(
     db: Any, mock: MLXEmbeddings, mocked: EmbeddedByMock, kind: pa.DataType, value: Any, message: str
@@ -179,6 +181,7 @@ def test_a_null_where_the_column_takes_none(db: Any, mock: MLXEmbeddings, mocked
 
 
 class TestJson:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("value", "expected"),
         [
