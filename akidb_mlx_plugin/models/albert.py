@@ -18,6 +18,7 @@ from akidb_mlx_plugin.models.bert import Embeddings, SelfAttention
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
 from akidb_mlx_plugin.nn.batch import Block, Pick, Tokens, take
+from akidb_mlx_plugin.nn.cpu_layers import add_linear
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 
@@ -42,7 +43,7 @@ class Attention(SelfAttention):
     def __call__(
         self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
     ) -> mx.array:
-        return self.LayerNorm(self.dense(super().__call__(x, blocks, bias, pick)) + take(x, pick))
+        return self.LayerNorm(add_linear(take(x, pick), self.dense, super().__call__(x, blocks, bias, pick)))
 
 
 class EncoderLayer(nn.Module):
@@ -58,7 +59,7 @@ class EncoderLayer(nn.Module):
 
     def __call__(self, x: mx.array, blocks: tuple[Block, ...]) -> mx.array:
         x = self.attention(x, blocks)
-        return self.full_layer_layer_norm(self.ffn_output(self._activation(self.ffn(x))) + x)
+        return self.full_layer_layer_norm(add_linear(x, self.ffn_output, self._activation(self.ffn(x))))
 
 
 class LayerGroup(nn.Module):

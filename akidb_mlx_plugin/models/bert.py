@@ -17,8 +17,9 @@ from akidb_mlx_plugin.models.base import Encoder, PickingEncoder, eval_layer, wi
 from akidb_mlx_plugin.models.leftovers import drop_leftovers
 from akidb_mlx_plugin.models.settings import check_activation, take_fields
 from akidb_mlx_plugin.nn.activations import ACTIVATIONS
-from akidb_mlx_plugin.nn.attention import attend
+from akidb_mlx_plugin.nn.attention import attend, attend_joined
 from akidb_mlx_plugin.nn.batch import Block, Pick, Tokens, take
+from akidb_mlx_plugin.nn.cpu_layers import Joining, add_linear, join_linears
 from akidb_mlx_plugin.nn.position_bias import PositionBias
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Embeddings(nn.Module):
         return self.LayerNorm(total)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Joining):
     """Multi-head attention without its output projection."""
 
     def __init__(self, args: ModelArgs) -> None:
@@ -94,12 +95,26 @@ class SelfAttention(nn.Module):
         self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
     ) -> mx.array:
         size = x.shape[-1] // self.heads
+        if "joined" in self:
+            qkv = self.joined(x).reshape(len(x), 3 * self.heads, size)
+            if pick is None:
+                return attend_joined(qkv, blocks, bias)
+            q, k, v = mx.split(qkv, 3, axis=1)
+            return attend(take(q, pick), k, v, blocks, scale=1.0, bias=bias, pick=pick)
         # (T, D) -> (T, H, d)
         q, k, v = (
             project(y).reshape(len(y), self.heads, size)
             for project, y in ((self.query, take(x, pick)), (self.key, x), (self.value, x))
         )
         return attend(q, k, v, blocks, scale=size**-0.5, bias=bias, pick=pick)
+
+    def join(self) -> None:
+        """Put one projection in the place of three; the scale of the scores goes into its weights."""
+        size = self.query.weight.shape[0] // self.heads
+        joined = join_linears(self.query, self.key, self.value, scales=(size**-0.5, 1.0, 1.0))
+        if joined is not None:
+            self.joined = joined
+            del self.query, self.key, self.value
 
 
 class Output(nn.Module):
@@ -111,7 +126,7 @@ class Output(nn.Module):
         self.LayerNorm = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
-        return self.LayerNorm(self.dense(x) + residual)
+        return self.LayerNorm(add_linear(residual, self.dense, x))
 
 
 class Attention(nn.Module):

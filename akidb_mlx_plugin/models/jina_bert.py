@@ -67,6 +67,9 @@ class SelfAttention(bert.SelfAttention):
         self.layer_norm_q = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
         self.layer_norm_k = nn.LayerNorm(args.hidden_size, eps=args.layer_norm_eps)
 
+    def join(self) -> None:
+        """Leave them apart: each has a norm of its own."""
+
     def __call__(
         self, x: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None, pick: Pick | None = None
     ) -> mx.array:

@@ -59,7 +59,9 @@ def attend(
         assert bias is None, "a bias needs every query"
         return _attend_picked(q, k, v, blocks, scale, causal, window, before, pick)
     if in_cpu_layout():
-        return _attend_sliced(q * scale, k, v, blocks, causal, window, bias, before)
+        # Heads first, once for all blocks: a matrix product copies non-contiguous arrays.
+        q, k, v = (swap_outer_axes(x) for x in (q * scale, k, v))
+        return _attend_sliced(q, k, v, blocks, causal, window, bias, before)
     outputs = []
     for block in blocks:
         # (T, H, d) -> (B, L, H, d)
@@ -72,6 +74,15 @@ def attend(
             out = _attend_fused_biased(queries, keys, values, block, scale, causal, window, bias)
         outputs.append(out.reshape(block.rows * block.length, -1))
     return join_blocks(outputs, len(q))
+
+
+def attend_joined(qkv: mx.array, blocks: tuple[Block, ...], bias: PositionBias | None = None) -> mx.array:
+    """Return what `attend` does of scaled queries, keys and values in one array, (T, 3 * H, d), on a CPU.
+
+    Every token sees its whole text. One array takes one transposition in place of three.
+    """
+    q, k, v = mx.split(swap_outer_axes(qkv), 3)
+    return _attend_sliced(q, k, v, blocks, False, None, bias, None)
 
 
 def _attend_picked(
@@ -228,10 +239,8 @@ def _attend_sliced(
     bias: PositionBias | None,
     before: tuple[mx.array, mx.array] | None,
 ) -> mx.array:
-    """Attention over (T, H, d) with scaled q, in slices of queries against only the keys they see."""
-    heads, groups, size = q.shape[1], k.shape[1], q.shape[2]
-    # Heads first, once for all blocks: a matrix product copies non-contiguous arrays.
-    q, k, v = (swap_outer_axes(x) for x in (q, k, v))
+    """Attention over (H, T, d) with scaled q, in slices of queries against only the keys they see."""
+    heads, groups, size = len(q), len(k), q.shape[2]
     outputs = []
     for block in blocks:
         rows = block.rows

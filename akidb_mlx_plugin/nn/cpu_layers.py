@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +20,14 @@ _WIDTHS = (32, 16)
 _LEAST_WIDTH = 256
 # Rows transposed at a time: what they read stays in the first cache.
 _TRANSPOSED_ROWS = 64
+
+
+class Joining(nn.Module):
+    """A module that may join layers with the same input into one, for a CPU."""
+
+    def join(self) -> None:
+        """Join them, if their weights are float32."""
+        raise NotImplementedError
 
 
 class CPULinear(nn.Linear):
@@ -41,7 +49,13 @@ class CPULinear(nn.Linear):
             self.bias = linear.bias
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = x @ self.weight.T
+        return self._add_bias(x @ self.weight.T)
+
+    def add_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        """Return the sum of a residual and this layer's output; the product is added as it is computed."""
+        return self._add_bias(mx.addmm(residual, x, self.weight.T))
+
+    def _add_bias(self, y: mx.array) -> mx.array:
         return y + self.bias if "bias" in self else y
 
 
@@ -58,11 +72,21 @@ class BlockedLinear(CPULinear):
         self.columns = mx.contiguous(linear.weight.T.reshape(linear.weight.shape[1], -1, width).transpose(1, 0, 2))
 
     def __call__(self, x: mx.array) -> mx.array:
-        if len(x) > _MOST_TOKENS or x.ndim != 2:
-            return super().__call__(x)
+        if self._takes_columns(x):
+            return self._add_bias(self._by_columns(x))
+        return super().__call__(x)
+
+    def add_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        if self._takes_columns(x):
+            return self._add_bias(residual + self._by_columns(x))
+        return super().add_to(residual, x)
+
+    def _takes_columns(self, x: mx.array) -> bool:
+        return x.ndim == 2 and len(x) <= _MOST_TOKENS
+
+    def _by_columns(self, x: mx.array) -> mx.array:
         # (1, T, K) @ (N / w, K, w) -> (T, N)
-        y = swap_outer_axes(x[None] @ self.columns).reshape(len(x), -1)
-        return y + self.bias if "bias" in self else y
+        return swap_outer_axes(x[None] @ self.columns).reshape(len(x), -1)
 
 
 class CPULayerNorm(nn.LayerNorm):
@@ -95,6 +119,26 @@ class CPURMSNorm(nn.RMSNorm):
         return x * mx.rsqrt((x * x) @ self.mean + self.eps) * self.weight
 
 
+def add_linear(residual: mx.array, linear: nn.Module, x: mx.array) -> mx.array:
+    """Return residual + linear(x), in fewer passes over memory where the layer is one for a CPU."""
+    return linear.add_to(residual, x) if isinstance(linear, CPULinear) else linear(x) + residual
+
+
+def join_linears(*linears: nn.Module, scales: Sequence[float]) -> nn.Linear | None:
+    """Return one layer whose outputs are those of several with the same input, each times a number.
+
+    None if one is not in float32, or not all have a bias.
+    """
+    biases = ["bias" in linear for linear in linears]
+    if not all(_is_float32(linear, nn.Linear) for linear in linears) or any(biases) != all(biases):
+        return None
+    joined = nn.Linear(1, 1, bias=biases[0])
+    joined.weight = mx.concatenate([linear.weight * scale for linear, scale in zip(linears, scales, strict=True)])
+    if biases[0]:
+        joined.bias = mx.concatenate([linear.bias * scale for linear, scale in zip(linears, scales, strict=True)])
+    return joined
+
+
 def use_cpu_layers(encoder: nn.Module, *, spare_bytes: int) -> None:
     """Replace an encoder's float32 layers with those of this file.
 
@@ -102,6 +146,9 @@ def use_cpu_layers(encoder: nn.Module, *, spare_bytes: int) -> None:
         encoder: with weights in their final dtype.
         spare_bytes: memory for second copies of the linear layers; none are made if together they need more.
     """
+    for module in encoder.modules():
+        if isinstance(module, Joining):
+            module.join()
     linears = [module for module in encoder.modules() if _is_float32(module, nn.Linear)]
     cut = sum(linear.weight.nbytes for linear in linears if block_width(linear)) <= spare_bytes
 

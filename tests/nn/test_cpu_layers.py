@@ -12,7 +12,19 @@ from golden_models import embed, farthest, read_golden
 
 from akidb_mlx_plugin.checkpoints import loading
 from akidb_mlx_plugin.checkpoints.loading import LoadedModel, load_model
-from akidb_mlx_plugin.nn.cpu_layers import BlockedLinear, CPULayerNorm, CPULinear, CPURMSNorm, block_width
+from akidb_mlx_plugin.models.bert import ModelArgs, SelfAttention
+from akidb_mlx_plugin.nn.batch import Block, Pick
+from akidb_mlx_plugin.nn.cpu_layers import (
+    BlockedLinear,
+    CPULayerNorm,
+    CPULinear,
+    CPURMSNorm,
+    add_linear,
+    block_width,
+    join_linears,
+    use_cpu_layers,
+)
+from akidb_mlx_plugin.nn.layout import in_cpu_layout
 from akidb_mlx_plugin.runtime.blas import Blas
 
 
@@ -64,6 +76,43 @@ def test_weights_laid_out_by_columns_are_the_same_weights(outputs: int) -> None:
     assert np.array(layer.weight, copy=False).strides == (4, 4 * outputs)
     x = mx.random.normal((30, 300))
     assert np.allclose(np.array(layer(x)), np.array(linear(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tokens", [1, 20, 21])
+def test_a_residual_is_added(tokens: int, bias: bool) -> None:
+    linear = nn.Linear(48, 96, bias=bias)
+    x, residual = mx.random.normal((tokens, 48)), mx.random.normal((tokens, 96))
+    expected = np.array(linear(x) + residual)
+    for layer in (linear, CPULinear(linear), CPULinear(linear, column_major=True), BlockedLinear(linear, 32)):
+        assert np.allclose(np.array(add_linear(residual, layer, x)), expected, atol=1e-5)
+
+
+def test_linear_layers_are_joined_if_they_can_be() -> None:
+    one, other, without = nn.Linear(8, 4), nn.Linear(8, 12), nn.Linear(8, 4, bias=False)
+    x = mx.random.normal((5, 8))
+    joined = join_linears(one, other, scales=(2.0, 1.0))
+    assert joined is not None
+    assert np.allclose(np.array(joined(x)), np.array(mx.concatenate([2 * one(x), other(x)], axis=1)), atol=1e-6)
+    joined = join_linears(without, without, scales=(1.0, 3.0))
+    assert joined is not None
+    assert np.allclose(np.array(joined(x)), np.array(mx.concatenate([without(x), 3 * without(x)], axis=1)), atol=1e-6)
+    assert join_linears(one, without, scales=(1.0, 1.0)) is None
+    without.set_dtype(mx.float16)
+    assert join_linears(without, without, scales=(1.0, 1.0)) is None
+
+
+@pytest.mark.skipif(not in_cpu_layout(), reason="joined for a CPU alone")
+def test_joined_attention_is_the_same_for_all_tokens_and_for_picked_ones() -> None:
+    attention = SelfAttention(ModelArgs(1, 32, 1, 4, 64))
+    x = mx.random.normal((11, 32))
+    blocks = (Block(0, 2, 4), Block(8, 1, 3))
+    picks = (None, Pick.of_columns(blocks, (np.array([3, 3], np.int32), np.array([0], np.int32))))
+    before = [np.array(attention(x, blocks, None, pick)) for pick in picks]
+    use_cpu_layers(attention, spare_bytes=0)
+    assert "query" not in attention
+    for pick, expected in zip(picks, before, strict=True):
+        assert np.allclose(np.array(attention(x, blocks, None, pick)), expected, atol=1e-6)
 
 
 @pytest.fixture
