@@ -20,7 +20,7 @@ from akidb_mlx_plugin.errors import ServiceUnavailableError
 from akidb_mlx_plugin.providers import make_provider
 from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.serving.app import make_app
-from akidb_mlx_plugin.serving.served import ServedModels
+from akidb_mlx_plugin.serving.models import ServedModels
 from akidb_mlx_plugin.serving.sockets import address_of, listen_on_path, listen_on_port
 
 PATIENCE_S = 30.0

@@ -157,3 +157,11 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
     parts = [part.strip(" .:;,'") for message in quoted for part in message.split("…")]
     assert len(quoted) > 10
     assert [part for part in parts if part and part not in said] == []
+
+
+def test_what_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"(?:tests|docs)/[\w/]+\.(?:py|md)|\.ci/\w+", text)
+    named += [word for line in re.findall(r"`pytest [^`<]*`", text) for word in re.findall(r"tests/[\w/]+", line)]
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()] == []

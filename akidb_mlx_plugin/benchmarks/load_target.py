@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from akidb_mlx_plugin.benchmarks.process import peak_bytes
 from akidb_mlx_plugin.benchmarks.subject import open_subject
 from akidb_mlx_plugin.config import EmbeddingConfig
+from akidb_mlx_plugin.providers.client import ServerClient
 from akidb_mlx_plugin.providers.connections import ConnectionFailedError, Connections
-from akidb_mlx_plugin.providers.server import ServerClient
 from akidb_mlx_plugin.runtime.memory import resident_bytes
 from akidb_mlx_plugin.service import EmbeddingService
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse

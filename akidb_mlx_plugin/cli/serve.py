@@ -83,8 +83,8 @@ def serve(
     if detach:
         _start_detached()
         return
+    from akidb_mlx_plugin.serving.models import ServedModels, configs_for
     from akidb_mlx_plugin.serving.running import announced
-    from akidb_mlx_plugin.serving.served import ServedModels, configs_for
     from akidb_mlx_plugin.serving.server import ServerOptions, open_listeners, run_server
     from akidb_mlx_plugin.serving.sockets import address_of
 

@@ -14,9 +14,9 @@ from akidb_mlx_plugin.config import MLXConfig
 from akidb_mlx_plugin.config_sections import RemoteConfig
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
 from akidb_mlx_plugin.providers.base import EmbeddingProvider
+from akidb_mlx_plugin.providers.client import ServerClient
 from akidb_mlx_plugin.providers.defaults import with_defaults
 from akidb_mlx_plugin.providers.mlx import MLXProvider
-from akidb_mlx_plugin.providers.server import ServerClient
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, TextPiece, Vector
 from akidb_mlx_plugin.validation import check_request
 

@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from akidb_mlx_plugin.errors import EmbeddingError
 from akidb_mlx_plugin.metrics.exporter import exposition
 from akidb_mlx_plugin.serving.embeddings import ClientGoneError, answer_embeddings
+from akidb_mlx_plugin.serving.models import ServedModel, ServedModels
 from akidb_mlx_plugin.serving.problems import ProblemError, to_problem
 from akidb_mlx_plugin.serving.rerank import answer_rerank
-from akidb_mlx_plugin.serving.served import ServedModel, ServedModels
 from akidb_mlx_plugin.types import ModelInfo
 
 Answer = Callable[[Request], Awaitable[Response]]

@@ -13,8 +13,8 @@ from starlette.responses import Response
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError
 from akidb_mlx_plugin.serving.bodies import EmbeddingsBody, parse_body
+from akidb_mlx_plugin.serving.models import ServedModel, ServedModels
 from akidb_mlx_plugin.serving.problems import ProblemError, to_problem
-from akidb_mlx_plugin.serving.served import ServedModel, ServedModels
 from akidb_mlx_plugin.types import BatchEmbeddingResponse, Vector
 
 _Answer = TypeVar("_Answer")

@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from akidb_mlx_plugin.errors import EmbeddingError
 from akidb_mlx_plugin.serving.bodies import RerankBody
 from akidb_mlx_plugin.serving.embeddings import read_checked_body, wait_or_withdraw
+from akidb_mlx_plugin.serving.models import ServedModels
 from akidb_mlx_plugin.serving.problems import to_problem
-from akidb_mlx_plugin.serving.served import ServedModels
 
 
 async def answer_rerank(request: Request, models: ServedModels, limit: int) -> Response:

@@ -16,7 +16,7 @@ import uvicorn
 
 from akidb_mlx_plugin.errors import InvalidInputError
 from akidb_mlx_plugin.serving.app import DEFAULT_MAX_BODY_BYTES, Activity, make_app
-from akidb_mlx_plugin.serving.served import ServedModels
+from akidb_mlx_plugin.serving.models import ServedModels
 from akidb_mlx_plugin.serving.sockets import is_loopback, listen_on_path, listen_on_port
 
 # Above the 60 seconds after which most clients let go of an idle connection.

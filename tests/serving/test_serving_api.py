@@ -21,7 +21,7 @@ from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError, ServiceUnavailableError
 from akidb_mlx_plugin.metrics.specs import REQUESTS
 from akidb_mlx_plugin.providers.mock import hash_texts
-from akidb_mlx_plugin.serving.served import ServedModels, configs_for
+from akidb_mlx_plugin.serving.models import ServedModels, configs_for
 
 MOCK: dict[str, Any] = {"model": "mock"}
 

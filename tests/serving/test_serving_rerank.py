@@ -13,7 +13,7 @@ from local_server import LocalServer, serving
 from akidb_mlx_plugin import CrossEncoder
 from akidb_mlx_plugin.config import EmbeddingConfig
 from akidb_mlx_plugin.errors import InvalidInputError
-from akidb_mlx_plugin.serving.served import ServedModels
+from akidb_mlx_plugin.serving.models import ServedModels
 
 QUERY = "where is the water"
 TEXTS = ["stone and paper", "water under the bridge", "light in the morning", "the river"]
