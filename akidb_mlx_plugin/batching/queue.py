@@ -312,6 +312,7 @@ class BatchQueue:
         elif isinstance(error, InvalidInputError) and len(slices) > 1:
             # Rejected by the model after passing `prepare`: only the request that caused it must fail.
             for part in slices:
+                part.started = None
                 self._run([part])
         else:
             logger.info("a batch of %d requests failed: %s", len(slices), type(error).__name__)

@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from akidb_mlx_plugin.providers.base import EmbeddingProvider
 from akidb_mlx_plugin.providers.client import ServerClient
 from akidb_mlx_plugin.providers.defaults import with_defaults
 from akidb_mlx_plugin.providers.mlx import MLXProvider
-from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, TextPiece, Vector
+from akidb_mlx_plugin.types import (
+    BatchEmbeddingRequest,
+    BatchEmbeddingResponse,
+    ModelInfo,
+    StartedBatch,
+    TextPiece,
+    Vector,
+)
 from akidb_mlx_plugin.validation import check_request
 
 # A server that restarts is back within seconds; where there is a fallback, nobody need wait for it.
@@ -29,6 +37,21 @@ _MOST_CALLS = 16
 _SPACE_SETTINGS = ("dimension", "normalize", "query_prompt", "document_prompt", "query_task", "document_task")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Requests on their way to a server and back: a `StartedBatch` of all their texts."""
+
+    answers: Sequence[Future[BatchEmbeddingResponse]]
+    requests: Sequence[BatchEmbeddingRequest]
+
+    @property
+    def texts(self) -> list[int]:
+        return [len(request.inputs) for request in self.requests]
+
+    def result(self) -> list[BatchEmbeddingResponse]:
+        return [answer.result() for answer in self.answers]
 
 
 class RemoteProvider(EmbeddingProvider):
@@ -65,6 +88,8 @@ class RemoteProvider(EmbeddingProvider):
             timeout_s=remote.timeout_ms / 1e3,
             reconnect_s=_RECONNECT_S if self._fallback is None else _RECONNECT_WITH_FALLBACK_S,
         )
+        # Its threads start when they are needed.
+        self._threads = ThreadPoolExecutor(_MOST_CALLS, thread_name_prefix="akidb-mlx-remote")
         self._asking = threading.Lock()
         self._info: ModelInfo | None = None
         self._served = ""
@@ -81,18 +106,21 @@ class RemoteProvider(EmbeddingProvider):
             InvalidInputError, ModelNotFoundError: the server refuses them, the token or the model.
             ServiceUnavailableError: it cannot be reached, and there is no fallback.
         """
-        completed = [with_defaults(request, self._config) for request in requests]
-        if len(completed) == 1:
-            return [self._embed(completed[0])]
-        with ThreadPoolExecutor(min(len(completed), _MOST_CALLS), thread_name_prefix="akidb-mlx-remote") as threads:
-            return list(threads.map(self._embed, completed))
+        if len(requests) == 1:
+            return [self._embed(with_defaults(requests[0], self._config))]
+        return self._send(requests).result()
+
+    def begin(self, requests: Sequence[BatchEmbeddingRequest]) -> StartedBatch:
+        """Send requests, so that the server has the next texts before it has answered for these."""
+        if self._embeds_here:
+            assert self._fallback is not None
+            return self._fallback.begin(requests)
+        return self._send(requests)
 
     @property
     def concurrency(self) -> int:
         """Many: the server merges what it is sent. While this process embeds by itself, as its model does."""
-        if self._fallback is not None and time.monotonic() < self._asked_again_at:
-            return self._fallback.concurrency
-        return _MOST_CALLS
+        return self._fallback.concurrency if self._fallback is not None and self._embeds_here else _MOST_CALLS
 
     def prepare(self, request: BatchEmbeddingRequest) -> BatchEmbeddingRequest:
         """Complete a request and check its texts; the server checks the rest."""
@@ -142,11 +170,21 @@ class RemoteProvider(EmbeddingProvider):
 
     def close(self) -> None:
         """Close the connections."""
+        self._threads.shutdown(wait=False)
         self._client.close()
         self._tokenizing.close()
 
+    @property
+    def _embeds_here(self) -> bool:
+        """Whether the server did not answer a moment ago, and this process computes by itself."""
+        return self._fallback is not None and time.monotonic() < self._asked_again_at
+
+    def _send(self, requests: Sequence[BatchEmbeddingRequest]) -> _Sent:
+        completed = [with_defaults(request, self._config) for request in requests]
+        return _Sent([self._threads.submit(self._embed, request) for request in completed], completed)
+
     def _embed(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
-        if self._fallback is not None and time.monotonic() < self._asked_again_at:
+        if self._embeds_here:
             return self._embed_here(request)
         try:
             info = self._learn()
