@@ -127,7 +127,7 @@ def add_linear(residual: mx.array, linear: nn.Module, x: mx.array) -> mx.array:
 def join_linears(*linears: nn.Module, scales: Sequence[float]) -> nn.Linear | None:
     """Return one layer whose outputs are those of several with the same input, each times a number.
 
-    None if one is not in float32, or not all have a bias.
+    None if one is not in float32, or only some have a bias.
     """
     biases = ["bias" in linear for linear in linears]
     if not all(_is_float32(linear, nn.Linear) for linear in linears) or any(biases) != all(biases):
@@ -140,7 +140,7 @@ def join_linears(*linears: nn.Module, scales: Sequence[float]) -> nn.Linear | No
 
 
 def use_cpu_layers(encoder: nn.Module, *, spare_bytes: int) -> None:
-    """Replace an encoder's float32 layers with those of this file.
+    """Replace an encoder's float32 layers with those of this file, and join those that can be.
 
     Args:
         encoder: with weights in their final dtype.
