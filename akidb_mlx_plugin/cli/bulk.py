@@ -115,6 +115,8 @@ def bulk(
             _start_ray(address, workers, cpus, signals)
             signals.release()
             made = run_through_client(job) if (address or "").startswith("ray://") else job.run()
+            # An interrupt may be lost in a callback of Ray's.
+            signals.release()
         except BaseException:
             # Whatever error it caused in Ray.
             if signals.number is None:

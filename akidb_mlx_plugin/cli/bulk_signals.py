@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType, TracebackType
@@ -10,6 +12,7 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 _LOOK_S = 0.05
+_WEAK_REFERENCES = ("_weakrefset.py", "weakref.py")
 
 
 class StopSignals:
@@ -69,8 +72,24 @@ class StopSignals:
         for number in self._before:
             signal.signal(number, self._note)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.number is None:
-            self.number = number
-            if not self._held:
-                raise KeyboardInterrupt
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            return
+        if not self._held and _is_in_finalizer(frame):
+            again = threading.Timer(_LOOK_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        self.number = number
+        if not self._held:
+            raise KeyboardInterrupt
+
+
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    """Return whether a frame belongs to a finalizer, in which Python reports an exception and goes on."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or code.co_filename.endswith(_WEAK_REFERENCES):
+            return True
+        frame = frame.f_back
+    return False

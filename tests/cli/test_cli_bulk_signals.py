@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+import weakref
 
 import pytest
 
@@ -47,6 +49,30 @@ def test_waits_for_a_call_that_installs_handlers_of_its_own(number: signal.Signa
         assert signals.number == number
         with pytest.raises(KeyboardInterrupt):
             signals.release()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["finalizer", "weak reference"])
+def test_is_not_lost_in_a_finalizer(way: str, recwarn: pytest.WarningsRecorder) -> None:
+    """Python ignores what is raised there."""
+
+    class Thing:
+        def __del__(self) -> None:
+            if way == "finalizer":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def forget() -> None:
+        things.clear()
+        time.sleep(30)
+
+    things = [Thing()]
+    weakref.finalize(things[0], lambda: way == "weak reference" and os.kill(os.getpid(), signal.SIGTERM))
+    with StopSignals() as signals:
+        signals.release()
+        with pytest.raises(KeyboardInterrupt):
+            forget()
+        assert signals.number == signal.SIGTERM
+    assert not recwarn.list
 
 
 def test_what_a_call_raises_is_raised() -> None:
