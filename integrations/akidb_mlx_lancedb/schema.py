@@ -228,7 +228,9 @@ def _reject_blobs(label: str, arrow: pa.Schema) -> None:
     """Reject columns that LanceDB reads as descriptions of their contents, which cannot be written back."""
     for field in arrow:
         metadata = field.metadata or {}
-        if metadata.get(b"ARROW:extension:name") == b"lance.blob.v2" or b"lance-encoding:blob" in metadata:
+        # Where Lance's own package is imported, the type is known by its name, and the metadata are gone.
+        names = (metadata.get(b"ARROW:extension:name", b"").decode(), getattr(field.type, "extension_name", ""))
+        if "lance.blob.v2" in names or b"lance-encoding:blob" in metadata:
             raise InvalidInputError(
                 f"column {field.name!r} of {label} holds blobs, which only LanceDB's own table.add writes and "
                 "table.fetch_blobs reads; use that, or a column of pa.large_binary()"

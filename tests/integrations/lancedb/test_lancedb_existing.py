@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from akidb_mlx_lancedb import MLXEmbeddings, aupsert, create_table, open_table, reembed, upsert, validate_table
+from akidb_mlx_lancedb.schema import _reject_blobs
 from collection_helpers import EmbeddedByMock
 from lancedb.pydantic import LanceModel, Vector
 
@@ -310,6 +311,17 @@ class TestEveryColumn:
         )
         assert reembed(table, new, name="next").to_arrow()["score"][0].as_py() != 1.0
         assert mocked == ["w"]
+
+    def test_blobs_of_a_type_that_another_package_registered(self) -> None:
+        class Blob(pa.ExtensionType):
+            def __init__(self) -> None:
+                super().__init__(pa.struct([("data", pa.large_binary()), ("uri", pa.string())]), "lance.blob.v2")
+
+            def __arrow_ext_serialize__(self) -> bytes:
+                return b""
+
+        with pytest.raises(InvalidInputError, match="column 'film' of docs holds blobs"):
+            _reject_blobs("docs", pa.schema([("id", pa.string()), ("film", Blob())]))
 
     def test_blobs_are_refused_by_name(self, db: Any, mock: MLXEmbeddings, new: MLXEmbeddings) -> None:
         blob = pa.field("film", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
