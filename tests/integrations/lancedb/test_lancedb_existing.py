@@ -320,6 +320,10 @@ class TestEveryColumn:
             def __arrow_ext_serialize__(self) -> bytes:
                 return b""
 
+            @classmethod
+            def __arrow_ext_deserialize__(cls, *_: Any) -> pa.ExtensionType:
+                return cls()
+
         with pytest.raises(InvalidInputError, match="column 'film' of docs holds blobs"):
             _reject_blobs("docs", pa.schema([("id", pa.string()), ("film", Blob())]))
 
