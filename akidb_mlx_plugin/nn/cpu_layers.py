@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -22,12 +23,12 @@ _LEAST_WIDTH = 256
 _TRANSPOSED_ROWS = 64
 
 
-class Joining(nn.Module):
+class Joining(nn.Module, ABC):
     """A module that may join layers with the same input into one, for a CPU."""
 
+    @abstractmethod
     def join(self) -> None:
         """Join them, if their weights are float32."""
-        raise NotImplementedError
 
 
 class CPULinear(nn.Linear):

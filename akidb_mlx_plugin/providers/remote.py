@@ -112,9 +112,6 @@ class RemoteProvider(EmbeddingProvider):
 
     def begin(self, requests: Sequence[BatchEmbeddingRequest]) -> StartedBatch:
         """Send requests, so that the server has the next texts before it has answered for these."""
-        if self._embeds_here:
-            assert self._fallback is not None
-            return self._fallback.begin(requests)
         return self._send(requests)
 
     @property

@@ -279,8 +279,10 @@ class TestFallback:
                 far.embed_batch(["a"])
             shutil.rmtree(folder)
             shutil.copytree(OTHER, folder)
-            with pytest.raises(ServiceUnavailableError, match="is not the same model"):
-                far.embed_batch(["a"])
+            # The second is cut into slices, and comes while the server is not asked.
+            for texts in (["a"], ["a"] * 40):
+                with pytest.raises(ServiceUnavailableError, match="is not the same model"):
+                    far.embed_batch(texts)
 
     @pytest.mark.slow
     def test_a_server_found_later_must_have_the_weights_used_here(
