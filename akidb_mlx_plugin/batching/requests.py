@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -13,6 +14,11 @@ from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
 
 # How a request ends: vectors, an error, or None if its caller canceled it.
 Outcome = BatchEmbeddingResponse | Exception | None
+
+
+# Requests of more characters are large, however few texts they have: half of what a batch of slices takes, and half a
+# second of MiniLM on two cores.
+_LARGE_CHARACTERS = 8_192
 
 
 # The classes have no generated repr: it would put texts into logs.
@@ -48,6 +54,15 @@ class PendingRequest:
         """Number of texts not yet sent to the engine."""
         return len(self.request.inputs) - self.sent
 
+    @cached_property
+    def characters(self) -> int:
+        """Number of characters of all its texts."""
+        return sum(map(len, self.request.inputs))
+
+    def is_large(self, batch_size: int) -> bool:
+        """Return whether it is cut into slices: it has more texts than a batch, or would hold others up for long."""
+        return len(self.request.inputs) > batch_size or self.characters > _LARGE_CHARACTERS
+
     def enter(self, now: float) -> None:
         """Record that it enters the queue now."""
         self.submitted = now
@@ -67,7 +82,7 @@ class PendingRequest:
     def cut(self, characters: float, texts: int) -> RequestSlice:
         """Return the next slice: its longest texts within both limits, and at least one."""
         inputs = self.request.inputs
-        if not self.sent and len(inputs) <= texts and sum(map(len, inputs)) <= characters:
+        if not self.sent and len(inputs) <= texts and self.characters <= characters:
             return self.whole()
         self._sort()
         stop = self.sent
@@ -150,8 +165,8 @@ class RequestSlice:
     started: StartedBatch | None = None
 
     def is_of_large(self, batch_size: int) -> bool:
-        """Return whether its request had to be cut, or would have had to."""
-        return self.indexes is not None or len(self.request.inputs) > batch_size
+        """Return whether its request is a large one, even if this is all of it."""
+        return self.pending.is_large(batch_size)
 
     def keep(self, texts: int) -> None:
         """Give the texts after the first ones back to the request, which must not have been cut again since."""

@@ -1,8 +1,8 @@
 """Choose which requests the engine gets next, and form batches of them. No threads, no locks.
 
-Small requests are merged in order of arrival. Requests of more than `batch_size` texts are cut, longest texts first,
-and a batch has a slice of each of them, so that its texts are of similar length and pack well, and none has to wait for
-another. Such batches alternate with those of small requests. How many tokens a slice has only the engine knows: what is
+Small requests are merged in order of arrival. Requests of more than `batch_size` texts, or of long ones, are cut,
+longest texts first, and a batch has a slice of each of them, so that its texts are of similar length and pack well, and
+none has to wait for another. Such batches alternate with those of small requests. How many tokens a slice has only the engine knows: what is
 above a forward pass comes back by `shorten`.
 """
 
@@ -158,11 +158,12 @@ class Scheduler:
 
     def _merge_small(self) -> list[RequestSlice]:
         slices: list[RequestSlice] = []
-        backlog, room = self._small, self._batch_size
-        while backlog.requests and backlog.requests[0].waiting <= room:
-            part = backlog.requests.popleft().whole()
-            room -= len(part.request.inputs)
-            slices.append(part)
+        backlog, room, characters = self._small, self._batch_size, SLICE_CHARACTERS
+        while backlog.requests and (first := backlog.requests[0]).waiting <= room and first.characters <= characters:
+            backlog.requests.popleft()
+            room -= first.waiting
+            characters -= first.characters
+            slices.append(first.whole())
         backlog.texts -= self._batch_size - room
         return slices
 
@@ -189,7 +190,7 @@ class Scheduler:
         return slices
 
     def _backlog_of(self, pending: PendingRequest) -> _Backlog:
-        return self._large if len(pending.request.inputs) > self._batch_size else self._small
+        return self._large if pending.is_large(self._batch_size) else self._small
 
     def _fits(self, backlog: _Backlog, pending: PendingRequest) -> bool:
         """Return whether a request fits; one larger than the limit fits if no other one waits."""

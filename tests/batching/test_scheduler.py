@@ -78,6 +78,22 @@ def test_a_small_request_before_a_large_one_changes_nothing() -> None:
     assert sizes(scheduler.next_batch(0)) == [SLICE_TEXTS]
 
 
+@pytest.mark.parametrize(("texts", "length"), [(3, SLICE_CHARACTERS // 5), (1, 10_000)])
+def test_a_request_of_few_long_texts_is_a_large_one(texts: int, length: int) -> None:
+    scheduler = scheduler_with(pending(2 * SLICE_TEXTS))
+    slices = scheduler.next_batch(0.0)
+    enter(scheduler, pending(texts, length=length), at=0.5)
+    end(scheduler, slices, seconds=5.12)
+    # It does not shorten the slices of others, as small requests do, but shares a batch with them.
+    assert sizes(next_slices(scheduler, 5.12)) == [SLICE_TEXTS // 2, texts]
+
+
+def test_small_requests_are_merged_up_to_a_batch_of_characters() -> None:
+    scheduler = scheduler_with(*(pending(1, length=SLICE_CHARACTERS // 3) for _ in range(4)))
+    assert sizes(scheduler.next_batch(0.0)) == [1, 1, 1]
+    assert sizes(scheduler.next_batch(0.0)) == [1]
+
+
 def test_removing_frees_what_waits() -> None:
     requests = [pending(3), pending(600), pending(4)]
     scheduler = scheduler_with(*requests)
