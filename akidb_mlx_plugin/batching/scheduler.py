@@ -2,8 +2,8 @@
 
 Small requests are merged in order of arrival. Requests of more than `batch_size` texts, or of long ones, are cut,
 longest texts first, and a batch has a slice of each of them, so that its texts are of similar length and pack well, and
-none has to wait for another. Such batches alternate with those of small requests. How many tokens a slice has only the engine knows: what is
-above a forward pass comes back by `shorten`.
+none has to wait for another. Such batches alternate with those of small requests. How many tokens a slice has only the
+engine knows: what is above a forward pass comes back by `shorten`.
 """
 
 from __future__ import annotations
