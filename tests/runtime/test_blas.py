@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import struct
 import subprocess
 import sys
@@ -94,6 +95,32 @@ def test_its_number_of_threads_can_be_set() -> None:
         environment=ENVIRONMENT | {"MKL_DYNAMIC": "FALSE"},
     )
     assert printed == "1\n2\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one core, one thread")
+@pytest.mark.parametrize(("exponent", "spins"), [("", False), ("30", True)])
+def test_its_threads_sleep_after_a_product_unless_the_user_says_otherwise(exponent: str, spins: bool) -> None:
+    printed = run_python(
+        f"""
+        import os, time
+        import numpy as np
+        if {exponent!r}:
+            os.environ["OPENBLAS_THREAD_TIMEOUT"] = {exponent!r}
+        before = dict(os.environ)
+        from akidb_mlx_plugin.runtime import blas
+        blas.load_blas()
+        assert dict(os.environ) == before
+        blas.set_blas_threads(2)
+        a = np.ones((512, 512), dtype=np.float32)
+        blas._in_use._multiply(a, a)
+        begun = time.process_time()
+        time.sleep(0.3)
+        print(time.process_time() - begun)
+        """,
+        environment=ENVIRONMENT,
+    )
+    assert (float(printed) > 0.05) == spins
 
 
 @pytest.mark.slow
