@@ -40,9 +40,9 @@ _SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblaso.so.0", "libopenblasp.so.0
 _PREFIXES = ("scipy_", "")
 _PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _THREAD_SETTERS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_num_threads")
-# OpenBLAS's threads wait for their next product by spinning, for 2^26 clock ticks unless this variable says otherwise:
-# for some 20 ms after each product they take a core each from whatever else computes. With 2^16 they sleep between
-# products; a pass with several threads took as long, and a fifth less processor time (ten short texts, MiniLM, 2 cores).
+# OpenBLAS's threads spin while they wait for their next product, for 2^26 clock ticks unless this variable says
+# otherwise: for some 20 ms they take a core each from whatever else computes. With 2^16 they sleep between products:
+# ten short texts of MiniLM on two cores took as long, and a fifth less processor time.
 _SPIN_VARIABLE, _SPIN_EXPONENT = "OPENBLAS_THREAD_TIMEOUT", "16"
 # Processors, by OpenBLAS's names, for which it has kernels that multiply small matrices in place.
 _SMALL_KERNEL_CORES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
@@ -276,7 +276,7 @@ def _choose(libraries: list[_Library]) -> tuple[_Library, Blas]:
 
 @contextmanager
 def _short_spin() -> Iterator[None]:
-    """Let the threads of an OpenBLAS that is loaded meanwhile sleep soon, unless the user has set how long they spin."""
+    """Let the threads of an OpenBLAS that is loaded meanwhile sleep soon, unless the user has set how long to spin."""
     if _SPIN_VARIABLE in os.environ:
         yield
         return
