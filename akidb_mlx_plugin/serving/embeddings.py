@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -22,6 +22,9 @@ _Body = TypeVar("_Body", bound=BaseModel)
 # Beyond these, work that would hold up the other clients on the event loop goes to a thread.
 _LARGE_BODY_BYTES = 1 << 18
 _LARGE_ANSWER_VALUES = 1 << 16
+# For this long nobody looks whether the client is still there: most queries are answered sooner, and the thread that
+# computes one would have to wait for the event loop.
+_UNWATCHED_S = 0.05
 # A body that is too large is read to its end, or its sender would see a broken connection in place of the answer; but
 # not for ever.
 _MOST_DISCARDED = 10
@@ -89,10 +92,10 @@ async def answer_embeddings(request: Request, models: ServedModels, limit: int) 
         raise to_problem(error, "input") from error
     encode = _encode_base64 if body.encoding_format == "base64" else _encode_numbers
     if response.embeddings.size > _LARGE_ANSWER_VALUES:
-        text = await asyncio.to_thread(_to_json, response, model, encode)
+        content = await asyncio.to_thread(_write_answer, response, model, encode)
     else:
-        text = _to_json(response, model, encode)
-    return Response(text, media_type="application/json")
+        content = _write_answer(response, model, encode)
+    return Response(content, media_type="application/json")
 
 
 async def wait_or_withdraw(request: Request, answer: asyncio.Future[_Answer]) -> _Answer:
@@ -101,16 +104,24 @@ async def wait_or_withdraw(request: Request, answer: asyncio.Future[_Answer]) ->
     Raises:
         ClientGoneError: it did.
     """
+    try:
+        await asyncio.wait({answer}, timeout=_UNWATCHED_S)
+        if not answer.done():
+            await _wait_unless_gone(request, answer)
+        return answer.result()
+    finally:
+        answer.cancel()
+
+
+async def _wait_unless_gone(request: Request, answer: asyncio.Future[_Answer]) -> None:
     gone = asyncio.ensure_future(_wait_until_gone(request))
     try:
         waiting: set[asyncio.Future[Any]] = {answer, gone}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise ClientGoneError
-        return answer.result()
     finally:
         gone.cancel()
-        answer.cancel()
 
 
 async def _wait_until_gone(request: Request) -> None:
@@ -136,7 +147,7 @@ async def _check_settings(model: ServedModel, body: EmbeddingsBody) -> None:
             raise to_problem(error, "task") from error
 
 
-def _to_json(response: BatchEmbeddingResponse, model: ServedModel, encode: Any) -> str:
+def _write_answer(response: BatchEmbeddingResponse, model: ServedModel, encode: Any) -> bytes:
     usage = response.usage
     content = {
         "object": "list",
@@ -152,7 +163,8 @@ def _to_json(response: BatchEmbeddingResponse, model: ServedModel, encode: Any) 
             "truncated": usage.truncated,
         },
     }
-    return json.dumps(content, separators=(",", ":"))
+    # Ten times as fast as the standard library's for numbers.
+    return to_json(content)
 
 
 def _encode_base64(vectors: Vector) -> list[str]:
