@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
+from itertools import cycle
 from pathlib import Path
 
 import mlx.core as mx
@@ -43,18 +44,27 @@ def find_layers(embedder: Embedder) -> list[CPULinear]:
     return layers
 
 
-def time_products(layers: list[CPULinear], tokens: int) -> float:
-    """Return the seconds that the products of all layers take, the median over some passes; on a worker's thread."""
-    inputs = {width: mx.random.normal((tokens, width)) for width in {layer.weight.shape[1] for layer in layers}}
-    mx.eval(inputs)
-    seconds = []
-    until = time.perf_counter() + _SECONDS
+def median_seconds(work: Callable[[], object], seconds: float = _SECONDS) -> float:
+    """Return the median time of a piece of work that is repeated for so many seconds."""
+    times = []
+    until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def time_products(layers: list[CPULinear], tokens: int) -> float:
+    """Return the seconds that the products of all layers take; on a worker's thread."""
+    inputs = {width: mx.random.normal((tokens, width)) for width in {layer.weight.shape[1] for layer in layers}}
+    mx.eval(inputs)
+
+    def multiply() -> None:
         for layer in layers:
             mx.eval(inputs[layer.weight.shape[1]] @ layer.weight.T)
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
+
+    return median_seconds(multiply)
 
 
 def on_workers(pool: WorkerPool, count: int, work: Callable[[], float]) -> list[float]:
@@ -68,37 +78,19 @@ def on_workers(pool: WorkerPool, count: int, work: Callable[[], float]) -> list[
 def time_read(layers: list[CPULinear]) -> float:
     """Return the seconds that reading all weights once takes; on a worker's thread."""
     weights = [np.array(layer.weight, copy=False) for layer in layers]
-    seconds = []
-    for _ in range(20):
-        begun = time.perf_counter()
-        for weight in weights:
-            weight.sum()
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
+    return median_seconds(lambda: [weight.sum() for weight in weights])
 
 
 def best_rate(embedder: Embedder, texts: list[str]) -> float:
     """Return the tokens per second of documents, the median of some calls."""
-    embedder.embed(texts)
-    rates = []
-    until = time.perf_counter() + 3 * _SECONDS
-    while time.perf_counter() < until:
-        begun = time.perf_counter()
-        tokens = embedder.embed(texts).usage.total_tokens
-        rates.append(tokens / (time.perf_counter() - begun))
-    return statistics.median(rates)
+    tokens = embedder.embed(texts).usage.total_tokens
+    return tokens / median_seconds(lambda: embedder.embed(texts), 3 * _SECONDS)
 
 
 def query_ms(embedder: Embedder, questions: list[str]) -> float:
     """Return the median latency of questions of about `_QUERY_TOKENS` tokens."""
-    latencies = []
-    until = time.perf_counter() + _SECONDS
-    while time.perf_counter() < until:
-        for question in questions:
-            begun = time.perf_counter()
-            embedder.embed([question])
-            latencies.append((time.perf_counter() - begun) * 1e3)
-    return statistics.median(latencies)
+    following = cycle(questions)
+    return median_seconds(lambda: embedder.embed([next(following)])) * 1e3
 
 
 _BY_TORCH = """
