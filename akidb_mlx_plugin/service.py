@@ -172,16 +172,20 @@ class EmbeddingService(TextEncoder):
         task: str | None = None,
         overflow: Overflow | None = None,
         deadline_ms: float | None = None,
+        bulk: bool = False,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue one text or several and return at once. Arguments and errors are those of `embed_batch`.
 
+        Args:
+            bulk: whether these are part of larger work, so that searches go ahead of them as they go ahead of requests
+                of many texts.
         Returns:
             A future of the response, with one row per text. Canceling it withdraws the request, even while the model
             is working on it. Its callbacks run on the service's own thread and should be quick.
         """
         texts = [text] if isinstance(text, str) else text
         request = _make_request(texts, kind, normalize, dimension, prompt, task, overflow)
-        return self._queue.submit(request, deadline_ms=deadline_ms)
+        return self._queue.submit(request, deadline_ms=deadline_ms, bulk=bulk)
 
     def submit_when_room(
         self,
@@ -194,6 +198,7 @@ class EmbeddingService(TextEncoder):
         task: str | None = None,
         overflow: Overflow | None = None,
         deadline_ms: float | None = None,
+        bulk: bool = False,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue texts like `submit`, but wait in line for room in a full queue instead of being rejected.
 
@@ -202,7 +207,7 @@ class EmbeddingService(TextEncoder):
         """
         texts = [text] if isinstance(text, str) else text
         request = _make_request(texts, kind, normalize, dimension, prompt, task, overflow)
-        return self._queue.submit(request, deadline_ms=deadline_ms, wait_for_room=True)
+        return self._queue.submit(request, deadline_ms=deadline_ms, wait_for_room=True, bulk=bulk)
 
     async def aembed_batch(
         self,

@@ -109,7 +109,12 @@ class BatchQueue:
         return self._closing
 
     def submit(
-        self, request: BatchEmbeddingRequest, *, deadline_ms: float | None = None, wait_for_room: bool = False
+        self,
+        request: BatchEmbeddingRequest,
+        *,
+        deadline_ms: float | None = None,
+        wait_for_room: bool = False,
+        bulk: bool = False,
     ) -> Future[BatchEmbeddingResponse]:
         """Queue a request and return at once.
 
@@ -121,6 +126,7 @@ class BatchQueue:
             deadline_ms: time until the caller gets `ServiceUnavailableError`, counted from when the request enters the
                 queue. Defaults to the queue's.
             wait_for_room: wait in line for room in a full queue instead of being rejected.
+            bulk: treat it as a large request, whatever its size.
         Raises:
             InvalidInputError: it cannot be answered, or the deadline is not above 0.
             ServiceUnavailableError: full, closed, or forked.
@@ -129,7 +135,7 @@ class BatchQueue:
         submitted = self._clock.now()
         allowed_s = self._time_allowed_s(request, deadline_ms)
         try:
-            pending = PendingRequest(self._prepare(request), submitted, allowed_s)
+            pending = PendingRequest(self._prepare(request), submitted, allowed_s, bulk=bulk)
             self._enqueue(pending, wait_for_room)
         except EmbeddingError as error:
             self._observer.request_ended(request, self._clock.now() - submitted, error)

@@ -30,6 +30,7 @@ class PendingRequest:
         request: what to embed.
         submitted: when it entered the queue, after any wait for room, in seconds of the queue's clock.
         allowed_s: how long it may take from then on.
+        bulk: whether it is large whatever its size.
         expires: when its caller stops waiting; infinite while it waits for room.
         future: where the caller waits.
         started: when its first text was sent to the engine.
@@ -39,6 +40,7 @@ class PendingRequest:
     request: BatchEmbeddingRequest
     submitted: float
     allowed_s: float = math.inf
+    bulk: bool = False
     expires: float = math.inf
     future: Future[BatchEmbeddingResponse] = field(default_factory=Future)
     started: float | None = None
@@ -61,7 +63,7 @@ class PendingRequest:
 
     def is_large(self, batch_size: int) -> bool:
         """Return whether it is cut into slices: it has more texts than a batch, or would hold others up for long."""
-        return len(self.request.inputs) > batch_size or self.characters > _LARGE_CHARACTERS
+        return self.bulk or len(self.request.inputs) > batch_size or self.characters > _LARGE_CHARACTERS
 
     def enter(self, now: float) -> None:
         """Record that it enters the queue now."""

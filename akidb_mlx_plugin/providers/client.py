@@ -15,11 +15,13 @@ from urllib.parse import quote, urlencode
 import numpy as np
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
-from akidb_mlx_plugin.providers.connections import Answer, ConnectionFailedError, Connections
+from akidb_mlx_plugin.providers.connections import NO_HEADERS, Answer, ConnectionFailedError, Connections
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, Usage, Vector
 
 # Statuses of a server that is busy or restarting, or of a proxy in front of it.
 _TRANSIENT = (429, 502, 503, 504)
+# RFC 9218: less urgent than usual, which is 3.
+_BULK = {"Priority": "u=5"}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 # Time limit of a probe.
 _PROBE_S = 2.0
@@ -77,9 +79,15 @@ class ServerClient:
                 f"{self._url} was not started by akidb-mlx serve: it does not describe its models' vectors"
             ) from error
 
-    def embed(self, model: str, request: BatchEmbeddingRequest) -> tuple[BatchEmbeddingResponse, str]:
+    def embed(
+        self, model: str, request: BatchEmbeddingRequest, *, bulk: bool = False
+    ) -> tuple[BatchEmbeddingResponse, str]:
         """Embed a request, and return the fingerprint of the server's model, too.
 
+        Args:
+            model: a name that the server knows.
+            request: what to embed.
+            bulk: whether it may come after other clients' small requests.
         Raises:
             InvalidInputError: the server refused the request or the token.
             ModelNotFoundError: it has no such model.
@@ -94,7 +102,7 @@ class ServerClient:
             # A server that does not know it yet refuses it; the other value is what such a server does.
             body["overflow"] = "error"
         try:
-            content = self._call("POST", "/v1/embeddings", json.dumps(body).encode())
+            content = self._call("POST", "/v1/embeddings", json.dumps(body).encode(), _BULK if bulk else NO_HEADERS)
         except InvalidInputError as error:
             # The server counts from the first text that it was sent.
             own = re.sub(r"\btext (\d+) has", lambda found: f"text {request.position(int(found[1]))} has", str(error))
@@ -108,14 +116,16 @@ class ServerClient:
         usage = Usage(tokens, (time.perf_counter() - begun) * 1e3, truncated)
         return BatchEmbeddingResponse(vectors, model, usage), fingerprint
 
-    def _call(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+    def _call(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> dict[str, Any]:
         """Return the JSON of a successful answer, after as many tries as time allows."""
         begun = time.monotonic()
         pause_s = _FIRST_PAUSE_S
         while True:
             left_s = self._timeout_s - (time.monotonic() - begun)
             try:
-                answer = self._connections.call(method, path, body, left_s)
+                answer = self._connections.call(method, path, body, left_s, headers)
             except ConnectionFailedError as error:
                 failure, limit_s, asked_s = str(error), self._reconnect_s, None
             else:

@@ -10,12 +10,16 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 # The server lets go of idle connections after 75 s.
 _LONGEST_IDLE_S = 60.0
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class ConnectionFailedError(Exception):
@@ -56,8 +60,10 @@ class Connections:
         self._idle: list[tuple[_Connection, float]] = []
         self._pid = os.getpid()
 
-    def call(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Answer:
-        """Send a request and return the answer.
+    def call(
+        self, method: str, path: str, body: bytes | None, timeout_s: float, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Answer:
+        """Send a request, with headers beside those of every request, and return the answer.
 
         Raises:
             ConnectionFailedError: there is none.
@@ -65,7 +71,7 @@ class Connections:
         until = time.monotonic() + timeout_s
         while (connection := self._take()) is not None:
             try:
-                return self._exchange(connection, method, path, body, until)
+                return self._exchange(connection, method, path, body, until, headers)
             except (ConnectionResetError, BrokenPipeError, http.client.BadStatusLine):
                 # The server had closed it while it was idle: another one may do.
                 connection.close()
@@ -74,7 +80,7 @@ class Connections:
                 raise ConnectionFailedError(_explain(error)) from error
         connection = self._open()
         try:
-            return self._exchange(connection, method, path, body, until)
+            return self._exchange(connection, method, path, body, until, headers)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise ConnectionFailedError(_explain(error)) from error
@@ -86,11 +92,19 @@ class Connections:
         for connection, _ in idle:
             connection.close()
 
-    def _exchange(self, connection: _Connection, method: str, path: str, body: bytes | None, until: float) -> Answer:
+    def _exchange(
+        self,
+        connection: _Connection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        until: float,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Answer:
         connection.timeout = max(until - time.monotonic(), 0.001)
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)
-        connection.request(method, self._prefix + path, body, self._headers)
+        connection.request(method, self._prefix + path, body, {**self._headers, **headers})
         connection.flush()
         response = connection.getresponse()
         content = response.read()

@@ -108,11 +108,11 @@ class RemoteProvider(EmbeddingProvider):
         """
         if len(requests) == 1:
             return [self._embed(with_defaults(requests[0], self._config))]
-        return self._send(requests).result()
+        return self._send(requests, bulk=False).result()
 
     def begin(self, requests: Sequence[BatchEmbeddingRequest]) -> StartedBatch:
         """Send requests, so that the server has the next texts before it has answered for these."""
-        return self._send(requests)
+        return self._send(requests, bulk=True)
 
     @property
     def concurrency(self) -> int:
@@ -176,16 +176,16 @@ class RemoteProvider(EmbeddingProvider):
         """Whether the server did not answer a moment ago, and this process computes by itself."""
         return self._fallback is not None and time.monotonic() < self._asked_again_at
 
-    def _send(self, requests: Sequence[BatchEmbeddingRequest]) -> _Sent:
+    def _send(self, requests: Sequence[BatchEmbeddingRequest], *, bulk: bool) -> _Sent:
         completed = [with_defaults(request, self._config) for request in requests]
-        return _Sent([self._threads.submit(self._embed, request) for request in completed], completed)
+        return _Sent([self._threads.submit(self._embed, request, bulk) for request in completed], completed)
 
-    def _embed(self, request: BatchEmbeddingRequest) -> BatchEmbeddingResponse:
+    def _embed(self, request: BatchEmbeddingRequest, bulk: bool = False) -> BatchEmbeddingResponse:
         if self._embeds_here:
             return self._embed_here(request)
         try:
             info = self._learn()
-            response, served = self._client.embed(self._config.model, request)
+            response, served = self._client.embed(self._config.model, request, bulk=bulk)
         except ServiceUnavailableError as error:
             if self._fallback is None:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -22,6 +23,8 @@ _Body = TypeVar("_Body", bound=BaseModel)
 # Beyond these, work that would hold up the other clients on the event loop goes to a thread.
 _LARGE_BODY_BYTES = 1 << 18
 _LARGE_ANSWER_VALUES = 1 << 16
+# In the header Priority (RFC 9218); 0 is the most urgent.
+_URGENCY, _USUAL_URGENCY = re.compile(r"(?:^|,)\s*u=([0-7])\s*(?:$|[,;])"), 3
 # For this long nobody looks whether the client is still there: most queries are answered sooner, and the thread that
 # computes one would have to wait for the event loop.
 _UNWATCHED_S = 0.05
@@ -86,6 +89,7 @@ async def answer_embeddings(request: Request, models: ServedModels, limit: int) 
             prompt=body.prompt,
             task=body.task,
             overflow=body.overflow,
+            bulk=_is_bulk(request),
         )
         response = await wait_or_withdraw(request, asyncio.wrap_future(future))
     except EmbeddingError as error:
@@ -96,6 +100,12 @@ async def answer_embeddings(request: Request, models: ServedModels, limit: int) 
     else:
         content = _write_answer(response, model, encode)
     return Response(content, media_type="application/json")
+
+
+def _is_bulk(request: Request) -> bool:
+    """Return whether a request's priority, as RFC 9218 defines it, is lower than usual."""
+    urgency = _URGENCY.search(request.headers.get("priority", ""))
+    return urgency is not None and int(urgency[1]) > _USUAL_URGENCY
 
 
 async def wait_or_withdraw(request: Request, answer: asyncio.Future[_Answer]) -> _Answer:

@@ -220,7 +220,7 @@ class Upsert:
         texts = [batch.documents[index].text or "" for index in batch.missing]
         service = self._store.service
         # A bulk load can wait for room in the queue; a search could not.
-        return service.submit_when_room(texts) if texts and service is not None else None
+        return service.submit_when_room(texts, bulk=True) if texts and service is not None else None
 
     def _collect(self, batch: _Batch) -> Vector:
         """Wait for the vectors of the batch being embedded; return them with those that were given."""

@@ -88,6 +88,14 @@ def test_a_request_of_few_long_texts_is_a_large_one(texts: int, length: int) -> 
     assert sizes(next_slices(scheduler, 5.12)) == [SLICE_TEXTS // 2, texts]
 
 
+def test_bulk_work_is_large_whatever_its_size() -> None:
+    bulk = [PendingRequest(request("x"), 0.0, bulk=True) for _ in range(2)]
+    small = pending(1)
+    scheduler = scheduler_with(*bulk, small)
+    assert [part.pending for part in next_slices(scheduler)] == [small]
+    assert [part.pending for part in next_slices(scheduler)] == bulk
+
+
 def test_small_requests_are_merged_up_to_a_batch_of_characters() -> None:
     scheduler = scheduler_with(*(pending(1, length=SLICE_CHARACTERS // 3) for _ in range(4)))
     assert sizes(scheduler.next_batch(0.0)) == [1, 1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,26 @@ def test_one_that_is_refused_fails_alone(engine: GatedEngine) -> None:
         np.testing.assert_array_equal(answers[0].result(PATIENCE_S).embeddings, hash_texts(good, 8))
         with pytest.raises(InvalidInputError, match="wrong"):
             answers[1].result(PATIENCE_S)
+
+
+@pytest.mark.slow
+def test_bulk_clients_do_not_cut_each_others_slices_short(engine: GatedEngine) -> None:
+    def compute(requests: Any) -> None:
+        time.sleep(characters_of(requests) / 80_000)
+
+    def characters_of(requests: Any) -> int:
+        return sum(len(text) for request in requests for text in request.inputs)
+
+    # Their first slices have a few long texts, their last ones many short texts.
+    texts = [f"text {i} ".ljust(100 * (i + 1), "x") for i in range(30)]
+    with serving(mock_config()) as server, ExitStack() as stack:
+        clients = [stack.enter_context(client(server.url)) for _ in range(4)]
+        for far in clients:
+            far.embed_batch(["a"])
+        engine.batches.clear()
+        engine.before_each = compute
+        for answer in [far.submit(texts) for far in clients]:
+            np.testing.assert_array_equal(answer.result(PATIENCE_S).embeddings, hash_texts(texts, 8))
+        total = sum(map(characters_of, engine.batches))
+        assert total == 4 * sum(map(len, texts))
+        assert total / len(engine.batches) > 8_000

@@ -205,7 +205,7 @@ class TestQueue:
     @pytest.fixture
     def held(self, engine: GatedEngine) -> Iterator[LocalServer]:
         """A server whose model is busy with a text, with room for two more."""
-        with serving(mock_config(queue_size=2)) as server, ThreadPoolExecutor(4) as threads:
+        with serving(mock_config(queue_size=2)) as server, ThreadPoolExecutor(5) as threads:
             wait_until(lambda: server.get("/ready")[0] == 200, "the model is loaded")
             engine.wait_for_batch()
             engine.hold()
@@ -226,6 +226,17 @@ class TestQueue:
         assert (status, answer["error"]["type"], headers["Retry-After"]) == (429, "rate_limit_error", "1")
         engine.release()
         assert (self.first.result()[0], second.result()[0]) == (200, 200)
+
+    def test_less_urgent_requests_share_no_batch_with_the_others(self, held: LocalServer, engine: GatedEngine) -> None:
+        priorities = {"a": "u=5", "b": "u=8", "c": "i, u=4;x", "d": ""}
+        answers = []
+        for waiting, (text, priority) in enumerate(priorities.items(), 1):
+            headers = {"Priority": priority} if priority else {}
+            answers.append(self.threads.submit(held.post, MOCK | {"input": text}, headers))
+            wait_until(lambda wanted=waiting: self.waiting(held) == wanted, "it waits")
+        engine.release()
+        assert [answer.result()[0] for answer in answers] == [200] * 4
+        assert sorted(engine.texts[2:]) == [["a", "c"], ["b", "d"]]
 
     def test_a_client_that_hangs_up_withdraws_its_request(self, held: LocalServer, engine: GatedEngine) -> None:
         body = json.dumps(MOCK | {"input": ["b", "c"]}).encode()
