@@ -99,7 +99,7 @@ class Connections:
         path: str,
         body: bytes | None,
         until: float,
-        headers: Mapping[str, str] = NO_HEADERS,
+        headers: Mapping[str, str],
     ) -> Answer:
         connection.timeout = max(until - time.monotonic(), 0.001)
         if connection.sock is not None:

@@ -251,7 +251,7 @@ def test_idle_connections_are_closed(server: LocalServer, monkeypatch: pytest.Mo
     connections = Connections(server.url, None)
     first, second = connections._open(), connections._open()
     for connection in (first, second):
-        connections._exchange(connection, "GET", "/health", None, time.monotonic() + PATIENCE_S)
+        connections._exchange(connection, "GET", "/health", None, time.monotonic() + PATIENCE_S, {})
     assert first.sock is not None
     monkeypatch.setattr("akidb_mlx_plugin.providers.connections._LONGEST_IDLE_S", 0.0)
     assert connections.call("GET", "/health", None, PATIENCE_S).status == 200
