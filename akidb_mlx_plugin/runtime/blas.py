@@ -40,10 +40,10 @@ _SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblaso.so.0", "libopenblasp.so.0
 _PREFIXES = ("scipy_", "")
 _PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _THREAD_SETTERS = ("openblas_set_num_threads", "MKL_Set_Num_Threads", "bli_thread_set_num_threads")
-# OpenBLAS's threads spin while they wait for their next product, for 2^26 clock ticks unless this variable says
-# otherwise: for some 20 ms they take a core each from whatever else computes. With 2^16 they sleep between products:
-# ten short texts of MiniLM on two cores took as long, and a fifth less processor time.
-_SPIN_VARIABLE, _SPIN_EXPONENT = "OPENBLAS_THREAD_TIMEOUT", "16"
+# Threads spin while they wait for their next product, and take a core each from whatever else computes: OpenBLAS's for
+# 2^26 clock ticks, some 20 ms, MKL's for 200 ms, unless these variables say otherwise. With 2^16 ticks ten short texts
+# of MiniLM on two cores took as long, and a fifth less processor time. MKL's is in milliseconds.
+_SPIN_LIMITS = {"OPENBLAS_THREAD_TIMEOUT": "16", "KMP_BLOCKTIME": "1"}
 # Processors, by OpenBLAS's names, for which it has kernels that multiply small matrices in place.
 _SMALL_KERNEL_CORES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 _ROW_MAJOR, _NO_TRANSPOSE = 101, 111
@@ -276,15 +276,14 @@ def _choose(libraries: list[_Library]) -> tuple[_Library, Blas]:
 
 @contextmanager
 def _short_spin() -> Iterator[None]:
-    """Let the threads of an OpenBLAS that is loaded meanwhile sleep soon, unless the user has set how long to spin."""
-    if _SPIN_VARIABLE in os.environ:
-        yield
-        return
-    os.environ[_SPIN_VARIABLE] = _SPIN_EXPONENT
+    """Let the threads of libraries that are loaded meanwhile sleep soon, unless the user has set how long they spin."""
+    limits = {name: limit for name, limit in _SPIN_LIMITS.items() if name not in os.environ}
+    os.environ.update(limits)
     try:
         yield
     finally:
-        os.environ.pop(_SPIN_VARIABLE, None)
+        for name in limits:
+            os.environ.pop(name, None)
 
 
 def _open_candidates() -> list[_Library]:

@@ -99,14 +99,18 @@ def test_its_number_of_threads_can_be_set() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core, one thread")
-@pytest.mark.parametrize(("exponent", "spins"), [("", False), ("30", True)])
-def test_its_threads_sleep_after_a_product_unless_the_user_says_otherwise(exponent: str, spins: bool) -> None:
+@pytest.mark.parametrize("library", ["openblas", "mkl"])
+@pytest.mark.parametrize("spins", [False, True])
+def test_its_threads_sleep_after_a_product_unless_the_user_says_otherwise(library: str, spins: bool) -> None:
+    path = next((path for path, name in blas._candidates() if name == library), None)
+    if path is None:
+        pytest.skip(f"{library} is not installed")
     printed = run_python(
         f"""
         import os, time
         import numpy as np
-        if {exponent!r}:
-            os.environ["OPENBLAS_THREAD_TIMEOUT"] = {exponent!r}
+        if {spins}:
+            os.environ |= {{"OPENBLAS_THREAD_TIMEOUT": "30", "KMP_BLOCKTIME": "1000"}}
         before = dict(os.environ)
         from akidb_mlx_plugin.runtime import blas
         blas.load_blas()
@@ -118,7 +122,7 @@ def test_its_threads_sleep_after_a_product_unless_the_user_says_otherwise(expone
         time.sleep(0.3)
         print(time.process_time() - begun)
         """,
-        environment=ENVIRONMENT,
+        environment={blas.LIBRARY_VARIABLE: path},
     )
     assert (float(printed) > 0.05) == spins
 
