@@ -30,7 +30,7 @@ def test_a_crowd_gets_what_one_batch_gives(minilm_dir: Path) -> None:
             sizes.append(sum(len(request.inputs) for request in requests))
             return embed_requests(requests)
 
-        service._queue._embed = note
+        service._queue._runner._embed = note
 
         def call(start: int) -> None:
             for i in (start, start + 32):

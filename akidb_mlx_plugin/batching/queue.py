@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 
 from akidb_mlx_plugin.batching.deadlines import Clock, DeadlineTimer
 from akidb_mlx_plugin.batching.lookahead import Begin, Lookahead
-from akidb_mlx_plugin.batching.observer import BatchStats, QueueObserver
+from akidb_mlx_plugin.batching.observer import QueueObserver
 from akidb_mlx_plugin.batching.outcomes import resolve_all
 from akidb_mlx_plugin.batching.requests import Outcome, PendingRequest, RequestSlice
+from akidb_mlx_plugin.batching.runner import BatchRunner, EmbedRequests
 from akidb_mlx_plugin.batching.scheduler import Scheduler
 from akidb_mlx_plugin.batching.workers import BatchWorkers
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, QueueFullError, ServiceUnavailableError
 from akidb_mlx_plugin.runtime.fork import ForkGuard
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse
-
-EmbedRequests = Callable[[Sequence[BatchEmbeddingRequest]], Sequence[BatchEmbeddingResponse]]
-
-logger = logging.getLogger(__name__)
 
 
 class BatchQueue:
@@ -68,7 +64,6 @@ class BatchQueue:
             observer: receives batches and requests.
             clock: replaces the system's clock in tests.
         """
-        self._embed = embed
         self._prepare = prepare or (lambda request: request)
         self._concurrency = concurrency
         self._batch_size = batch_size
@@ -84,8 +79,16 @@ class BatchQueue:
         self._lookahead = Lookahead(begin, self._scheduler, self._lock, self._clock, self._pending)
         self._timer = DeadlineTimer(self._lock, self._clock, self._expire)
         self._workers = BatchWorkers(self._changed, self._run_next, lambda: self._scheduler.waiting_texts > 0)
-        # When each running batch is overdue, by the thread that runs it.
-        self._running: dict[int, float] = {}
+        self._runner = BatchRunner(
+            embed,
+            self._lookahead,
+            self._scheduler,
+            self._lock,
+            self._clock,
+            self._observer,
+            deadline_s=self._deadline_s,
+            finish=lambda pending, outcome: self._resolve(self._take(pending), outcome),
+        )
         self._closing = False
 
     @property
@@ -170,7 +173,7 @@ class BatchQueue:
         self._raise_if_closed()
         with self._lock:
             death = self._workers.pop_death()
-            overdue_at = min(self._running.values(), default=math.inf)
+            overdue_at = self._runner.overdue_at
         if death is not None:
             raise ServiceUnavailableError(f"the embedding worker died of {death!r} and was replaced") from death
         if (overdue_s := self._clock.now() - overdue_at) >= 0:
@@ -216,7 +219,7 @@ class BatchQueue:
                     f"the queue is full: up to {self._max_texts} texts may wait, and there is no room for "
                     f"{pending.waiting} more; try again later, use submit_when_room, or raise service.queue_size"
                 )
-            self._workers.ensure_started(min(len(self._running) + 1, max(1, self._concurrency())))
+            self._workers.ensure_started(min(self._runner.count + 1, max(1, self._concurrency())))
             self._pending.add(pending)
             self._scheduler.add(pending)
             self._admit()
@@ -265,81 +268,31 @@ class BatchQueue:
                 if self._closing:
                     return False
                 self._clock.wait(self._changed, None)
-            self._running[threading.get_ident()] = math.inf
+            self._runner.begin()
             self._admit()
             if self._scheduler.waiting_texts:
                 self._changed.notify()
         try:
-            self._run(slices)
+            self._runner.run(slices)
         except BaseException as error:
             # This kills the worker.
-            lost = [*slices, *self._lookahead.drop()] if self._are_of_large(slices) else slices
+            lost = [*slices, *self._lookahead.drop()] if self._scheduler.are_of_large(slices) else slices
             unavailable = ServiceUnavailableError(f"the embedding worker died of {error!r} in this batch; try again")
             unavailable.__cause__ = error
             self._resolve(self._take({part.pending for part in lost}), unavailable)
             raise
         finally:
             with self._lock:
-                del self._running[threading.get_ident()]
-                if self._are_of_large(slices):
+                self._runner.end()
+                if self._scheduler.are_of_large(slices):
                     self._scheduler.allow_slices()
         return True
 
     def _next_batch(self) -> list[RequestSlice]:
         """Return what this thread may run now, if anything; the caller holds the lock."""
-        if self._running and len(self._running) >= self._concurrency():
+        if self._runner.count and self._runner.count >= self._concurrency():
             return []
         return self._scheduler.next_batch(self._clock.now())
-
-    def _are_of_large(self, slices: list[RequestSlice]) -> bool:
-        return slices[0].is_of_large(self._batch_size)
-
-    def _run(self, slices: list[RequestSlice]) -> None:
-        started = self._clock.now()
-        # A slice gets the time of a batch, however long its request may take.
-        overdue_at = min(max(part.pending.expires for part in slices), started + self._deadline_s)
-        self._running[threading.get_ident()] = overdue_at
-        waits_s = tuple(part.pending.start(started) for part in slices if part.pending.started is None)
-        error: Exception | None = None
-        try:
-            responses = self._compute(slices)
-            if len(responses) != len(slices):
-                raise EmbeddingError(f"{len(responses)} responses came back for {len(slices)} requests")
-        except Exception as caught:
-            error = caught
-        run_s = self._clock.now() - started
-        self._running[threading.get_ident()] = math.inf
-        if self._are_of_large(slices):
-            with self._lock:
-                self._scheduler.note_speed(slices, run_s)
-        self._observer.batch_ended(BatchStats(sum(len(part.request.inputs) for part in slices), waits_s, run_s))
-        if error is None:
-            self._deliver(slices, responses)
-        elif isinstance(error, InvalidInputError) and len(slices) > 1:
-            # Rejected by the model after passing `prepare`: only the request that caused it must fail.
-            for part in slices:
-                part.started = None
-                self._run([part])
-        else:
-            logger.info("a batch of %d requests failed: %s", len(slices), type(error).__name__)
-            self._resolve(self._take(part.pending for part in slices), error)
-
-    def _compute(self, slices: list[RequestSlice]) -> Sequence[BatchEmbeddingResponse]:
-        if self._are_of_large(slices) and (responses := self._lookahead.compute(slices)) is not None:
-            return responses
-        return self._embed([part.request for part in slices])
-
-    def _deliver(self, slices: list[RequestSlice], responses: Sequence[BatchEmbeddingResponse]) -> None:
-        for part, response in zip(slices, responses, strict=True):
-            if part.pending.future.done():
-                continue
-            outcome: Outcome
-            try:
-                outcome = part.pending.receive(part, response, self._clock.now())
-            except Exception as error:
-                outcome = error
-            if outcome is not None:
-                self._resolve(self._take([part.pending]), outcome)
 
     def _time_allowed_s(self, request: BatchEmbeddingRequest, deadline_ms: float | None) -> float:
         if deadline_ms is not None:

@@ -166,10 +166,6 @@ class RequestSlice:
     indexes: list[int] | None
     started: StartedBatch | None = None
 
-    def is_of_large(self, batch_size: int) -> bool:
-        """Return whether its request is a large one, even if this is all of it."""
-        return self.pending.is_large(batch_size)
-
     def keep(self, texts: int) -> None:
         """Give the texts after the first ones back to the request, which must not have been cut again since."""
         if self.indexes is None:

@@ -151,6 +151,10 @@ class Scheduler:
         """Allow the next batch of slices: the last one has ended."""
         self._slices_run = False
 
+    def are_of_large(self, slices: list[RequestSlice]) -> bool:
+        """Return whether a batch is of slices of large requests."""
+        return slices[0].pending.is_large(self._batch_size)
+
     def note_speed(self, slices: list[RequestSlice], seconds: float) -> None:
         """Learn from a batch of slices how many characters the engine computes per second."""
         if seconds > 0:

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 
 from akidb_mlx_plugin.errors import EmbeddingError, InvalidInputError, ModelNotFoundError, ServiceUnavailableError
-from akidb_mlx_plugin.providers.connections import NO_HEADERS, Answer, ConnectionFailedError, Connections
+from akidb_mlx_plugin.providers.connections import Answer, ConnectionFailedError, Connections
 from akidb_mlx_plugin.types import BatchEmbeddingRequest, BatchEmbeddingResponse, ModelInfo, Usage, Vector
 
 # Statuses of a server that is busy or restarting, or of a proxy in front of it.
@@ -102,7 +102,7 @@ class ServerClient:
             # A server that does not know it yet refuses it; the other value is what such a server does.
             body["overflow"] = "error"
         try:
-            content = self._call("POST", "/v1/embeddings", json.dumps(body).encode(), _BULK if bulk else NO_HEADERS)
+            content = self._call("POST", "/v1/embeddings", json.dumps(body).encode(), _BULK if bulk else None)
         except InvalidInputError as error:
             # The server counts from the first text that it was sent.
             own = re.sub(r"\btext (\d+) has", lambda found: f"text {request.position(int(found[1]))} has", str(error))
@@ -117,7 +117,7 @@ class ServerClient:
         return BatchEmbeddingResponse(vectors, model, usage), fingerprint
 
     def _call(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] = NO_HEADERS
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """Return the JSON of a successful answer, after as many tries as time allows."""
         begun = time.monotonic()

@@ -12,14 +12,11 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 # The server lets go of idle connections after 75 s.
 _LONGEST_IDLE_S = 60.0
-
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class ConnectionFailedError(Exception):
@@ -61,7 +58,12 @@ class Connections:
         self._pid = os.getpid()
 
     def call(
-        self, method: str, path: str, body: bytes | None, timeout_s: float, headers: Mapping[str, str] = NO_HEADERS
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send a request, with headers beside those of every request, and return the answer.
 
@@ -69,6 +71,7 @@ class Connections:
             ConnectionFailedError: there is none.
         """
         until = time.monotonic() + timeout_s
+        headers = {**self._headers, **(headers or {})}
         while (connection := self._take()) is not None:
             try:
                 return self._exchange(connection, method, path, body, until, headers)
@@ -99,12 +102,12 @@ class Connections:
         path: str,
         body: bytes | None,
         until: float,
-        headers: Mapping[str, str],
+        headers: dict[str, str],
     ) -> Answer:
         connection.timeout = max(until - time.monotonic(), 0.001)
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)
-        connection.request(method, self._prefix + path, body, {**self._headers, **headers})
+        connection.request(method, self._prefix + path, body, headers)
         connection.flush()
         response = connection.getresponse()
         content = response.read()

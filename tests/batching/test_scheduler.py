@@ -186,7 +186,7 @@ def test_every_text_goes_once(counts: list[int], batch_size: int, max_texts: int
     scheduler = scheduler_with(*requests, batch_size=batch_size, max_texts=max_texts)
     gone: list[str] = []
     while slices := next_slices(scheduler):
-        small = [part for part in slices if not part.is_of_large(batch_size)]
+        small = [part for part in slices if not part.pending.is_large(batch_size)]
         assert not small or (small == slices and sum(sizes(slices)) <= batch_size)
         assert sum(sizes(slices)) <= SLICE_TEXTS
         gone += [text for part in slices for text in part.request.inputs]
